@@ -1,0 +1,167 @@
+"""The LongCat-Video diffusion transformer (13.6B as released), loadable from the official `dit/` folder.
+
+Follows meituan-longcat/LongCat-Video 6b3f4b8 (longcat_video/modules/longcat_video_dit.py): the same class
+name, constructor, parameter names and forward signature. Tokens are ordered frame, row, column. The raw
+output approximates latents - noise; the sign is turned in backbones/longcat.py and nowhere else.
+Shape letters as in longcat_layers.py.
+"""
+
+import functools
+import logging
+import math
+
+import torch
+import torch.nn.functional as F
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from backbones.longcat_layers import Block, FinalLayer, linear_fp32, timestep_sinusoid
+
+logger = logging.getLogger(__name__)
+
+
+class LongCatVideoTransformer3DModel(ModelMixin, ConfigMixin):
+    """See the module's docstring. Attention runs through PyTorch's SDPA, or flash-attn after `use_flash_attention()`.
+
+    The configuration's kernel switches (enable_flashattn2 ...), bsa_params and cp_split_hw are accepted and
+    change nothing: attention is dense, on one device. Two attributes are set from outside: `sites`, functions that
+    a method registers through the backbone, and `recompute_blocks`, how many leading blocks are recomputed in backward.
+    """
+
+    _no_split_modules = ["Block"]
+
+    @register_to_config
+    def __init__(
+        self,
+        in_channels=16,
+        out_channels=16,
+        hidden_size=4096,
+        depth=48,
+        num_heads=32,
+        caption_channels=4096,
+        mlp_ratio=4,
+        adaln_tembed_dim=512,
+        frequency_embedding_size=256,
+        patch_size=(1, 2, 2),
+        enable_flashattn3=False,
+        enable_flashattn2=False,
+        enable_xformers=False,
+        enable_bsa=False,
+        bsa_params=None,
+        cp_split_hw=None,
+        text_tokens_zero_pad=False,
+    ):
+        super().__init__()
+        if enable_bsa:
+            logger.warning("enable_bsa is set: block-sparse attention is not built, dense is used")
+        patch = tuple(patch_size)
+        if patch[0] != 1:
+            raise ValueError(f"patch_size must not merge frames, (1, h, w), got {patch}")
+        width, time = hidden_size, adaln_tembed_dim
+        self.x_embedder = nn.ModuleDict({"proj": nn.Conv3d(in_channels, width, patch, patch)})
+        mlp = nn.Sequential(
+            nn.Linear(frequency_embedding_size, time), nn.SiLU(), nn.Linear(time, time)
+        )
+        self.t_embedder = nn.ModuleDict({"mlp": mlp})
+        y_proj = nn.Sequential(
+            nn.Linear(caption_channels, width), nn.GELU("tanh"), nn.Linear(width, width)
+        )
+        self.y_embedder = nn.ModuleDict({"y_proj": y_proj})
+        self.blocks = nn.ModuleList(Block(width, num_heads, mlp_ratio, time) for _ in range(depth))
+        self.final_layer = FinalLayer(width, math.prod(patch) * out_channels, time)
+        self.recompute_blocks = 0
+        self.sites = {"timestep_embedding": [], "modulation": [], "block_output": []}
+
+    def use_flash_attention(self):
+        """Raises ImportError when flash-attn is not installed."""
+        import flash_attn  # noqa: F401
+
+        for block in self.blocks:
+            block.attn.flash = block.cross_attn.flash = True
+
+    def forward(
+        self,
+        hidden_states,
+        timestep,
+        encoder_hidden_states,
+        encoder_attention_mask=None,
+        num_cond_latents=0,
+        return_kv=False,
+        kv_cache_dict=None,
+        skip_crs_attn=False,
+        offload_kv_cache=False,
+    ):
+        """Raw prediction of latents - noise, float32, shaped like hidden_states.
+
+        hidden_states (B, C, T, H, W); timestep (B,) or (B, T) in 0..1000; encoder_hidden_states (B, 1, L, text width);
+        encoder_attention_mask (B, L). The first num_cond_latents frames are clean context. With return_kv also
+        {block: (k, v)}, each (B, heads, N, D), to be given as kv_cache_dict to calls that hold the other frames only.
+        """
+        x = hidden_states.to(self.dtype)
+        _, ph, pw = self.config.patch_size
+        if x.shape[3] % ph or x.shape[4] % pw:
+            raise ValueError(
+                f"latent height and width must be multiples of {ph, pw}, got {x.shape[3:]}"
+            )
+        grid = (x.shape[2], x.shape[3] // ph, x.shape[4] // pw)
+        if timestep.ndim == 1:
+            timestep = timestep[:, None].expand(-1, grid[0])
+        sigma = timestep.float() / 1000
+        x = self.x_embedder.proj(x).flatten(2).transpose(1, 2)
+        e = self._embed_timestep(timestep)
+        text, mask = None, None
+        if not skip_crs_attn:
+            text, mask = self._embed_text(encoder_hidden_states, encoder_attention_mask)
+
+        caches = {}
+        for i, block in enumerate(self.blocks):
+            run = block
+            if i < self.recompute_blocks and torch.is_grad_enabled():
+                run = functools.partial(
+                    checkpoint, block, use_reentrant=False, preserve_rng_state=False
+                )
+            cache = (kv_cache_dict or {}).get(i)
+            steered = self._site("timestep_embedding", i, e, sigma)
+            # bound now: a recomputed block must meet the functions that its forward met
+            edit = functools.partial(_apply, tuple(self.sites["modulation"]), i)
+            x, fresh = run(x, steered, text, mask, grid, num_cond_latents, cache, edit)
+            x = self._site("block_output", i, x)
+            if return_kv:
+                caches[i] = tuple(c.cpu() if offload_kv_cache else c.contiguous() for c in fresh)
+        e = self._site("timestep_embedding", len(self.blocks), e, sigma)
+        out = self._unpatchify(self.final_layer(x.unflatten(1, (grid[0], -1)), e), grid)
+        return (out, caches) if return_kv else out
+
+    def _site(self, name, i, value, *more):
+        return _apply(tuple(self.sites[name]), i, value, *more)
+
+    def _embed_timestep(self, timestep):  # (B, T) -> (B, T, width) float32
+        # the cast rounds as the official code does: in bf16, multiples of 4 above 512
+        sinusoid = timestep_sinusoid(
+            timestep.to(self.dtype).flatten(), self.config.frequency_embedding_size
+        )
+        mlp = self.t_embedder.mlp
+        return linear_fp32(mlp[2], F.silu(linear_fp32(mlp[0], sinusoid))).view(*timestep.shape, -1)
+
+    def _embed_text(
+        self, text, mask
+    ):  # (B, 1, L, width), (B, L) -> (B, L, C), (B, 1, 1, L) or None
+        text = self.y_embedder.y_proj(text.to(self.dtype)).squeeze(1)
+        if mask is None:
+            return text, None
+        if self.config.text_tokens_zero_pad:  # padding rows count, as zeros
+            return text * mask[..., None].to(text.dtype), None
+        return text, mask[:, None, None, :].bool()
+
+    def _unpatchify(self, x, grid):  # (B, T, S, ph * pw * C_out) -> (B, C_out, T, H, W)
+        _, ph, pw = self.config.patch_size
+        x = x.unflatten(-1, (ph, pw, -1)).unflatten(2, grid[1:])  # (B, T, H', W', ph, pw, C_out)
+        return x.permute(0, 6, 1, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4)
+
+
+def _apply(functions, i, value, *more):
+    for function in functions:
+        value = function(i, value, *more)
+    return value

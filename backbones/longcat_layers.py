@@ -1,0 +1,194 @@
+"""Layers of the LongCat-Video transformer, under the official parameter names.
+
+Norms, rotary embedding, modulation, gating and the final layer are computed in float32 whatever the
+weights are, as in meituan-longcat/LongCat-Video 6b3f4b8 (longcat_video/modules/blocks.py, attention.py).
+Shape letters: B batch, T latent frames, S tokens per frame, N = T * S, C hidden size, D head size.
+"""
+
+import functools
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+def linear_fp32(layer, x):
+    return F.linear(x.float(), layer.weight.float(), layer.bias.float())
+
+
+def modulate(x, shift, scale):  # x (B, T, S, C); shift, scale (B, T, 1, C) float32
+    return (F.layer_norm(x.float(), x.shape[-1:], eps=1e-6) * (1 + scale) + shift).to(x.dtype)
+
+
+def timestep_sinusoid(timestep, width):  # (M,) -> (M, width): cosines, then sines
+    half = width // 2
+    exponents = torch.arange(half, dtype=torch.float32, device=timestep.device) / half
+    angles = timestep.float()[:, None] * torch.exp(-math.log(10000) * exponents)
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+@functools.lru_cache(maxsize=16)
+def rotary_table(grid, head_dim, device):
+    """Cosines and sines (N, D / 2) float32 of the rotary angles over the grid (T, H, W)."""
+    spatial = 2 * (head_dim // 6)
+    angles = []
+    for axis, (size, width) in enumerate(
+        zip(grid, (head_dim - 2 * spatial, spatial, spatial), strict=True)
+    ):
+        frequencies = 10000 ** (-torch.arange(0, width, 2, device=device).float() / width)
+        angle = torch.arange(size, device=device).float()[:, None] * frequencies
+        shape = [1, 1, 1, width // 2]
+        shape[axis] = size
+        angles.append(angle.view(shape).expand(*grid, -1))
+    angles = torch.cat(angles, dim=-1).flatten(0, 2)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x, table):
+    """Turns the channel pairs (0, 1), (2, 3), ... of x (B, heads, N, D) by the table's angles, in float32."""
+    cos, sin = table
+    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    turned = torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1)
+    return turned.flatten(-2).to(x.dtype)
+
+
+def attend(q, k, v, mask=None, flash=False):
+    """Softmax attention, all (B, heads, N, D); mask (B, 1, 1, N_kv) is True where a key counts."""
+    if flash and mask is None:
+        from flash_attn import flash_attn_func
+
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        return flash_attn_func(q, k, v).transpose(1, 2)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x):
+        x32 = x.float()
+        normed = x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + 1e-6)
+        return normed.to(x.dtype) * self.weight
+
+
+class LayerNorm32(nn.LayerNorm):
+    def forward(self, x):
+        weight, bias = self.weight.float(), self.bias.float()
+        return F.layer_norm(x.float(), self.normalized_shape, weight, bias, self.eps).to(x.dtype)
+
+
+class SelfAttention(nn.Module):
+    flash = False
+
+    def __init__(self, width, heads):
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.q_norm, self.k_norm = RMSNorm(width // heads), RMSNorm(width // heads)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x, grid, num_cond_latents, cache):
+        """x (B, N, C) -> the same, and (k, v) before the rotary embedding. grid is that of x.
+
+        With a cache, x holds the noise frames that follow the cached num_cond_latents frames; without,
+        its first num_cond_latents frames attend only to each other.
+        """
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        q, k = self.q_norm(q), self.k_norm(k)
+        fresh = k, v
+        if cache is not None:
+            k, v = (
+                torch.cat([old.to(new.device).expand(len(new), -1, -1, -1), new], dim=2)
+                for old, new in zip(cache, fresh, strict=True)
+            )
+            grid = (grid[0] + num_cond_latents, *grid[1:])
+        cos, sin = rotary_table(grid, q.shape[-1], q.device)
+        q = rotate(q, (cos[-q.shape[2] :], sin[-q.shape[2] :]))
+        k = rotate(k, (cos, sin))
+        clean = num_cond_latents * grid[1] * grid[2] if cache is None else 0
+        if clean:
+            head = attend(q[:, :, :clean], k[:, :, :clean], v[:, :, :clean], flash=self.flash)
+            tail = attend(q[:, :, clean:], k, v, flash=self.flash)
+            out = torch.cat([head, tail], dim=2)
+        else:
+            out = attend(q, k, v, flash=self.flash)
+        return self.proj(out.transpose(1, 2).flatten(2)), fresh
+
+
+class CrossAttention(nn.Module):
+    flash = False
+
+    def __init__(self, width, heads):
+        super().__init__()
+        self.heads = heads
+        self.q_linear = nn.Linear(width, width)
+        self.kv_linear = nn.Linear(width, 2 * width)
+        self.q_norm, self.k_norm = RMSNorm(width // heads), RMSNorm(width // heads)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x, text, mask):  # x (B, N, C), text (B, L, C), mask (B, 1, 1, L) or None
+        q = self.q_linear(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        k, v = (
+            self.kv_linear(text).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        )
+        out = attend(self.q_norm(q), self.k_norm(k), v, mask, self.flash)
+        return self.proj(out.transpose(1, 2).flatten(2))
+
+
+class FeedForward(nn.Module):
+    def __init__(self, width, inner):
+        super().__init__()
+        inner = 256 * math.ceil(int(2 * inner / 3) / 256)
+        self.w1 = nn.Linear(width, inner, bias=False)
+        self.w2 = nn.Linear(inner, width, bias=False)
+        self.w3 = nn.Linear(width, inner, bias=False)
+
+    def forward(self, x):
+        return self.w2(F.silu(self.w1(x)) * self.w3(x))
+
+
+class Block(nn.Module):
+    def __init__(self, width, heads, mlp_ratio, embedding_width):
+        super().__init__()
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(embedding_width, 6 * width))
+        self.pre_crs_attn_norm = LayerNorm32(width, eps=1e-6)
+        self.attn = SelfAttention(width, heads)
+        self.cross_attn = CrossAttention(width, heads)
+        self.ffn = FeedForward(width, width * mlp_ratio)
+
+    def forward(self, x, e, text, text_mask, grid, num_cond_latents, cache, modulation_site):
+        """x (B, N, C), e (B, T, width) float32 -> x after the block and its self-attention's (k, v).
+
+        Without text there is no cross-attention. `modulation_site` edits the adaLN output (B, T, 6C).
+        """
+        dtype, frames = x.dtype, (grid[0], -1)
+        m = modulation_site(linear_fp32(self.adaLN_modulation[1], F.silu(e))).unsqueeze(2)
+        shift_attn, scale_attn, gate_attn, shift_ffn, scale_ffn, gate_ffn = m.chunk(6, dim=-1)
+
+        h = modulate(x.unflatten(1, frames), shift_attn, scale_attn).flatten(1, 2)
+        h, fresh = self.attn(h, grid, num_cond_latents, cache)
+        x = (x + (gate_attn * h.unflatten(1, frames)).flatten(1, 2)).to(dtype)
+
+        if text is not None:
+            clean = num_cond_latents * grid[1] * grid[2] if cache is None else 0
+            h = self.cross_attn(self.pre_crs_attn_norm(x[:, clean:]), text, text_mask)
+            x = x + F.pad(h, (0, 0, clean, 0))  # context frames get exactly nothing from the text
+
+        h = self.ffn(modulate(x.unflatten(1, frames), shift_ffn, scale_ffn).flatten(1, 2))
+        return (x + (gate_ffn * h.unflatten(1, frames)).flatten(1, 2)).to(dtype), fresh
+
+
+class FinalLayer(nn.Module):
+    def __init__(self, width, outputs, embedding_width):
+        super().__init__()
+        self.linear = nn.Linear(width, outputs)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(embedding_width, 2 * width))
+
+    def forward(self, x, e):  # x (B, T, S, C), e (B, T, width) -> (B, T, S, outputs) float32
+        shift, scale = (
+            linear_fp32(self.adaLN_modulation[1], F.silu(e)).unsqueeze(2).chunk(2, dim=-1)
+        )
+        return linear_fp32(self.linear, modulate(x, shift, scale))
