@@ -1,0 +1,35 @@
+"""One video model a file. `load(checkpoint)` picks the file by the class that the checkpoint names.
+
+A backbone has `dit`, `depth`, `embedding_width`, `device`, `encode(frames)`, `decode(latents)`,
+`embed(prompts)`, `velocity(...)`, `generate(...)` and the sites at which a method acts (DESIGN:
+`timestep_embedding`, `modulation`, `block_output`, `predicted_velocity`). Velocities are canonical,
+noise - latents, whatever the sign of the network.
+"""
+
+import json
+from pathlib import Path
+
+
+class CheckpointError(ValueError):
+    """A checkpoint folder lacks a part, or names a model that no backbone is written for."""
+
+
+def load(checkpoint, device="cpu", dtype=None, network_sign=None):
+    """Loads a checkpoint folder (diffusers layout, safetensors weights) as a backbone.
+
+    dtype is that of the DiT and the text encoder; by default bfloat16 on a GPU, float32 on a CPU.
+    network_sign overrides the sign that turns the network's output into a velocity: for parity with
+    code that had it wrong, never for results. Raises CheckpointError.
+    """
+    from backbones.longcat import LongCat  # here: a reader of json must not wait for diffusers
+
+    known = {"LongCatVideoTransformer3DModel": ("dit", LongCat)}
+    folder = Path(checkpoint)
+    for part, backbone in known.values():
+        config = folder / part / "config.json"
+        if config.is_file():
+            name = json.loads(config.read_text(encoding="utf-8")).get("_class_name")
+            if name not in known:
+                raise CheckpointError(f"{config} names {name}; known are {', '.join(known)}")
+            return backbone.from_folder(folder, device, dtype, network_sign)
+    raise CheckpointError(f"{folder} holds no dit/config.json; expected the official folder layout")

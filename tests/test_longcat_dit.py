@@ -4,23 +4,10 @@ import functools
 
 import pytest
 import torch
-from oracles import needs_oracles, table, tensors
+from oracles import assert_near, needs_oracles, oracle_dit, table, tensors
 
 from backbones.longcat_dit import LongCatVideoTransformer3DModel
 from backbones.longcat_layers import rotary_table, rotate, timestep_sinusoid
-
-
-@functools.cache
-def oracle_dit(zero_pad):
-    config = table("dit_config") | {"text_tokens_zero_pad": zero_pad}
-    dit = LongCatVideoTransformer3DModel(**config)
-    dit.load_state_dict(tensors("dit_weights"), strict=True)
-    return dit.eval().requires_grad_(False)
-
-
-def assert_near(actual, expected, limit):
-    assert actual.shape == expected.shape
-    assert (actual.double() - expected.double()).abs().max().item() <= limit
 
 
 def test_released_configuration_has_13581071424_parameters():

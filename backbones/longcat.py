@@ -1,0 +1,238 @@
+"""LongCat-Video: the parts of its checkpoint, and video continuation as the official pipeline does it.
+
+Source of the formulas: meituan-longcat/LongCat-Video 6b3f4b8, longcat_video/pipeline_longcat_video.py.
+Its DiT approximates latents - noise; everything here that leaves the class is noise - latents.
+"""
+
+import contextlib
+import json
+
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from transformers import AutoTokenizer, UMT5EncoderModel
+
+from backbones.longcat_dit import LongCatVideoTransformer3DModel
+from backbones.parts import Text, autoencoder_class, clean_prompt, load_part, registered
+
+NATIVE = {"height": 480, "width": 832, "max_sequence_length": 512}
+EMBED_BATCH = 8  # prompts a pass
+
+
+class LongCat:
+    def __init__(
+        self, dit, vae=None, text_encoder=None, tokenizer=None, scheduler=None, native=None
+    ):
+        self.dit, self.vae, self.text_encoder, self.tokenizer = dit, vae, text_encoder, tokenizer
+        self.scheduler = scheduler or FlowMatchEulerDiscreteScheduler(shift=12.0)
+        self.native = NATIVE | (native or {})
+        self.network_sign = -1
+        self.depth = len(dit.blocks)
+        self.embedding_width = dit.config.adaln_tembed_dim
+        self._velocity_site = []
+        for module in (dit, vae, text_encoder):
+            if module is not None:
+                module.requires_grad_(False).eval()
+
+    @classmethod
+    def from_folder(cls, folder, device="cpu", dtype=None, network_sign=None):
+        """Loads the official layout: dit/ vae/ text_encoder/ tokenizer/ scheduler/.
+
+        An optional model_index.json gives height, width and max_sequence_length of the checkpoint.
+        """
+        device = torch.device(device)
+        dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
+        vae_class = autoencoder_class(folder)
+        weights = {"torch_dtype": dtype, "use_safetensors": True}
+        model = cls(
+            load_part(LongCatVideoTransformer3DModel, folder, "dit", **weights).to(device),
+            # float32: it is small, and its rounding would show in every metric
+            load_part(vae_class, folder, "vae", torch_dtype=torch.float32, use_safetensors=True),
+            load_part(UMT5EncoderModel, folder, "text_encoder", dtype=dtype, use_safetensors=True),
+            load_part(AutoTokenizer, folder, "tokenizer"),
+            load_part(FlowMatchEulerDiscreteScheduler, folder, "scheduler"),
+        )
+        index = folder / "model_index.json"
+        if index.is_file():
+            stated = json.loads(index.read_text(encoding="utf-8"))
+            model.native |= {name: stated[name] for name in NATIVE if name in stated}
+        model.network_sign = network_sign or -1
+        return model
+
+    @property
+    def device(self):
+        return self.dit.device
+
+    @property
+    def size_multiple(self):
+        """Height and width of frames must be multiples of this."""
+        return self.vae.config.get("scale_factor_spatial", 8) * self.dit.config.patch_size[1]
+
+    def recompute(self, blocks):
+        """How many blocks are recomputed in backward: memory for time. All where None."""
+        self.dit.recompute_blocks = self.depth if blocks is None else blocks
+
+    # Pixels and text
+
+    @torch.no_grad()
+    def encode(self, frames):
+        """frames (B, 3, 1 + 4k, H, W) in 0..1 -> normalised latents (B, C, 1 + k, H / 8, W / 8), float32."""
+        if frames.shape[2] % 4 != 1:
+            raise ValueError(
+                f"frames must number 4k + 1, got {frames.shape[2]}: the rest is dropped"
+            )
+        with self._on_device(self.vae) as vae:
+            x = frames.to(self.device, torch.float32) * 2 - 1
+            z = vae.encode(x).latent_dist.mode()
+        return (z - self._moment("latents_mean")) / self._moment("latents_std")
+
+    @torch.no_grad()
+    def decode(self, latents):
+        """latents (B, C, 1 + k, h, w) -> frames (B, 3, 1 + 4k, 8h, 8w) in 0..1, float32."""
+        z = latents.float() * self._moment("latents_std") + self._moment("latents_mean")
+        with self._on_device(self.vae) as vae:
+            x = vae.decode(z, return_dict=False)[0]
+        return (x / 2 + 0.5).clamp(0, 1)
+
+    @torch.no_grad()
+    def embed(self, prompts):
+        """Text of the prompts, on the CPU, padded to the length the model was trained with."""
+        embeds, masks = [], []
+        with self._on_device(self.text_encoder) as encoder:
+            for start in range(0, len(prompts), EMBED_BATCH):
+                tokens = self.tokenizer(
+                    [clean_prompt(prompt) for prompt in prompts[start : start + EMBED_BATCH]],
+                    padding="max_length",
+                    max_length=self.native["max_sequence_length"],
+                    truncation=True,
+                    return_tensors="pt",
+                ).to(self.device)
+                out = encoder(tokens.input_ids, tokens.attention_mask).last_hidden_state
+                embeds.append(out[:, None].cpu())
+                masks.append(tokens.attention_mask.cpu())
+        return Text(torch.cat(embeds), torch.cat(masks))
+
+    def _moment(self, name):
+        return torch.tensor(self.vae.config[name], device=self.device).view(1, -1, 1, 1, 1)
+
+    @contextlib.contextmanager
+    def _on_device(self, module):
+        """Holds the VAE or text encoder beside the DiT only while it works."""
+        try:
+            yield module.to(self.device)
+        finally:
+            module.to("cpu")
+
+    # Sites
+
+    def timestep_embedding(self, function):
+        """function(i, e, sigma): e (B, T, width) for block i; sigma (B, T), 0 on context."""
+        return registered(self.dit.sites["timestep_embedding"], function)
+
+    def modulation(self, function):
+        """function(i, m): the adaLN output (B, T, 6 * hidden) of block i: shift, scale, gate, twice."""
+        return registered(self.dit.sites["modulation"], function)
+
+    def block_output(self, function):
+        """function(i, x): the hidden state (B, T * S, hidden) after block i."""
+        return registered(self.dit.sites["block_output"], function)
+
+    def predicted_velocity(self, function):
+        """function(v): the velocity (B, C, T, h, w) of each guidance branch, before guidance."""
+        return registered(self._velocity_site, function)
+
+    # Velocity and sampling
+
+    def _call(self, x, timestep, text, **more):
+        out = self.dit(x, timestep, text.embeds, text.mask, **more)
+        velocity = self.network_sign * out
+        for function in self._velocity_site:
+            velocity = function(velocity)
+        return velocity
+
+    def velocity(self, noisy_latents, sigma, cond_latents, text):
+        """Velocity noise - latents, float32, of noisy_latents (B, C, T, h, w) at sigma (B,).
+
+        cond_latents (1 or B, C, T_cond, h, w) are the clean frames before them.
+        """
+        batch, context = len(noisy_latents), cond_latents.shape[2]
+        cond_latents = cond_latents.expand(batch, -1, -1, -1, -1)
+        x = torch.cat([cond_latents, noisy_latents], dim=2)
+        timestep = (1000 * sigma.to(x))[:, None].repeat(1, x.shape[2])
+        timestep[:, :context] = 0
+        return self._call(x, timestep, text.expand(batch), num_cond_latents=context)[:, :, context:]
+
+    @torch.no_grad()
+    def generate(
+        self,
+        cond_latents,
+        text,
+        negative_text,
+        noise,
+        steps=50,
+        guidance_scale=4.0,
+        enhance_hf=True,
+        distill=False,
+        use_cache=True,
+        on_step=None,
+    ):
+        """Continues cond_latents (1, C, T_cond, h, w): denoises noise (1, C, T, h, w), returns it.
+
+        on_step(model_output_velocity, latents) is called after every step. With guidance_scale <= 1 there is
+        one branch. Without the cache the context is recomputed at every step; the guidance's scale then also
+        sums over it, as officially.
+        """
+        context = cond_latents.shape[2]
+        latents = noise.to(self.device, torch.float32)
+        branches = 2 if guidance_scale > 1 else 1
+        if branches == 2:
+            text = negative_text.joined(text)
+        cache = self._fill_cache(cond_latents) if use_cache else None
+        sigmas = self.schedule(steps, enhance_hf, distill)
+        for sigma, sigma_next in zip(sigmas[:-1], sigmas[1:], strict=True):
+            x = latents if use_cache else torch.cat([cond_latents, latents], dim=2)
+            timestep = (1000 * sigma).expand(branches, x.shape[2]).clone()
+            if not use_cache:
+                timestep[:, :context] = 0
+            v = self._call(
+                x.expand(branches, -1, -1, -1, -1), timestep, text,
+                num_cond_latents=context, kv_cache_dict=cache,
+            )  # fmt: skip
+            v = guide(v, guidance_scale) if branches == 2 else v
+            v = v if use_cache else v[:, :, context:]
+            latents = latents + (sigma_next - sigma) * v
+            if on_step:
+                on_step(v, latents)
+        return latents
+
+    def _fill_cache(self, cond_latents):
+        """Keys and values of the context, read at timestep 0 and without text."""
+        timestep = cond_latents.new_zeros(1, cond_latents.shape[2])
+        return self.dit(cond_latents, timestep, None, return_kv=True, skip_crs_attn=True)[1]
+
+    def schedule(self, steps, enhance_hf=True, distill=False):
+        """Sigmas from 1 to 0, one more than evaluations.
+
+        enhance_hf keeps those above 0.5 and goes on with 0.5, 0.45, ..., 0.05: 50 steps become 56.
+        """
+        if distill and enhance_hf:
+            raise ValueError("distill has its own schedule: pass enhance_hf=False")
+        if distill:  # 20, 40, ..., 1000, every (50 / steps)-th from the top
+            base = torch.arange(50, 0, -1, dtype=torch.float32) / 50
+            base = base[torch.arange(steps) * 50 // steps]
+        else:
+            base = torch.linspace(1, 0.001, steps)
+        self.scheduler.set_timesteps(sigmas=base.tolist(), device="cpu")
+        sigmas = self.scheduler.sigmas
+        if enhance_hf:
+            sigmas = torch.cat(
+                [sigmas[sigmas > 0.5], torch.arange(500, -1, -50, dtype=torch.float32) / 1000]
+            )
+        return sigmas.to(self.device)
+
+
+def guide(v, scale):
+    """The optimised guidance scale: v (2, ...) holds the negative, then the positive branch."""
+    negative, positive = v[:1].flatten(1), v[1:].flatten(1)
+    weight = (negative * positive).sum(1) / (negative.square().sum(1) + 1e-8)
+    scaled = weight.view(-1, 1, 1, 1, 1) * v[:1]
+    return scaled + scale * (v[1:] - scaled)

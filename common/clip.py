@@ -1,0 +1,101 @@
+"""A clip as the model sees it: which frames condition, adapt and score, and their latents."""
+
+import time
+from dataclasses import dataclass, field
+
+import torch
+
+from common.data import LATENT_FRAMES, Video, read_frames, sha256
+from common.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Window:
+    """Frame indices of one clip. `anchor` is the first frame to be generated; nothing before it is scored,
+    nothing from it on is seen by adaptation or conditioning."""
+
+    anchor: int
+    cond_frames: int
+    tta_frames: int
+    context_latents: int
+    gen_frames: int
+
+    @classmethod
+    def of(cls, args):
+        window = cls(**{name: getattr(args, name) for name in cls.__dataclass_fields__})
+        for name in ("cond_frames", "tta_frames"):
+            flag, count = f"--{name.replace('_', '-')}", getattr(window, name)
+            if count % LATENT_FRAMES != 1:
+                near = count // LATENT_FRAMES * LATENT_FRAMES + 1
+                raise UsageError(
+                    f"{flag} must be 4k + 1 (1, 5, 9, 13, ...), got {count}: the autoencoder would "
+                    f"drop the last frames; try {near}"
+                )
+            if count > window.anchor:
+                raise UsageError(
+                    f"{flag} {count} reaches before the clip: at most --anchor {window.anchor}"
+                )
+        latents = 1 + (window.tta_frames - 1) // LATENT_FRAMES
+        if not 1 <= window.context_latents < latents:
+            raise UsageError(
+                f"--context-latents must be in 1..{latents - 1} for --tta-frames {window.tta_frames} "
+                f"({latents} latents), got {window.context_latents}"
+            )
+        return window
+
+    @property
+    def first(self):
+        return self.anchor - max(self.cond_frames, self.tta_frames)
+
+    @property
+    def stop(self):
+        return self.anchor + self.gen_frames
+
+    @property
+    def new_latents(self):
+        return -(-self.gen_frames // LATENT_FRAMES)
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Latents (1, C, T, h, w) on the model's device; frames (F, 3, H, W) in 0..1 on the CPU."""
+
+    video: Video
+    window: Window
+    seed: int
+    video_sha256: str
+    fps: float
+    context: torch.Tensor  # clean latents that the adaptation's targets are predicted from
+    target: torch.Tensor  # latents under the adaptation's loss
+    cond_latents: torch.Tensor  # clean latents that generation continues
+    cond_frames: torch.Tensor
+    truth: torch.Tensor  # the frames that really followed, gen_frames of them
+    text: object
+    negative_text: object
+    encode_seconds: float
+    preflight: dict = field(default_factory=dict)
+
+
+def load_clip(model, video, window, size, text, negative_text, seed):
+    """Decodes and encodes one video. Raises VideoError when it is unreadable or too short."""
+    started = time.perf_counter()
+    frames, fps = read_frames(video.path, window.first, window.stop, size)
+    seen, truth = frames.split([window.anchor - window.first, window.gen_frames])
+    cond = seen[-window.cond_frames :]
+    latents = encode(model, seen[-window.tta_frames :])
+    same = window.cond_frames == window.tta_frames
+    return Clip(
+        video, window, seed, sha256(video.path), fps,
+        context=latents[:, :, : window.context_latents],
+        target=latents[:, :, window.context_latents :],
+        cond_latents=latents if same else encode(model, cond),
+        cond_frames=cond,
+        truth=truth,
+        text=text.to(model.device),
+        negative_text=negative_text.to(model.device),
+        encode_seconds=time.perf_counter() - started,
+    )  # fmt: skip
+
+
+def encode(model, frames):  # (F, 3, H, W) -> (1, C, 1 + F // 4, h, w)
+    return model.encode(frames.transpose(0, 1)[None])

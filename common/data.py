@@ -1,0 +1,190 @@
+"""The list of videos, their frames, and what of a clip adaptation, sampling and scoring see."""
+
+import csv
+import hashlib
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import av
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from common.errors import UsageError, VideoError
+
+SUFFIXES = {".mp4", ".mov", ".avi", ".mkv", ".webm", ".gif", ".m4v", ".mpg", ".mpeg"}
+LATENT_FRAMES = 4  # frames of a latent after the first, which is one frame alone
+
+
+@dataclass(frozen=True)
+class Video:
+    id: str
+    path: Path
+    caption: str
+    columns: dict = field(default_factory=dict)  # the manifest's other columns
+
+    @property
+    def source(self):
+        """What statistics cluster by."""
+        return self.columns.get("source") or self.id
+
+
+def list_videos(path, prompt=None):
+    """The videos of a CSV manifest, of a folder (not recursive) or of one file, and the list's SHA-256.
+
+    A manifest has the columns filename and caption, perhaps id; files are relative to its folder. A folder or
+    file takes the caption `prompt`. Raises UsageError.
+    """
+    path = Path(path)
+    if path.is_dir():
+        files = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
+        rows = [{"filename": p.name} for p in files]
+        digest = hashlib.sha256("\n".join(p.name for p in files).encode())
+    elif path.suffix.lower() == ".csv" and path.is_file():
+        if prompt is not None:
+            raise UsageError(
+                f"--prompt: {path} has its own captions; --prompt is for files and folders"
+            )
+        rows, digest = read_manifest(path), hashlib.sha256(path.read_bytes())
+    elif path.is_file():
+        rows, digest = [{"filename": path.name}], hashlib.sha256(path.name.encode())
+    else:
+        raise UsageError(
+            f"--videos {path}: no such file or folder; give a CSV, a folder or a video"
+        )
+    if not rows:
+        raise UsageError(
+            f"--videos {path}: lists no videos; a CSV needs rows, a folder video files"
+        )
+    if path.suffix.lower() != ".csv":
+        check_prompt(path, prompt)
+        for row in rows:
+            row["caption"] = prompt
+    folder = path if path.is_dir() else path.parent
+    return [
+        new_video(row, name, folder) for row, name in zip(rows, ids(rows, path), strict=True)
+    ], (digest.hexdigest())
+
+
+def check_prompt(path, prompt):
+    if prompt is None or not prompt.strip():
+        found = [p.name for p in path.glob("*.csv")] if path.is_dir() else []
+        hint = f" (or pass --videos {path / found[0]})" if found else ""
+        raise UsageError(
+            f"--videos {path}: has no captions; say what it shows with --prompt TEXT{hint}"
+        )
+
+
+def read_manifest(path):
+    with open(path, newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file)
+        try:
+            rows = list(reader)
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise UsageError(f"--videos {path}: not a CSV file in UTF-8 ({error})") from error
+    missing = {"filename", "caption"} - set(reader.fieldnames or [])
+    if missing:
+        raise UsageError(
+            f"--videos {path}: has no column {' or '.join(sorted(missing))}; it needs filename,caption"
+        )
+    for line, row in enumerate(rows, start=2):
+        for name in ("filename", "caption"):
+            if not (row[name] or "").strip():
+                raise UsageError(
+                    f"--videos {path}, line {line}: empty {name}; every video needs one"
+                )
+    return rows
+
+
+def ids(rows, path):
+    """The id column, else the file name without suffix, with it where two would collide."""
+    stems = Counter(Path(row["filename"]).stem for row in rows)
+    names = []
+    for row in rows:
+        file = Path(row["filename"])
+        names.append(
+            (row.get("id") or "").strip() or (file.stem if stems[file.stem] == 1 else file.name)
+        )
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise UsageError(
+                f"--videos {path}: the id {name!r} stands {count} times; make ids unique"
+            )
+        if "/" in name or "\\" in name or ".." in name or name.startswith("."):
+            raise UsageError(
+                f"--videos {path}: the id {name!r} cannot name a file; no / \\ or .. in ids"
+            )
+    return names
+
+
+def new_video(row, name, folder):
+    known = {"id", "filename", "caption"}
+    columns = {key: value for key, value in row.items() if key and key not in known}
+    return Video(name, folder / row["filename"], row["caption"].strip(), columns)
+
+
+def sha256(path):
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_frames(path, start, stop, size):
+    """Stored frames start..stop - 1 as (stop - start, 3, H, W) float32 in 0..1, and the frame rate.
+
+    By index, whatever the time stamps say; turned upright and to square pixels, scaled to cover `size`
+    (height, width) and cropped at the centre. Raises VideoError when one of the frames is not to be had.
+    """
+    if not path.is_file():
+        raise VideoError(f"{path}: no such file")
+    if path.stat().st_size == 0:
+        raise VideoError(f"{path}: empty file")
+    frames, count = [], 0
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.video:
+                raise VideoError(f"{path}: no video stream in it")
+            stream = container.streams.video[0]
+            stream.thread_type = "AUTO"
+            rate = float(stream.average_rate or 24)
+            for count, frame in enumerate(container.decode(stream), start=1):
+                if frame.is_corrupt:
+                    raise VideoError(
+                        f"{path}: frame {count - 1} is damaged, {stop} frames are needed"
+                    )
+                if count > start:
+                    frames.append(fit(frame, stream.sample_aspect_ratio, size))
+                if count == stop:
+                    return torch.stack(frames), rate
+    except av.FFmpegError as error:
+        what = f"decodes only to frame {count - 1}" if count else "cannot be read as a video"
+        raise VideoError(f"{path}: {what} ({error.strerror}), {stop} frames are needed") from error
+    raise VideoError(f"{path}: has {count} frames, {stop} are needed")
+
+
+def fit(frame, pixel_aspect, size):
+    """An av.VideoFrame as (3, *size), upright, undistorted, covering, cropped at the centre."""
+    picture = frame.to_ndarray(format="rgb24")
+    height, width = picture.shape[:2]
+    width = round(width * float(pixel_aspect or 1))
+    if frame.rotation % 180:
+        height, width = width, height
+    picture = np.ascontiguousarray(np.rot90(picture, frame.rotation // 90))
+    x = torch.from_numpy(picture).permute(2, 0, 1)[None].float() / 255
+    scale = max(size[0] / height, size[1] / width)
+    scaled = (max(size[0], round(height * scale)), max(size[1], round(width * scale)))
+    x = F.interpolate(x, scaled, mode="bilinear", antialias=True)[0].clamp(0, 1)
+    top, left = (scaled[0] - size[0]) // 2, (scaled[1] - size[1]) // 2
+    return x[:, top : top + size[0], left : left + size[1]]
+
+
+def write_video(path, frames, fps):
+    """Writes frames (F, 3, H, W) float in 0..1 as H.264, visually lossless."""
+    pixels = (frames.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    with av.open(str(path), "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=round(fps), options={"crf": "12"})
+        stream.height, stream.width = pixels.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        for picture in pixels:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())

@@ -1,0 +1,158 @@
+"""Files of a run: one JSON per video, config.json, summary.json. Each is whole or not there."""
+
+import functools
+import hashlib
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import diffusers
+import torch
+import transformers
+
+from common.errors import UsageError
+from common.metrics import mean
+
+BLOCK, BLOCKS = 1 << 18, 64  # bytes and number of the samples of a large weight file
+
+
+def write_json(path, content):
+    """Atomic; raises ValueError on NaN or infinity."""
+    text = json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def replace_file(path, write):
+    """write(temporary path), then take its name: a reader sees the old file or the whole new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    write(temporary)
+    os.replace(temporary, path)
+
+
+def read_json(path):
+    """The content, or None where there is no file or not a whole one."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def describe(args, manifest_sha256, no_lpips):
+    """config.json: what was asked for, on what data, with which weights and versions."""
+    arguments = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
+    return {
+        "method": args.method,
+        "arguments": json.loads(
+            json.dumps(arguments)
+        ),  # tuples become lists, as they are read back
+        "manifest_sha256": manifest_sha256,
+        "checkpoint_sha256": fingerprint(args.checkpoint),
+        "versions": {
+            "python": sys.version.split()[0],
+            "torch": torch.__version__,
+            "diffusers": diffusers.__version__,
+            "transformers": transformers.__version__,
+        },
+        "git_revision": git_revision(),
+        "lpips": no_lpips or "alex",
+    }
+
+
+def fingerprint(checkpoint):
+    """SHA-256 over a checkpoint's files: names, sizes and contents, of large files evenly spaced samples."""
+    if not checkpoint.is_dir():
+        raise UsageError(f"--checkpoint {checkpoint}: no such folder")
+    digest = hashlib.sha256()
+    for path in sorted(p for p in checkpoint.rglob("*") if p.is_file() and p.name[0] != "."):
+        size = path.stat().st_size
+        digest.update(f"{path.relative_to(checkpoint)}\n{size}\n".encode())
+        with open(path, "rb") as file:
+            step = max(BLOCK, size // BLOCKS)
+            for start in range(0, size, step):
+                file.seek(start)
+                digest.update(file.read(BLOCK))
+    return digest.hexdigest()
+
+
+@functools.cache
+def git_revision():
+    command = [
+        "git",
+        "-C",
+        str(Path(__file__).parent),
+        "describe",
+        "--always",
+        "--dirty",
+        "--abbrev=12",
+    ]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def refuse_another_run(out, config, neutral):
+    """Raises UsageError where `out` holds results of a run that differs in what changes numbers."""
+    old = read_json(out / "config.json")
+    if not any((out / "videos").glob("*.json")):
+        return
+    if old is None:
+        raise UsageError(f"--out {out}: holds results without config.json; choose another folder")
+    then, now = ({**c, **c["arguments"]} for c in (old, config))
+    facts = ["method", "manifest_sha256", "checkpoint_sha256"]
+    facts += sorted((old["arguments"].keys() | config["arguments"].keys()) - neutral)
+    for name in facts:
+        if then.get(name) != now.get(name):
+            flag = name if name in facts[:3] else "--" + name.replace("_", "-")
+            raise UsageError(
+                f"--out {out}: holds another run ({flag} is {then.get(name)} there, "
+                f"{now.get(name)} here); choose another folder"
+            )
+
+
+def summarise(out):
+    """Writes and returns summary.json: means and totals over every video present in the folder."""
+    found = [read_json(path) for path in sorted((out / "videos").glob("*.json"))]
+    done = [r for r in found if r and r["status"] == "done"]
+    seconds = ("encode", "adapt", "generate", "decode", "metrics", "total")
+    summary = {
+        "videos_done": len(done),
+        "videos_diverged": sum(r["diverged"] for r in done),
+        "videos_skipped": {r["id"]: r["reason"] for r in found if r and r["status"] == "skipped"},
+        **{f"mean_{name}": mean([r[name] for r in done]) for name in ("psnr_db", "ssim", "lpips")},
+        "mean_first_loss": mean([r["losses"][0] for r in done if r["losses"]]),
+        "mean_last_loss": mean([r["losses"][-1] for r in done if r["losses"]]),
+        **{f"{name}_seconds": sum(r[f"{name}_seconds"] for r in done) for name in seconds},
+        "peak_memory_gb": max((r["peak_memory_gb"] for r in done), default=None),
+    }
+    write_json(out / "summary.json", summary)
+    return summary
+
+
+def reset_peak_memory():
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+
+
+def peak_memory_gb(device):
+    """Of this video on a GPU; of the whole process so far on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return kilobytes * (1 if sys.platform == "darwin" else 1024) / 1e9
+
+
+def line(result):
+    """One finished video in a line for people."""
+    losses = result["losses"]
+    first, last = (f"{losses[i]:.4f}" if losses and losses[i] is not None else "-" for i in (0, -1))
+    lpips = "-" if result["lpips"] is None else f"{result['lpips']:.3f}"
+    psnr = "identical" if result["psnr_db"] is None else f"{result['psnr_db']:.2f} dB"
+    return (
+        f"{result['id']}: loss {first} -> {last}  PSNR {psnr}  SSIM {result['ssim']:.3f}  "
+        f"LPIPS {lpips}  {result['total_seconds']:.1f} s  {result['peak_memory_gb']:.1f} GB"
+        + ("  DIVERGED, baseline kept" if result["diverged"] else "")
+    )

@@ -1,0 +1,170 @@
+"""A run: which videos of the list are still to do, and where their results go."""
+
+import sys
+import time
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+from common import results
+from common.clip import Window, load_clip
+from common.data import list_videos, write_video
+from common.errors import PreflightError, StopRun, UsageError, VideoError
+from common.loss import preflight
+from common.metrics import load_lpips, score
+
+# what may differ when a run goes on: it changes no number, or is known by its content
+NEUTRAL = {
+    "videos", "checkpoint", "out", "batch_start", "batch_end", "limit", "device", "checkpointing", "dry_run",
+}  # fmt: skip
+FAILED_PREFLIGHTS = 3  # at the start of a range: the run stops
+
+
+class Run:
+    """Opens or resumes the run in args.out. Raises UsageError where that holds another one."""
+
+    def __init__(self, args):
+        self.args, self.out, self.window = args, args.out, Window.of(args)
+        videos, manifest_sha256 = list_videos(args.videos, args.prompt)
+        self.videos = videos[args.batch_start : args.batch_end][: args.limit]
+        if not self.videos:
+            raise UsageError(
+                f"--batch-start {args.batch_start}: {args.videos} lists {len(videos)} videos, "
+                "the range holds none of them"
+            )
+        self.lpips, no_lpips = load_lpips()
+        config = results.describe(args, manifest_sha256, no_lpips)
+        results.refuse_another_run(self.out, config, NEUTRAL)
+        self.todo = [video for video in self.videos if not self._is_done(video)]
+        if args.dry_run:
+            self._print_plan()
+            raise SystemExit(0)
+        (self.out / "videos").mkdir(parents=True, exist_ok=True)
+        if no_lpips:
+            print(f"LPIPS is not computed: {no_lpips}", file=sys.stderr)
+        results.write_json(self.out / "config.json", config)
+
+    def clips(self, model):
+        """Loads the videos still to do, one after the other; those that cannot be used are recorded as
+        skipped. Raises StopRun where the model predicts none of the first few."""
+        if not self.todo:
+            return
+        text = model.embed([v.caption for v in self.todo] + [self.args.negative_prompt])
+        done = len(self.videos) - len(self.todo)
+        misses = 0
+        with tqdm(total=len(self.videos), initial=done, unit="video", disable=None) as self.bar:
+            for row, video in enumerate(self.todo):
+                self.started = time.perf_counter()
+                results.reset_peak_memory()
+                self.show(f"{video.id} loading")
+                try:
+                    yield self._load(model, video, text[row : row + 1], text[-1:])
+                except PreflightError as error:
+                    self._skip(video, error, error.losses)
+                    misses += 1
+                    if misses == FAILED_PREFLIGHTS == done + row + 1:
+                        raise StopRun(self._suspicion(misses)) from error
+                except VideoError as error:
+                    self._skip(video, error)
+
+    def _load(self, model, video, text, negative_text):
+        clip = load_clip(
+            model, video, self.window, model.frame_size, text, negative_text, self.args.seed
+        )
+        losses = preflight(model, clip)
+        if self.args.preflight and not losses["loss"] < losses["zero_loss"]:
+            raise PreflightError(losses)
+        return replace(clip, preflight=losses)
+
+    def show(self, line):
+        """Says beside the progress bar what is going on."""
+        self.bar.set_postfix_str(line)
+
+    def write(self, clip, record, frames):
+        """Scores the generated frames and writes the video's mp4 and JSON."""
+        started = time.perf_counter()
+        record |= score(frames, clip.truth, self.lpips)
+        name = self.out / "videos" / clip.video.id
+        results.replace_file(
+            name.with_name(f"{name.name}.mp4"),
+            lambda path: write_video(path, side_by_side(clip, frames), clip.fps),
+        )
+        record |= self._identity(clip.video) | {
+            "status": "done",
+            "video_sha256": clip.video_sha256,
+            "frame_indices": self._frame_indices(),
+            "preflight": clip.preflight,
+            "encode_seconds": clip.encode_seconds,
+            "metrics_seconds": time.perf_counter() - started,
+            "total_seconds": time.perf_counter() - self.started,
+            "peak_memory_gb": results.peak_memory_gb(clip.target.device),
+        }
+        results.write_json(self._path(clip.video), record)
+        self.bar.write(results.line(record))
+        self.bar.update()
+
+    def exit_code(self):
+        """Writes and prints the summary; 3 where videos of this range were skipped, else 0."""
+        summary = results.summarise(self.out)
+        done, skipped = summary["videos_done"], summary["videos_skipped"]
+        psnr, ssim = summary["mean_psnr_db"], summary["mean_ssim"]
+        if done:
+            psnr = "-" if psnr is None else f"{psnr:.2f} dB"
+            print(
+                f"{done} videos done: mean PSNR {psnr}, mean SSIM {ssim:.3f}; {self.out}/summary.json"
+            )
+        for name, reason in skipped.items():
+            print(f"skipped {name}: {reason}", file=sys.stderr)
+        return 3 if skipped.keys() & {video.id for video in self.videos} else 0
+
+    def _path(self, video):
+        return self.out / "videos" / f"{video.id}.json"
+
+    def _is_done(self, video):
+        return (results.read_json(self._path(video)) or {}).get("status") == "done"
+
+    def _identity(self, video):
+        facts = {"id": video.id, "caption": video.caption, "source": video.source}
+        return facts | {"seed": self.args.seed, "columns": video.columns}
+
+    def _frame_indices(self):
+        w = self.window
+        return {
+            "tta": [w.anchor - w.tta_frames, w.anchor],
+            "conditioning": [w.anchor - w.cond_frames, w.anchor],
+            "generated": [w.anchor, w.stop],
+        }
+
+    def _skip(self, video, error, losses=None):
+        record = self._identity(video) | {"status": "skipped", "reason": str(error)}
+        results.write_json(self._path(video), record | ({"preflight": losses} if losses else {}))
+        self.bar.write(f"{video.id}: SKIPPED, {error}")
+        self.bar.update()
+
+    def _suspicion(self, misses):
+        return (
+            f"the model does worse than predicting zero on the first {misses} videos. Suspect the sign of "
+            "the velocity, the normalisation of the latents (vae/config.json) or the prompts; "
+            f"the losses are in {self.out}/videos. --no-preflight adapts all the same"
+        )
+
+    def _print_plan(self):
+        print(
+            f"{self.args.method} on {len(self.videos)} videos of {self.args.videos} -> {self.out}"
+        )
+        for name, (start, stop) in self._frame_indices().items():
+            print(f"  {name} frames {start}..{stop - 1}")
+        for name, value in sorted(vars(self.args).items()):
+            print(f"  {name} = {value}")
+        for video in self.videos:
+            print(f"{'to do' if video in self.todo else 'done '}  {video.id}: {video.caption}")
+
+
+def side_by_side(clip, frames):
+    """Conditioning and what followed, truth left, generated right, enlarged to at least 256 pixels."""
+    pair = [torch.cat([clip.cond_frames, x]) for x in (clip.truth, frames)]
+    both = torch.cat(pair, dim=3)
+    factor = -(-256 // both.shape[2])
+    return F.interpolate(both, scale_factor=factor, mode="nearest") if factor > 1 else both

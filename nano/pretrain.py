@@ -1,0 +1,269 @@
+"""Makes `nano/checkpoint` from nothing: autoencoder, tokenizer, text encoder and DiT on `nano/scenes.py`.
+
+    python -m nano.pretrain --minutes 40          # run again to resume; --device cuda where there is one
+
+Video continuation in the official sign: given clean context latents (timestep 0) the DiT learns
+latents - noise of the frames that follow. Everything in between lies in `--work`; the finished
+checkpoint, with averaged weights, in `--out`.
+"""
+
+import argparse
+import json
+import math
+import time
+from pathlib import Path
+
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
+
+from backbones.linear_autoencoder import LinearVideoAutoencoder, patches
+from backbones.longcat_dit import LongCatVideoTransformer3DModel
+from nano import scenes
+
+SIZE, FRAMES, TEXT_LENGTH = 64, 29, 64  # pixels on a side, frames of a training clip, tokens
+DIT = {
+    "hidden_size": 128,
+    "depth": 12,
+    "num_heads": 4,
+    "mlp_ratio": 3,
+    "caption_channels": 64,
+    "adaln_tembed_dim": 64,
+    "text_tokens_zero_pad": True,
+}
+
+
+def train_tokenizer(captions):
+    """Byte-level BPE: any caption in any language has tokens, none is unknown."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel()
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.train_from_iterator(
+        captions,
+        trainers.BpeTrainer(
+            vocab_size=1024,
+            special_tokens=["<pad>", "</s>"],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        ),
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", tokenizer.token_to_id("</s>"))]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", model_max_length=512
+    )
+
+
+def new_text_encoder(vocabulary):
+    return UMT5EncoderModel(
+        UMT5Config(
+            vocab_size=vocabulary, d_model=64, d_kv=16, d_ff=128, num_layers=2, num_heads=4,
+            dropout_rate=0.0, pad_token_id=0, eos_token_id=1, decoder_start_token_id=0,
+        )
+    )  # fmt: skip
+
+
+def new_dit():
+    dit = LongCatVideoTransformer3DModel(**DIT)
+    for block in dit.blocks:  # adaLN-Zero: every block starts as identity (DiT, models.py:207-216)
+        torch.nn.init.zeros_(block.adaLN_modulation[1].weight)
+        torch.nn.init.zeros_(block.adaLN_modulation[1].bias)
+    torch.nn.init.zeros_(dit.final_layer.linear.weight)
+    torch.nn.init.zeros_(dit.final_layer.linear.bias)
+    return dit
+
+
+def principal_axes(x, count):
+    """x (M, size) float64 -> mean (size,) and the `count` leading axes (count, size)."""
+    mean = x.mean(0)
+    values, vectors = torch.linalg.eigh((x - mean).T @ (x - mean))
+    axes = vectors[:, values.argsort(descending=True)[:count]].T
+    return mean, axes * axes.sum(1, keepdim=True).sign()
+
+
+def fit_autoencoder(clips, channels=16):
+    """clips (M, 3, FRAMES, SIZE, SIZE) in -1..1 -> the autoencoder, its latents at unit variance."""
+    vae = LinearVideoAutoencoder(z_dim=channels)
+    for kind, part in (("first", clips[:, :, :1]), ("group", clips[:, :, 1:])):
+        x = patches(part).flatten(0, 3).double()
+        mean, axes = principal_axes(x[torch.randperm(len(x))[:200_000]], channels)
+        getattr(vae, f"{kind}_mean").data.copy_(mean)
+        getattr(vae, f"{kind}_axes").data.copy_(axes)
+    with torch.no_grad():
+        z = vae.encode(clips).latent_dist.mode()
+    moments = {"latents_mean": z.mean((0, 2, 3, 4)), "latents_std": z.std((0, 2, 3, 4))}
+    vae.register_to_config(**{name: value.tolist() for name, value in moments.items()})
+    return vae
+
+
+def make_clips(seeds):
+    clips, captions = zip(*(scenes.clip(seed, FRAMES, SIZE) for seed in seeds), strict=True)
+    return torch.stack(clips).transpose(1, 2) * 2 - 1, list(captions)
+
+
+def prepare(work, count):
+    """Autoencoder, tokenizer, and the latents and captions of `count` training clips, once."""
+    path = work / "latents.pt"
+    if not path.exists():
+        torch.manual_seed(0)
+        vae = fit_autoencoder(make_clips(range(600))[0])
+        mean, std = (
+            torch.tensor(vae.config[name]).view(1, -1, 1, 1, 1)
+            for name in ("latents_mean", "latents_std")
+        )
+        latents, captions = [], []
+        for start in tqdm(range(0, count, 50), desc="rendering clips", unit="batch"):
+            clips, words = make_clips(range(start, start + 50))
+            with torch.no_grad():
+                latents.append((vae.encode(clips).latent_dist.mode() - mean) / std)
+            captions += words
+        tokenizer = train_tokenizer(captions)
+        vae.save_pretrained(work / "vae")
+        tokenizer.save_pretrained(work / "tokenizer")
+        torch.save({"latents": torch.cat(latents).half(), "captions": captions}, path)
+    return torch.load(path), PreTrainedTokenizerFast.from_pretrained(work / "tokenizer")
+
+
+def draw_sigma(batch, device):
+    """Half logit-normal, half uniform: the middle matters most, the ends must not be forgotten."""
+    normal = torch.sigmoid(torch.randn(batch, device=device))
+    return torch.where(
+        torch.rand(batch, device=device) < 0.5, normal, torch.rand(batch, device=device)
+    ).clamp(0.001, 1)
+
+
+def flow_matching_loss(dit, text_encoder, latents, ids, mask):
+    """Mean squared error to latents - noise (official sign) on the frames after a random context."""
+    context = int(torch.randint(1, 7, ()))
+    sigma = draw_sigma(len(latents), latents.device)
+    noise = torch.randn_like(latents)
+    weight = sigma.view(-1, 1, 1, 1, 1)
+    x = torch.cat(
+        [latents[:, :, :context], ((1 - weight) * latents + weight * noise)[:, :, context:]], dim=2
+    )
+    timestep = (1000 * sigma)[:, None].repeat(1, latents.shape[2])
+    timestep[:, :context] = 0
+    text = text_encoder(ids, mask).last_hidden_state[:, None]
+    out = dit(x, timestep, text, mask, num_cond_latents=context)
+    return (out - (latents - noise))[:, :, context:].square().mean()
+
+
+class Trainer:
+    def __init__(self, args):
+        self.args, self.device = args, torch.device(args.device)
+        data, self.tokenizer = prepare(args.work, args.clips)
+        self.latents = data["latents"].to(self.device)
+        tokens = self.tokenizer(
+            [*data["captions"], ""], padding="max_length", max_length=TEXT_LENGTH,
+            truncation=True, return_tensors="pt",
+        )  # fmt: skip
+        self.ids, self.mask = (
+            tokens.input_ids.to(self.device),
+            tokens.attention_mask.to(self.device),
+        )
+        torch.manual_seed(1)
+        self.models = torch.nn.ModuleDict(
+            {"dit": new_dit(), "text_encoder": new_text_encoder(len(self.tokenizer))}
+        ).to(self.device)
+        self.average = torch.optim.swa_utils.AveragedModel(
+            self.models, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.999)
+        )
+        self.optimizer = torch.optim.AdamW(
+            self.models.parameters(), lr=args.lr, betas=(0.9, 0.99), weight_decay=0.01
+        )
+        self.step, self.seconds, self.curve = 0, 0.0, []
+        self.state = args.work / "state.pt"
+        if self.state.exists():
+            saved = torch.load(self.state, map_location=self.device)
+            for name in ("models", "average", "optimizer"):
+                getattr(self, name).load_state_dict(saved[name])
+            self.step, self.seconds, self.curve = saved["progress"]
+
+    def save(self):
+        parts = {
+            name: getattr(self, name).state_dict() for name in ("models", "average", "optimizer")
+        }
+        temporary = self.state.with_suffix(".tmp")
+        torch.save(parts | {"progress": (self.step, self.seconds, self.curve)}, temporary)
+        temporary.replace(self.state)
+        (self.args.work / "curve.json").write_text(json.dumps(self.curve))
+
+    def learning_rate(self):
+        """Warm-up over 200 steps, then a cosine over the time that was granted."""
+        done = min(self.seconds / (60 * self.args.minutes), 1.0)
+        return self.args.lr * min(
+            (self.step + 1) / 200, 0.5 + 0.5 * math.cos(math.pi * done) + 1e-3
+        )
+
+    def train_step(self):
+        torch.manual_seed(10_000 + self.step)  # a resumed run draws what an uninterrupted one would
+        rows = torch.randint(len(self.latents), (self.args.batch,))
+        words = torch.where(torch.rand(self.args.batch) < 0.1, len(self.latents), rows)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate()
+        loss = flow_matching_loss(
+            self.models["dit"], self.models["text_encoder"],
+            self.latents[rows].float(), self.ids[words], self.mask[words],
+        )  # fmt: skip
+        self.optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.models.parameters(), 1.0)
+        self.optimizer.step()
+        self.average.update_parameters(self.models)
+        self.step += 1
+        return loss.item()
+
+    def run(self):
+        bar = tqdm(desc="training", unit="step", initial=self.step)
+        total, since, saved = 0.0, time.time(), time.time()
+        while self.seconds < 60 * self.args.minutes:
+            total += self.train_step()
+            bar.update()
+            self.seconds, since = self.seconds + time.time() - since, time.time()
+            if self.step % 100 == 0:
+                self.curve.append((self.step, round(self.seconds), total / 100))
+                bar.set_postfix(loss=f"{total / 100:.4f}")
+                total = 0.0
+            if time.time() - saved > 120:
+                self.save()
+                saved = time.time()
+        self.save()
+
+    def export(self, out):
+        """Writes the official folder layout with the averaged weights, as float32 safetensors."""
+        models = self.average.module.cpu()
+        models["dit"].save_pretrained(out / "dit")
+        models["text_encoder"].save_pretrained(out / "text_encoder")
+        self.tokenizer.save_pretrained(out / "tokenizer")
+        LinearVideoAutoencoder.from_pretrained(self.args.work / "vae").save_pretrained(out / "vae")
+        FlowMatchEulerDiscreteScheduler(shift=3.0).save_pretrained(out / "scheduler")
+        index = {"name": "nano", "height": SIZE, "width": SIZE, "max_sequence_length": TEXT_LENGTH}
+        (out / "model_index.json").write_text(json.dumps(index, indent=1) + "\n")
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--minutes", type=float, default=40, help="training time in all, resumed runs included"
+    )
+    parser.add_argument("--clips", type=int, default=8000, help="training clips to render once")
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument(
+        "--work", type=Path, default=Path("nano/work"), help="state and cached latents"
+    )
+    parser.add_argument("--out", type=Path, default=Path("nano/checkpoint"))
+    args = parser.parse_args()
+    args.work.mkdir(parents=True, exist_ok=True)
+    trainer = Trainer(args)
+    trainer.run()
+    trainer.export(args.out)
+
+
+if __name__ == "__main__":
+    main()
