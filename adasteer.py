@@ -2,8 +2,8 @@
 
     block i of L sees e + delta[floor(i * G / L)]
 
-delta (G, width) is zero at the start of every video, learned on the frames before the anchor with the
-flow-matching loss, active in all of sampling, and gone afterwards.
+delta (G, width) is zero at the start of every video, learned on the frames before the anchor with
+the flow-matching loss, active in all of sampling, and gone afterwards.
 
     python adasteer.py --groups 1 --steps 5                  # the bundled checkpoint and demo clips
     python adasteer.py --groups 1 --steps 0 --out results/baseline
@@ -51,7 +51,8 @@ class AdaSteer:
         return self.model.timestep_embedding(self.steer)
 
     def steer(self, i, e, sigma):
-        """e (B, T, width) of block i; i = depth is the final layer. All frames, context included."""
+        """e (B, T, width) of block i; i = depth is the final layer. All frames, context
+        included."""
         depth = self.model.depth
         if i == depth and not self.args.final_layer:
             return e

@@ -1,8 +1,9 @@
 """A linear video autoencoder: what `nano/checkpoint` has in place of the Wan VAE.
 
-The first frame is cut into 8x8 patches, every following group of four frames into 4x8x8 patches; each
-patch is projected on the principal axes of its kind. Causal in time like AutoencoderKLWan, with the same
-`encode`/`decode` interface: 1 + 4k frames give 1 + k latents, 8 times smaller in height and width.
+The first frame is cut into 8x8 patches, every following group of four frames into 4x8x8 patches;
+each patch is projected on the principal axes of its kind. Causal in time like AutoencoderKLWan,
+with the same `encode`/`decode` interface: 1 + 4k frames give 1 + k latents, 8 times smaller in
+height and width.
 """
 
 import torch
@@ -16,7 +17,8 @@ PATCH, GROUP = 8, 4  # pixels on a side, frames
 
 
 class LinearVideoAutoencoder(ModelMixin, ConfigMixin):
-    """`latents_mean` and `latents_std` (one value per channel) normalise the latents, as in Wan's config."""
+    """`latents_mean` and `latents_std` (one value per channel) normalise the latents, as in Wan's
+    config."""
 
     @register_to_config
     def __init__(self, z_dim=16, latents_mean=None, latents_std=None):
@@ -26,7 +28,8 @@ class LinearVideoAutoencoder(ModelMixin, ConfigMixin):
             self.register_parameter(f"{kind}_mean", nn.Parameter(torch.zeros(size)))
 
     def encode(self, x, return_dict=True):
-        """x (B, 3, 1 + 4k, H, W) in -1..1 -> `latent_dist` whose mode is (B, z_dim, 1 + k, H / 8, W / 8)."""
+        """x (B, 3, 1 + 4k, H, W) in -1..1 -> `latent_dist` whose mode is (B, z_dim, 1 + k, H / 8, W
+        / 8)."""
         first, groups = patches(x[:, :, :1]), patches(x[:, :, 1:])
         z = torch.cat(
             [
@@ -49,7 +52,8 @@ class LinearVideoAutoencoder(ModelMixin, ConfigMixin):
 
 
 def patches(x):
-    """(B, 3, F, H, W) -> (B, F / length, H / 8, W / 8, 3 * length * 64); length is 1 for a single frame."""
+    """(B, 3, F, H, W) -> (B, F / length, H / 8, W / 8, 3 * length * 64); length is 1 for a single
+    frame."""
     length = 1 if x.shape[2] == 1 else GROUP
     x = x.unflatten(2, (-1, length)).unflatten(4, (-1, PATCH)).unflatten(6, (-1, PATCH))
     return x.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4)

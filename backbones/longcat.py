@@ -1,7 +1,9 @@
-"""LongCat-Video: the parts of its checkpoint, and video continuation as the official pipeline does it.
+"""LongCat-Video: the parts of its checkpoint, and video continuation as the official pipeline does
+it.
 
-Source of the formulas: meituan-longcat/LongCat-Video 6b3f4b8, longcat_video/pipeline_longcat_video.py.
-Its DiT approximates latents - noise; everything here that leaves the class is noise - latents.
+Source of the formulas: meituan-longcat/LongCat-Video 6b3f4b8,
+longcat_video/pipeline_longcat_video.py. Its DiT approximates latents - noise; everything here that
+leaves the class is noise - latents.
 """
 
 import contextlib
@@ -75,7 +77,8 @@ class LongCat:
 
     @torch.no_grad()
     def encode(self, frames):
-        """frames (B, 3, 1 + 4k, H, W) in 0..1 -> normalised latents (B, C, 1 + k, H / 8, W / 8), float32."""
+        """frames (B, 3, 1 + 4k, H, W) in 0..1 -> normalised latents (B, C, 1 + k, H / 8, W / 8),
+        float32."""
         if frames.shape[2] % 4 != 1:
             raise ValueError(
                 f"frames must number 4k + 1, got {frames.shape[2]}: the rest is dropped"
@@ -129,7 +132,8 @@ class LongCat:
         return registered(self.dit.sites["timestep_embedding"], function)
 
     def modulation(self, function):
-        """function(i, m): the adaLN output (B, T, 6 * hidden) of block i: shift, scale, gate, twice."""
+        """function(i, m): the adaLN output (B, T, 6 * hidden) of block i: shift, scale, gate,
+        twice."""
         return registered(self.dit.sites["modulation"], function)
 
     def block_output(self, function):
@@ -177,9 +181,9 @@ class LongCat:
     ):
         """Continues cond_latents (1, C, T_cond, h, w): denoises noise (1, C, T, h, w), returns it.
 
-        on_step(model_output_velocity, latents) is called after every step. With guidance_scale <= 1 there is
-        one branch. Without the cache the context is recomputed at every step; the guidance's scale then also
-        sums over it, as officially.
+        on_step(model_output_velocity, latents) is called after every step. With guidance_scale <= 1
+        there is one branch. Without the cache the context is recomputed at every step; the
+        guidance's scale then also sums over it, as officially.
         """
         context = cond_latents.shape[2]
         latents = noise.to(self.device, torch.float32)

@@ -1,9 +1,10 @@
-"""The LongCat-Video diffusion transformer (13.6B as released), loadable from the official `dit/` folder.
+"""The LongCat-Video diffusion transformer (13.6B as released), loadable from the official `dit/`
+folder.
 
-Follows meituan-longcat/LongCat-Video 6b3f4b8 (longcat_video/modules/longcat_video_dit.py): the same class
-name, constructor, parameter names and forward signature. Tokens are ordered frame, row, column. The raw
-output approximates latents - noise; the sign is turned in backbones/longcat.py and nowhere else.
-Shape letters as in longcat_layers.py.
+Follows meituan-longcat/LongCat-Video 6b3f4b8 (longcat_video/modules/longcat_video_dit.py): the same
+class name, constructor, parameter names and forward signature. Tokens are ordered frame, row,
+column. The raw output approximates latents - noise; the sign is turned in backbones/longcat.py and
+nowhere else. Shape letters as in longcat_layers.py.
 """
 
 import functools
@@ -23,11 +24,13 @@ logger = logging.getLogger(__name__)
 
 
 class LongCatVideoTransformer3DModel(ModelMixin, ConfigMixin):
-    """See the module's docstring. Attention runs through PyTorch's SDPA, or flash-attn after `use_flash_attention()`.
+    """See the module's docstring. Attention runs through PyTorch's SDPA, or flash-attn after
+    `use_flash_attention()`.
 
-    The configuration's kernel switches (enable_flashattn2 ...), bsa_params and cp_split_hw are accepted and
-    change nothing: attention is dense, on one device. Two attributes are set from outside: `sites`, functions that
-    a method registers through the backbone, and `recompute_blocks`, how many leading blocks are recomputed in backward.
+    The configuration's kernel switches (enable_flashattn2 ...), bsa_params and cp_split_hw are
+    accepted and change nothing: attention is dense, on one device. Two attributes are set from
+    outside: `sites`, functions that a method registers through the backbone, and
+    `recompute_blocks`, how many leading blocks are recomputed in backward.
     """
 
     _no_split_modules = ["Block"]
@@ -95,9 +98,10 @@ class LongCatVideoTransformer3DModel(ModelMixin, ConfigMixin):
     ):
         """Raw prediction of latents - noise, float32, shaped like hidden_states.
 
-        hidden_states (B, C, T, H, W); timestep (B,) or (B, T) in 0..1000; encoder_hidden_states (B, 1, L, text width);
-        encoder_attention_mask (B, L). The first num_cond_latents frames are clean context. With return_kv also
-        {block: (k, v)}, each (B, heads, N, D), to be given as kv_cache_dict to calls that hold the other frames only.
+        hidden_states (B, C, T, H, W); timestep (B,) or (B, T) in 0..1000; encoder_hidden_states (B,
+        1, L, text width); encoder_attention_mask (B, L). The first num_cond_latents frames are
+        clean context. With return_kv also {block: (k, v)}, each (B, heads, N, D), to be given as
+        kv_cache_dict to calls that hold the other frames only.
         """
         x = hidden_states.to(self.dtype)
         _, ph, pw = self.config.patch_size

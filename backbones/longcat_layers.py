@@ -1,8 +1,9 @@
 """Layers of the LongCat-Video transformer, under the official parameter names.
 
 Norms, rotary embedding, modulation, gating and the final layer are computed in float32 whatever the
-weights are, as in meituan-longcat/LongCat-Video 6b3f4b8 (longcat_video/modules/blocks.py, attention.py).
-Shape letters: B batch, T latent frames, S tokens per frame, N = T * S, C hidden size, D head size.
+weights are, as in meituan-longcat/LongCat-Video 6b3f4b8 (longcat_video/modules/blocks.py,
+attention.py). Shape letters: B batch, T latent frames, S tokens per frame, N = T * S, C hidden
+size, D head size.
 """
 
 import functools
@@ -46,7 +47,8 @@ def rotary_table(grid, head_dim, device):
 
 
 def rotate(x, table):
-    """Turns the channel pairs (0, 1), (2, 3), ... of x (B, heads, N, D) by the table's angles, in float32."""
+    """Turns the channel pairs (0, 1), (2, 3), ... of x (B, heads, N, D) by the table's angles, in
+    float32."""
     cos, sin = table
     even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
     turned = torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1)
@@ -93,8 +95,8 @@ class SelfAttention(nn.Module):
     def forward(self, x, grid, num_cond_latents, cache):
         """x (B, N, C) -> the same, and (k, v) before the rotary embedding. grid is that of x.
 
-        With a cache, x holds the noise frames that follow the cached num_cond_latents frames; without,
-        its first num_cond_latents frames attend only to each other.
+        With a cache, x holds the noise frames that follow the cached num_cond_latents frames;
+        without, its first num_cond_latents frames attend only to each other.
         """
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         q, k = self.q_norm(q), self.k_norm(k)
@@ -160,9 +162,11 @@ class Block(nn.Module):
         self.ffn = FeedForward(width, width * mlp_ratio)
 
     def forward(self, x, e, text, text_mask, grid, num_cond_latents, cache, modulation_site):
-        """x (B, N, C), e (B, T, width) float32 -> x after the block and its self-attention's (k, v).
+        """x (B, N, C), e (B, T, width) float32 -> x after the block and its self-attention's (k,
+        v).
 
-        Without text there is no cross-attention. `modulation_site` edits the adaLN output (B, T, 6C).
+        Without text there is no cross-attention. `modulation_site` edits the adaLN output (B, T,
+        6C).
         """
         dtype, frames = x.dtype, (grid[0], -1)
         m = modulation_site(linear_fp32(self.adaLN_modulation[1], F.silu(e))).unsqueeze(2)

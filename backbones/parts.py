@@ -1,4 +1,5 @@
-"""What backbones share: loading a part of a checkpoint, prompt text, registering a function at a site."""
+"""What backbones share: loading a part of a checkpoint, prompt text, registering a function at a
+site."""
 
 import contextlib
 import html

@@ -13,8 +13,9 @@ MAX_GRAD_NORM = 1.0
 def adapt(model, method, clip, args, show=lambda line: None):
     """Runs args.steps updates of the method's parameters on the clip's target latents.
 
-    Returns the record of the video's JSON: loss and sigma of every step (before its update), whether the
-    adaptation diverged (then the initial parameters are restored), parameter count, norms, seconds.
+    Returns the record of the video's JSON: loss and sigma of every step (before its update),
+    whether the adaptation diverged (then the initial parameters are restored), parameter count,
+    norms, seconds.
     """
     started = time.perf_counter()
     parameters = list(method.parameters())
@@ -65,7 +66,8 @@ def take_step(model, method, optimizer, clip, sigma, noise):
 
 
 def clipped_together(method):
-    """Lists of parameters whose joint gradient norm is limited: all at once, unless the method says more."""
+    """Lists of parameters whose joint gradient norm is limited: all at once, unless the method says
+    more."""
     return getattr(method, "clipped_together", lambda: [method.parameters()])()
 
 
@@ -76,7 +78,8 @@ def restore(parameters, values):
 
 
 def generate(model, clip, args, record):
-    """The clip's continuation: frames (gen_frames, 3, H, W) in 0..1 on the CPU. Adds its seconds to record.
+    """The clip's continuation: frames (gen_frames, 3, H, W) in 0..1 on the CPU. Adds its seconds to
+    record.
 
     The initial noise is the video's own stream, so two methods continue from the same one.
     """

@@ -59,7 +59,8 @@ def blocks(text):
 
 
 def parse_args(description, method, argv=None):
-    """The shared flags plus those of `method`. Checks what can be checked without a model or a file."""
+    """The shared flags plus those of `method`. Checks what can be checked without a model or a
+    file."""
     parser = Parser(description=description, formatter_class=Help, allow_abbrev=False)
     add_data(parser.add_argument_group("data and model"))
     add_window(parser.add_argument_group("frame window"))
@@ -82,7 +83,7 @@ def parse_args(description, method, argv=None):
 def add_data(group):
     group.add_argument(
         "--videos", type=Path, default=ROOT / "nano" / "demo" / "manifest.csv", metavar="PATH",
-        help="CSV manifest with filename,caption; or a folder (not recursive) or one file, with --prompt",
+        help="CSV with filename,caption; or a folder (not recursive) or a file, with --prompt",
     )  # fmt: skip
     group.add_argument("--prompt", metavar="TEXT", help="caption of a file or of a folder's files")
     group.add_argument(
@@ -172,7 +173,8 @@ def add_run(group):
 
 
 def load_model(args):
-    """The backbone of args.checkpoint on args.device; args.size becomes its native one where not given."""
+    """The backbone of args.checkpoint on args.device; args.size becomes its native one where not
+    given."""
     try:
         device = pick_device(args.device)
         model = backbones.load(args.checkpoint, device)
@@ -186,7 +188,7 @@ def load_model(args):
     size = args.size or (model.native["height"], model.native["width"])
     if any(side % model.size_multiple or side <= 0 for side in size):
         raise UsageError(
-            f"--size {size[1]}x{size[0]}: sides must be multiples of {model.size_multiple} for this checkpoint"
+            f"--size {size[1]}x{size[0]}: this checkpoint needs multiples of {model.size_multiple}"
         )
     model.frame_size = size
     return model

@@ -11,8 +11,8 @@ from common.errors import UsageError
 
 @dataclass(frozen=True)
 class Window:
-    """Frame indices of one clip. `anchor` is the first frame to be generated; nothing before it is scored,
-    nothing from it on is seen by adaptation or conditioning."""
+    """Frame indices of one clip. `anchor` is the first frame to be generated; nothing before it is
+    scored, nothing from it on is seen by adaptation or conditioning."""
 
     anchor: int
     cond_frames: int
@@ -26,7 +26,7 @@ class Window:
         for name in ("cond_frames", "tta_frames"):
             flag, count = f"--{name.replace('_', '-')}", getattr(window, name)
             if count % LATENT_FRAMES != 1:
-                near = count // LATENT_FRAMES * LATENT_FRAMES + 1
+                near = (count - 1) // LATENT_FRAMES * LATENT_FRAMES + 1
                 raise UsageError(
                     f"{flag} must be 4k + 1 (1, 5, 9, 13, ...), got {count}: the autoencoder would "
                     f"drop the last frames; try {near}"
@@ -38,8 +38,8 @@ class Window:
         latents = 1 + (window.tta_frames - 1) // LATENT_FRAMES
         if not 1 <= window.context_latents < latents:
             raise UsageError(
-                f"--context-latents must be in 1..{latents - 1} for --tta-frames {window.tta_frames} "
-                f"({latents} latents), got {window.context_latents}"
+                f"--context-latents must be in 1..{latents - 1}, got {window.context_latents}: "
+                f"--tta-frames {window.tta_frames} are {latents} latents"
             )
         return window
 

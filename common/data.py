@@ -31,10 +31,11 @@ class Video:
 
 
 def list_videos(path, prompt=None):
-    """The videos of a CSV manifest, of a folder (not recursive) or of one file, and the list's SHA-256.
+    """The videos of a CSV manifest, of a folder (not recursive) or of one file, and the list's
+    SHA-256.
 
-    A manifest has the columns filename and caption, perhaps id; files are relative to its folder. A folder or
-    file takes the caption `prompt`. Raises UsageError.
+    A manifest has the columns filename and caption, perhaps id; files are relative to its folder. A
+    folder or file takes the caption `prompt`. Raises UsageError.
     """
     path = Path(path)
     if path.is_dir():
@@ -80,13 +81,13 @@ def read_manifest(path):
     with open(path, newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
         try:
-            rows = list(reader)
+            columns, rows = reader.fieldnames or [], list(reader)
         except (csv.Error, UnicodeDecodeError) as error:
             raise UsageError(f"--videos {path}: not a CSV file in UTF-8 ({error})") from error
-    missing = {"filename", "caption"} - set(reader.fieldnames or [])
+    missing = {"filename", "caption"} - set(columns)
     if missing:
         raise UsageError(
-            f"--videos {path}: has no column {' or '.join(sorted(missing))}; it needs filename,caption"
+            f"--videos {path}: no column {' or '.join(sorted(missing))}; it needs filename,caption"
         )
     for line, row in enumerate(rows, start=2):
         for name in ("filename", "caption"):
@@ -132,8 +133,9 @@ def sha256(path):
 def read_frames(path, start, stop, size):
     """Stored frames start..stop - 1 as (stop - start, 3, H, W) float32 in 0..1, and the frame rate.
 
-    By index, whatever the time stamps say; turned upright and to square pixels, scaled to cover `size`
-    (height, width) and cropped at the centre. Raises VideoError when one of the frames is not to be had.
+    By index, whatever the time stamps say; turned upright and to square pixels, scaled to cover
+    `size` (height, width) and cropped at the centre. Raises VideoError when one of the frames is
+    not to be had.
     """
     if not path.is_file():
         raise VideoError(f"{path}: no such file")
@@ -142,24 +144,32 @@ def read_frames(path, start, stop, size):
     frames, count = [], 0
     try:
         with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise VideoError(f"{path}: no video stream in it")
-            stream = container.streams.video[0]
-            stream.thread_type = "AUTO"
-            rate = float(stream.average_rate or 24)
-            for count, frame in enumerate(container.decode(stream), start=1):
-                if frame.is_corrupt:
-                    raise VideoError(
-                        f"{path}: frame {count - 1} is damaged, {stop} frames are needed"
-                    )
+            stream = video_stream(container, path)
+            for frame in decode(container, stream, path):
+                count += 1
                 if count > start:
                     frames.append(fit(frame, stream.sample_aspect_ratio, size))
                 if count == stop:
-                    return torch.stack(frames), rate
+                    return torch.stack(frames), float(stream.average_rate or 24)
     except av.FFmpegError as error:
-        what = f"decodes only to frame {count - 1}" if count else "cannot be read as a video"
-        raise VideoError(f"{path}: {what} ({error.strerror}), {stop} frames are needed") from error
-    raise VideoError(f"{path}: has {count} frames, {stop} are needed")
+        what = f"decodes only {count} frames" if count else "cannot be opened as a video"
+        raise VideoError(f"{path}: {what} ({error.strerror}), {stop} are needed") from error
+    announced = f" of {stream.frames} announced" if stream.frames > count else ""
+    raise VideoError(f"{path}: has {count}{announced} frames, {stop} are needed")
+
+
+def video_stream(container, path):
+    if not container.streams.video:
+        raise VideoError(f"{path}: no video stream in it")
+    container.streams.video[0].thread_type = "AUTO"
+    return container.streams.video[0]
+
+
+def decode(container, stream, path):
+    for index, frame in enumerate(container.decode(stream)):
+        if frame.is_corrupt:
+            raise VideoError(f"{path}: frame {index} is damaged")
+        yield frame
 
 
 def fit(frame, pixel_aspect, size):

@@ -15,8 +15,9 @@ class PreflightError(VideoError):
     def __init__(self, losses):
         self.losses = losses
         super().__init__(
-            f"preflight: the model's loss {losses['loss']:.4g} is not below {losses['zero_loss']:.4g}, "
-            f"that of predicting zero (negated prediction: {losses['negated_loss']:.4g})"
+            f"preflight: the model's loss {losses['loss']:.4g} is not below "
+            f"{losses['zero_loss']:.4g}, that of predicting zero "
+            f"(negated prediction: {losses['negated_loss']:.4g})"
         )
 
 

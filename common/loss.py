@@ -8,7 +8,8 @@ PREFLIGHT_SIGMAS, PREFLIGHT_DRAWS = (0.25, 0.5, 0.75), 2
 
 
 def stream(seed, video_id, name):
-    """A CPU generator for one purpose on one video: neither order, sharding nor device changes a draw."""
+    """A CPU generator for one purpose on one video: neither order, sharding nor device changes a
+    draw."""
     digest = hashlib.sha256(f"{seed}\n{video_id}\n{name}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
@@ -29,8 +30,8 @@ def add_noise(latents, noise, sigma):  # sigma (B,)
 def flow_matching_loss(model, clip, sigma, noise):
     """Mean squared error of the velocity of clip.target at sigma (1,), given clip.context. float32.
 
-    noisy = (1 - sigma) * latents + sigma * noise, target = noise - latents (oracles/longcat, "Adaptation",
-    sign `consistent`).
+    noisy = (1 - sigma) * latents + sigma * noise, target = noise - latents (oracles/longcat,
+    "Adaptation", sign `consistent`).
     """
     noisy = add_noise(clip.target, noise, sigma)
     velocity = model.velocity(noisy, sigma, clip.context, clip.text)
@@ -39,8 +40,8 @@ def flow_matching_loss(model, clip, sigma, noise):
 
 @torch.no_grad()
 def preflight(model, clip):
-    """Is there something to adapt? Losses of the model, of predicting zero, and of the negated prediction,
-    on the adaptation's own problem, as means over fixed sigmas and draws."""
+    """Is there something to adapt? Losses of the model, of predicting zero, and of the negated
+    prediction, on the adaptation's own problem, as means over fixed sigmas and draws."""
     generator = stream(clip.seed, clip.video.id, "preflight")
     losses = torch.zeros(3, dtype=torch.float64)
     for _ in range(PREFLIGHT_DRAWS):

@@ -12,8 +12,9 @@ ALEXNET = "alexnet-owt-7be5be79.pth"  # torchvision's file name
 def score(frames, truth, lpips=None):
     """Metrics of frames against truth, both (F, 3, H, W) float in 0..1.
 
-    PSNR in dB of each frame, None where a frame is identical to the truth (counted, left out of the mean);
-    SSIM with a gaussian window, sigma 1.5 (Wang et al. 2004), data range 1; LPIPS (AlexNet) or None.
+    PSNR in dB of each frame, None where a frame is identical to the truth (counted, left out of the
+    mean); SSIM with a gaussian window, sigma 1.5 (Wang et al. 2004), data range 1; LPIPS (AlexNet)
+    or None.
     """
     if frames.shape != truth.shape:
         raise ValueError(

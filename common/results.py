@@ -26,7 +26,8 @@ def write_json(path, content):
 
 
 def replace_file(path, write):
-    """write(temporary path), then take its name: a reader sees the old file or the whole new one."""
+    """write(temporary path), then take its name: a reader sees the old file or the whole new
+    one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     write(temporary)
     os.replace(temporary, path)
@@ -62,7 +63,8 @@ def describe(args, manifest_sha256, no_lpips):
 
 
 def fingerprint(checkpoint):
-    """SHA-256 over a checkpoint's files: names, sizes and contents, of large files evenly spaced samples."""
+    """SHA-256 over a checkpoint's files: names, sizes and contents, of large files evenly spaced
+    samples."""
     if not checkpoint.is_dir():
         raise UsageError(f"--checkpoint {checkpoint}: no such folder")
     digest = hashlib.sha256()

@@ -17,7 +17,8 @@ from common.metrics import load_lpips, score
 
 # what may differ when a run goes on: it changes no number, or is known by its content
 NEUTRAL = {
-    "videos", "checkpoint", "out", "batch_start", "batch_end", "limit", "device", "checkpointing", "dry_run",
+    "videos", "checkpoint", "out", "batch_start", "batch_end", "limit", "device", "checkpointing",
+    "dry_run",
 }  # fmt: skip
 FAILED_PREFLIGHTS = 3  # at the start of a range: the run stops
 
@@ -47,8 +48,8 @@ class Run:
         results.write_json(self.out / "config.json", config)
 
     def clips(self, model):
-        """Loads the videos still to do, one after the other; those that cannot be used are recorded as
-        skipped. Raises StopRun where the model predicts none of the first few."""
+        """Loads the videos still to do, one after the other; those that cannot be used are recorded
+        as skipped. Raises StopRun where the model predicts none of the first few."""
         if not self.todo:
             return
         text = model.embed([v.caption for v in self.todo] + [self.args.negative_prompt])
@@ -112,9 +113,7 @@ class Run:
         psnr, ssim = summary["mean_psnr_db"], summary["mean_ssim"]
         if done:
             psnr = "-" if psnr is None else f"{psnr:.2f} dB"
-            print(
-                f"{done} videos done: mean PSNR {psnr}, mean SSIM {ssim:.3f}; {self.out}/summary.json"
-            )
+            print(f"{done} videos done: mean PSNR {psnr}, SSIM {ssim:.3f}; {self.out}/summary.json")
         for name, reason in skipped.items():
             print(f"skipped {name}: {reason}", file=sys.stderr)
         return 3 if skipped.keys() & {video.id for video in self.videos} else 0
@@ -145,9 +144,9 @@ class Run:
 
     def _suspicion(self, misses):
         return (
-            f"the model does worse than predicting zero on the first {misses} videos. Suspect the sign of "
-            "the velocity, the normalisation of the latents (vae/config.json) or the prompts; "
-            f"the losses are in {self.out}/videos. --no-preflight adapts all the same"
+            f"the model does worse than predicting zero on the first {misses} videos. Suspect "
+            "the sign of the velocity, the normalisation of the latents (vae/config.json) or the "
+            f"prompts; the losses are in {self.out}/videos. --no-preflight adapts all the same"
         )
 
     def _print_plan(self):
@@ -163,7 +162,8 @@ class Run:
 
 
 def side_by_side(clip, frames):
-    """Conditioning and what followed, truth left, generated right, enlarged to at least 256 pixels."""
+    """Conditioning and what followed, truth left, generated right, enlarged to at least 256
+    pixels."""
     pair = [torch.cat([clip.cond_frames, x]) for x in (clip.truth, frames)]
     both = torch.cat(pair, dim=3)
     factor = -(-256 // both.shape[2])

@@ -1,10 +1,10 @@
-"""Makes `nano/checkpoint` from nothing: autoencoder, tokenizer, text encoder and DiT on `nano/scenes.py`.
+"""Makes `nano/checkpoint` from nothing: autoencoder, tokenizer, text encoder and DiT.
 
-    python -m nano.pretrain --minutes 40          # run again to resume; --device cuda where there is one
+    python -m nano.pretrain --minutes 40     # the same command resumes; --device cuda on a GPU
 
-Video continuation in the official sign: given clean context latents (timestep 0) the DiT learns
-latents - noise of the frames that follow. Everything in between lies in `--work`; the finished
-checkpoint, with averaged weights, in `--out`.
+It learns video continuation on the clips of `nano/scenes.py`, in the official sign: given clean
+context latents (timestep 0) the DiT predicts latents - noise of the frames that follow. Everything
+in between lies in `--work`; the finished checkpoint, with averaged weights, in `--out`.
 """
 
 import argparse
@@ -15,87 +15,14 @@ from pathlib import Path
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from tqdm import tqdm
-from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
+from transformers import PreTrainedTokenizerFast
 
-from backbones.linear_autoencoder import LinearVideoAutoencoder, patches
-from backbones.longcat_dit import LongCatVideoTransformer3DModel
+from backbones.linear_autoencoder import LinearVideoAutoencoder
 from nano import scenes
+from nano.architecture import fit_autoencoder, new_dit, new_text_encoder, train_tokenizer
 
 SIZE, FRAMES, TEXT_LENGTH = 64, 29, 64  # pixels on a side, frames of a training clip, tokens
-DIT = {
-    "hidden_size": 128,
-    "depth": 12,
-    "num_heads": 4,
-    "mlp_ratio": 3,
-    "caption_channels": 64,
-    "adaln_tembed_dim": 64,
-    "text_tokens_zero_pad": True,
-}
-
-
-def train_tokenizer(captions):
-    """Byte-level BPE: any caption in any language has tokens, none is unknown."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel()
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.train_from_iterator(
-        captions,
-        trainers.BpeTrainer(
-            vocab_size=1024,
-            special_tokens=["<pad>", "</s>"],
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        ),
-    )
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="$A </s>", special_tokens=[("</s>", tokenizer.token_to_id("</s>"))]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", model_max_length=512
-    )
-
-
-def new_text_encoder(vocabulary):
-    return UMT5EncoderModel(
-        UMT5Config(
-            vocab_size=vocabulary, d_model=64, d_kv=16, d_ff=128, num_layers=2, num_heads=4,
-            dropout_rate=0.0, pad_token_id=0, eos_token_id=1, decoder_start_token_id=0,
-        )
-    )  # fmt: skip
-
-
-def new_dit():
-    dit = LongCatVideoTransformer3DModel(**DIT)
-    for block in dit.blocks:  # adaLN-Zero: every block starts as identity (DiT, models.py:207-216)
-        torch.nn.init.zeros_(block.adaLN_modulation[1].weight)
-        torch.nn.init.zeros_(block.adaLN_modulation[1].bias)
-    torch.nn.init.zeros_(dit.final_layer.linear.weight)
-    torch.nn.init.zeros_(dit.final_layer.linear.bias)
-    return dit
-
-
-def principal_axes(x, count):
-    """x (M, size) float64 -> mean (size,) and the `count` leading axes (count, size)."""
-    mean = x.mean(0)
-    values, vectors = torch.linalg.eigh((x - mean).T @ (x - mean))
-    axes = vectors[:, values.argsort(descending=True)[:count]].T
-    return mean, axes * axes.sum(1, keepdim=True).sign()
-
-
-def fit_autoencoder(clips, channels=16):
-    """clips (M, 3, FRAMES, SIZE, SIZE) in -1..1 -> the autoencoder, its latents at unit variance."""
-    vae = LinearVideoAutoencoder(z_dim=channels)
-    for kind, part in (("first", clips[:, :, :1]), ("group", clips[:, :, 1:])):
-        x = patches(part).flatten(0, 3).double()
-        mean, axes = principal_axes(x[torch.randperm(len(x))[:200_000]], channels)
-        getattr(vae, f"{kind}_mean").data.copy_(mean)
-        getattr(vae, f"{kind}_axes").data.copy_(axes)
-    with torch.no_grad():
-        z = vae.encode(clips).latent_dist.mode()
-    moments = {"latents_mean": z.mean((0, 2, 3, 4)), "latents_std": z.std((0, 2, 3, 4))}
-    vae.register_to_config(**{name: value.tolist() for name, value in moments.items()})
-    return vae
 
 
 def make_clips(seeds):
@@ -135,7 +62,8 @@ def draw_sigma(batch, device):
 
 
 def flow_matching_loss(dit, text_encoder, latents, ids, mask):
-    """Mean squared error to latents - noise (official sign) on the frames after a random context."""
+    """Mean squared error to latents - noise (official sign) on the frames after a random
+    context."""
     context = int(torch.randint(1, 7, ()))
     sigma = draw_sigma(len(latents), latents.device)
     noise = torch.randn_like(latents)

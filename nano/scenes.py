@@ -1,8 +1,8 @@
 """Clips that the project makes itself: textured sprites with their own motion over moving pictures.
 
-`clip(seed, frames)` gives (frames, 3, size, size) in 0..1 and a caption that names what is seen. The same
-seed is always the same clip. `python -m nano.scenes FOLDER` writes the four demo clips; their photographs
-(`HELD_OUT`) are not used in training.
+`clip(seed, frames)` gives (frames, 3, size, size) in 0..1 and a caption that names what is seen.
+The same seed is always the same clip. `python -m nano.scenes FOLDER` writes the four demo clips;
+their photographs (`HELD_OUT`) are not used in training.
 """
 
 import argparse
@@ -78,7 +78,8 @@ def direction(dx, dy):
 
 
 def background(rng, t, size, photos):
-    """A camera that pans, zooms or turns over a picture: (len(t), 3, size, size) and what it does."""
+    """A camera that pans, zooms or turns over a picture: (len(t), 3, size, size) and what it
+    does."""
     if rng.random() < 0.75:
         name = rng.choice(sorted(photos))
         picture, subject = photograph(str(name)), photos[str(name)]

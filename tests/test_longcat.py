@@ -127,8 +127,8 @@ VARIANTS = {"delta_b_g1_dim8": FirstDims, "delta_b_g2_last2": LastBlocks}
     "entry", entries("tta_adasteer", "methods"), ids=lambda e: f"{e['name']}-{e['target_sign']}"
 )
 def test_adasteer_trajectory(entry, recompute):
-    """Losses, gradient and vectors of five steps. The `reference` target is that of a backbone whose
-    network sign is flipped: mean((out - target)^2) with v = out."""
+    """Losses, gradient and vectors of five steps. The `reference` target is that of a backbone
+    whose network sign is flipped: mean((out - target)^2) with v = out."""
     values, name, sign = tensors("tta_adasteer"), entry["name"], entry["target_sign"]
     model = oracle_model(network_sign=1 if sign == "reference" else -1)
     model.recompute(recompute)

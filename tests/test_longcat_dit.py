@@ -117,5 +117,5 @@ def test_values_inside_a_forward():
         hook.remove()
     for name in names:
         expected = values[f"case_b.{name}"]
-        # ours skips the context frames, for which the official modules compute unused or zero values
+        # ours skips the context frames, for which the official values are unused or zero
         assert_near(seen[name], expected[..., -seen[name].shape[-2] :, :], 2e-5)

@@ -1,0 +1,83 @@
+"""The official folder layout: what loads, what is refused, and how the parts fit together."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from oracles import assert_near
+from safetensors.torch import load_file
+
+import backbones
+
+
+def test_sharded_official_layout_loads_unmodified(toy_checkpoint):
+    shards = sorted((toy_checkpoint / "dit").glob("*.safetensors"))
+    assert len(shards) > 1
+    model = backbones.load(toy_checkpoint)
+    saved = {k: v for shard in shards for k, v in load_file(shard).items()}
+    loaded = model.dit.state_dict()
+    assert saved.keys() == loaded.keys()
+    assert all(torch.equal(saved[name], loaded[name]) for name in saved)
+    assert (model.depth, model.embedding_width, model.native["width"]) == (4, 16, 48)
+    assert type(model.vae).__name__ == "AutoencoderKLWan"
+
+
+def test_wan_autoencoder_shapes_and_normalisation(toy_checkpoint):
+    model = backbones.load(toy_checkpoint)
+    frames = torch.rand(1, 3, 13, 32, 48)
+    latents = model.encode(frames)
+    assert latents.shape == (1, 16, 4, 4, 6)
+    z = model.vae.encode(frames * 2 - 1).latent_dist.mode()
+    mean, std = (
+        torch.tensor(model.vae.config[f"latents_{m}"])[:, None, None, None] for m in ("mean", "std")
+    )
+    assert_near(latents, (z - mean) / std, 1e-6)
+    assert model.decode(latents).shape == frames.shape
+    with pytest.raises(ValueError, match=r"4k \+ 1, got 14"):
+        model.encode(torch.rand(1, 3, 14, 32, 48))
+
+
+def test_prompts_are_cleaned_padded_and_batched(toy_checkpoint):
+    model = backbones.load(toy_checkpoint)
+    text = model.embed(["a  red &amp; ball", "a red & ball", "cat"] * 4)
+    assert text.embeds.shape == (12, 1, 16, 32) and text.mask.shape == (12, 16)
+    assert torch.equal(text.embeds[0], text.embeds[1])
+    assert_near(text.embeds[2], text.embeds[11], 1e-6)  # another batch
+
+
+@pytest.mark.parametrize("part", ["dit", "vae", "text_encoder", "tokenizer", "scheduler"])
+def test_a_missing_part_is_named(toy_checkpoint, tmp_path, part):
+    broken = shutil.copytree(toy_checkpoint, tmp_path / "broken")
+    shutil.rmtree(broken / part)
+    with pytest.raises(backbones.CheckpointError, match=part):
+        backbones.load(broken)
+
+
+def test_weights_that_could_execute_code_are_not_read(toy_checkpoint, tmp_path):
+    broken = shutil.copytree(toy_checkpoint, tmp_path / "broken")
+    for file in (broken / "vae").glob("*.safetensors"):
+        torch.save(load_file(file), broken / "vae" / "diffusion_pytorch_model.bin")
+        file.unlink()
+    with pytest.raises(backbones.CheckpointError, match="vae"):
+        backbones.load(broken)
+
+
+def test_an_unknown_model_is_named(toy_checkpoint, tmp_path):
+    broken = shutil.copytree(toy_checkpoint, tmp_path / "broken")
+    config = broken / "dit" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"_class_name": "OtherModel"}))
+    with pytest.raises(backbones.CheckpointError, match="OtherModel"):
+        backbones.load(broken)
+
+
+def test_bfloat16_stays_close_to_float32(toy_checkpoint):
+    outs = []
+    for dtype in (torch.float32, torch.bfloat16):
+        model = backbones.load(toy_checkpoint, dtype=dtype)
+        text = model.embed(["a red ball"])
+        torch.manual_seed(0)
+        noisy, cond = torch.randn(1, 16, 2, 4, 6), torch.randn(1, 16, 2, 4, 6)
+        outs.append(model.velocity(noisy, torch.tensor([0.5]), cond, text))
+        assert outs[-1].dtype == torch.float32
+    assert_near(outs[1] / outs[0].std(), outs[0] / outs[0].std(), 0.1)

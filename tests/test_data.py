@@ -1,0 +1,187 @@
+"""Manifests, frame windows and decoding; every file of bad_inputs as its table says."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from oracles import SHARED
+
+from common.clip import Window
+from common.data import list_videos, read_frames, write_video
+from common.errors import UsageError, VideoError
+
+BAD = SHARED / "bad_inputs"
+needs_bad_inputs = pytest.mark.skipif(not BAD.is_dir(), reason=f"odd files not found at {BAD}")
+
+REFUSED = {
+    "empty.mp4": "empty file",
+    "not_a_video.mp4": "cannot be opened as a video",
+    "audio_only.mp4": "no video stream",
+    "truncated_index_lost.mp4": "cannot be opened as a video",
+    "truncated_data_lost.mp4": "has 28 of 73 announced frames, 46 are needed",
+    "corrupted.mp4": "decodes only 28 frames",
+    "one_frame.gif": "has 1 frames",
+    "one_frame.mp4": "has 1 frames",
+    "png_named.mp4": "has 1 frames",
+    "three_frames.mp4": "has 3 frames",
+    "unordered_timestamps_4f.mov": "has 4 frames",
+    "rotated_90_3f.mov": "has 3 frames",
+}
+LOADED = [
+    "glitch_and_freeze.mp4", "short_49f_8fps.mp4", "rotated_90_73f.mp4", "odd_size_127x95.mp4",
+    "tiny_16x16.mp4", "anamorphic_sar2.mp4", "portrait_184x240.mp4", "variable_frame_rate.mp4",
+    "ten_bit.mp4", "grayscale.mp4", "full_range.mp4", "hevc.mp4", "with audio and spaces.mp4",
+    "black_73f.mp4", "frozen_73f.mp4", "two_hard_cuts.mp4",
+]  # fmt: skip
+
+
+@needs_bad_inputs
+def test_every_odd_file_is_covered():
+    assert {p.name for p in BAD.iterdir() if p.suffix != ".md"} == {*REFUSED, *LOADED}
+
+
+@needs_bad_inputs
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused(name):
+    with pytest.raises(VideoError, match=REFUSED[name]) as error:
+        read_frames(BAD / name, 3, 46, (64, 64))
+    assert name in str(error.value) and "\n" not in str(error.value)
+
+
+@needs_bad_inputs
+@pytest.mark.parametrize("name", LOADED)
+def test_loaded(name):
+    frames, fps = read_frames(BAD / name, 3, 46, (64, 96))
+    assert frames.shape == (43, 3, 64, 96) and frames.dtype == torch.float32
+    assert 0 <= frames.min() and frames.max() <= 1 and fps > 0
+
+
+@needs_bad_inputs
+def test_all_stored_frames_of_a_variable_rate_and_no_more():
+    read_frames(BAD / "variable_frame_rate.mp4", 0, 73, (64, 64))
+    with pytest.raises(VideoError, match="has 73 frames, 74 are needed"):
+        read_frames(BAD / "variable_frame_rate.mp4", 0, 74, (64, 64))
+
+
+@needs_bad_inputs
+def test_rotation_is_applied():
+    upright, _ = read_frames(BAD / "rotated_90_73f.mp4", 0, 1, (240, 144))
+    stored, _ = read_frames(SHARED / "clips" / "ball_juggle_0090.mp4", 0, 1, (144, 240))
+    turned = torch.rot90(stored, 1, (2, 3))
+    assert torch.equal(upright, turned)
+
+
+@needs_bad_inputs
+def test_full_range_is_not_washed_out():
+    full, _ = read_frames(BAD / "full_range.mp4", 0, 1, (144, 240))
+    limited, _ = read_frames(SHARED / "clips" / "highway_0074.mp4", 0, 1, (144, 240))
+    assert (full - limited).abs().mean() < 0.01
+
+
+@needs_bad_inputs
+def test_grayscale_has_three_equal_channels():
+    frames, _ = read_frames(BAD / "grayscale.mp4", 0, 2, (64, 64))
+    assert torch.equal(frames[:, 0], frames[:, 1]) and torch.equal(frames[:, 0], frames[:, 2])
+
+
+def test_frames_are_read_by_index(tmp_path):
+    levels = torch.linspace(0.1, 0.9, 20).view(20, 1, 1, 1).expand(20, 3, 32, 32)
+    write_video(tmp_path / "ramp.mp4", levels, fps=25)
+    frames, fps = read_frames(tmp_path / "ramp.mp4", 5, 9, (32, 32))
+    assert fps == 25
+    assert torch.allclose(frames.mean((1, 2, 3)), levels[5:9, 0, 0, 0], atol=0.02)
+
+
+def manifest(tmp_path, text):
+    path = tmp_path / "list.csv"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("", "no column caption or filename"),
+        ("filename\na.mp4\n", "no column caption"),
+        ("filename,caption\n", "lists no videos"),
+        ("filename,caption\na.mp4,\n", "line 2: empty caption"),
+        ("filename,caption\na.mp4,x\nb/a.mp4,\n", "line 3: empty caption"),
+        ("filename,caption\n,x\n", "line 2: empty filename"),
+        ("filename,caption,id\na.mp4,x,one\nb.mp4,x,one\n", "'one' stands 2 times"),
+        ("filename,caption\na.mp4,x\na.mp4,y\n", "'a.mp4' stands 2 times"),
+        ("filename,caption,id\na.mp4,x,../up\n", "cannot name a file"),
+        ("filename,caption,id\na.mp4,x,a/b\n", "cannot name a file"),
+        ("filename,caption,id\na.mp4,x,..\n", "cannot name a file"),
+    ],
+)
+def test_a_bad_manifest_is_refused(tmp_path, text, complaint):
+    path = manifest(tmp_path, text)
+    with pytest.raises(UsageError, match=complaint) as error:
+        list_videos(path)
+    assert str(path) in str(error.value)
+
+
+def test_ids_and_columns_of_a_manifest(tmp_path):
+    text = (
+        "filename,caption,source\nsub/a.mp4,first,s\nb.mp4,second,\na.mov,third,t\nsub/c.mp4,x,\n"
+    )
+    videos, digest = list_videos(manifest(tmp_path, text))
+    assert [v.id for v in videos] == ["a.mp4", "b", "a.mov", "c"]
+    assert [v.source for v in videos] == ["s", "b", "t", "c"]
+    assert videos[0].path == tmp_path / "sub" / "a.mp4" and len(digest) == 64
+
+
+def test_a_folder_or_a_file_needs_a_prompt(tmp_path):
+    (tmp_path / "deep").mkdir()
+    for name in ("b.mp4", "a.mp4", "notes.txt", "deep/c.mp4"):
+        (tmp_path / name).write_bytes(b"x")
+    videos, _ = list_videos(tmp_path, prompt="a cat")
+    assert [(v.id, v.caption) for v in videos] == [("a", "a cat"), ("b", "a cat")]
+    assert [v.id for v in list_videos(tmp_path / "b.mp4", prompt="a cat")[0]] == ["b"]
+    manifest(tmp_path, "filename,caption\na.mp4,x\n")
+    with pytest.raises(UsageError, match="--prompt TEXT .*list.csv"):
+        list_videos(tmp_path)
+    with pytest.raises(UsageError, match="--prompt"):
+        list_videos(tmp_path / "b.mp4", prompt="  ")
+    with pytest.raises(UsageError, match="no such file"):
+        list_videos(tmp_path / "absent")
+
+
+def window(**change):
+    default = {
+        "anchor": 32,
+        "cond_frames": 13,
+        "tta_frames": 29,
+        "context_latents": 4,
+        "gen_frames": 14,
+    }
+    return Window.of(SimpleNamespace(**default | change))
+
+
+def test_the_default_window():
+    w = window()
+    assert (w.first, w.stop, w.new_latents) == (3, 46, 4)
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"cond_frames": 14}, r"--cond-frames must be 4k \+ 1 .* got 14.*try 13"),
+        ({"tta_frames": 32}, r"--tta-frames must be 4k \+ 1 .* got 32.*try 29"),
+        ({"cond_frames": 33}, "--cond-frames 33 reaches before the clip"),
+        ({"context_latents": 8}, "--context-latents must be in 1..7"),
+        ({"context_latents": 0}, "--context-latents must be in 1..7"),
+    ],
+)
+def test_a_window_that_does_not_fit_is_refused(change, complaint):
+    with pytest.raises(UsageError, match=complaint):
+        window(**change)
+
+
+def test_video_round_trip_keeps_pictures(tmp_path):
+    frames = torch.from_numpy(np.random.default_rng(0).random((3, 3, 4, 4))).float()
+    frames = torch.nn.functional.interpolate(frames, (64, 64), mode="bilinear")
+    write_video(tmp_path / "x.mp4", frames, fps=8)
+    read, _ = read_frames(tmp_path / "x.mp4", 0, 3, (64, 64))
+    assert (read - frames).abs().mean() < 0.03

@@ -1,0 +1,278 @@
+"""Whole runs of the script on the bundled checkpoint and demo clips."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import adasteer
+import backbones
+
+ROOT = Path(adasteer.__file__).parent
+QUICK = ["--steps", 2, "--sampling-steps", 2, "--no-enhance-hf"]
+VARYING = {"peak_memory_gb"}
+
+
+def results(out):
+    """The videos' results without times and peak memory."""
+    found = {}
+    for path in sorted((out / "videos").glob("*.json")):
+        record = json.loads(path.read_text())
+        found[path.stem] = {
+            k: v for k, v in record.items() if not k.endswith("_seconds") and k not in VARYING
+        }
+    return found
+
+
+def write_manifest(path, rows):
+    with open(path, "w", newline="") as file:
+        csv.writer(file).writerows([["filename", "caption"], *rows])
+    return path
+
+
+def demo_rows():
+    with open(ROOT / "nano" / "demo" / "manifest.csv") as file:
+        return [
+            (ROOT / "nano" / "demo" / row["filename"], row["caption"])
+            for row in csv.DictReader(file)
+        ]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """One uninterrupted run over the four demo clips."""
+    out = tmp_path_factory.mktemp("whole") / "out"
+    command = [sys.executable, ROOT / "adasteer.py", *QUICK, "--out", out]
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return out, done
+
+
+def test_a_run_writes_what_it_promises(whole):
+    out, done = whole
+    found = results(out)
+    assert len(found) == 4
+    for name, record in found.items():
+        assert record["status"] == "done" and record["id"] == name and record["caption"]
+        assert len(record["losses"]) == len(record["sigmas"]) == 2
+        assert len(record["psnr_db_per_frame"]) == len(record["ssim_per_frame"]) == 14
+        assert record["preflight"]["loss"] < record["preflight"]["zero_loss"]
+        assert record["frame_indices"]["generated"] == [32, 46]
+        assert (out / "videos" / f"{name}.mp4").stat().st_size > 1000
+        assert any(line.startswith(f"{name}: loss") for line in done.stdout.splitlines())
+    config = json.loads((out / "config.json").read_text())
+    assert config["arguments"]["steps"] == 2 and len(config["manifest_sha256"]) == 64
+    summary = json.loads((out / "summary.json").read_text())
+    mean = sum(record["psnr_db"] for record in found.values()) / 4
+    assert summary["videos_done"] == 4 and summary["mean_psnr_db"] == pytest.approx(mean)
+    assert not [p for p in out.rglob("*") if p.name.endswith(".tmp")]
+
+
+def test_killed_and_started_again_equals_uninterrupted(whole, tmp_path):
+    out = tmp_path / "out"
+    command = [sys.executable, str(ROOT / "adasteer.py"), *map(str, QUICK), "--out", str(out)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.time() + 120
+    while len(list((out / "videos").glob("*.json"))) < 2 and time.time() < deadline:
+        assert process.poll() is None, "ended before it could be killed"
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    kept = {p: p.stat().st_mtime_ns for p in (out / "videos").glob("*.json")}
+    assert 2 <= len(kept) < 4
+    assert subprocess.run(command, capture_output=True).returncode == 0
+    assert results(out) == results(whole[0])
+    assert all(p.stat().st_mtime_ns == then for p, then in kept.items())
+
+
+def test_two_ranges_equal_one_run(whole, tmp_path, script):
+    for start, end in ((2, 4), (0, 2)):
+        flags = ["--batch-start", start, "--batch-end", end, "--out", tmp_path]
+        assert script(adasteer, *QUICK, *flags) == 0
+    assert results(tmp_path) == results(whole[0])
+    assert json.loads((tmp_path / "summary.json").read_text())["videos_done"] == 4
+
+
+def test_a_half_written_result_is_done_again(whole, tmp_path, script):
+    flags = [*QUICK, "--limit", 1, "--out", tmp_path]
+    assert script(adasteer, *flags) == 0
+    (path,) = (tmp_path / "videos").glob("*.json")
+    path.write_text(path.read_text()[:100])
+    assert script(adasteer, *flags) == 0
+    assert results(tmp_path)[path.stem] == results(whole[0])[path.stem]
+
+
+def test_the_baseline_has_the_same_noise_and_no_adaptation(whole, tmp_path, script):
+    flags = ["--sampling-steps", 2, "--no-enhance-hf", "--limit", 2, "--out", tmp_path]
+    assert script(adasteer, "--steps", 0, *flags) == 0
+    for name, record in results(tmp_path).items():
+        adapted = results(whole[0])[name]
+        assert record["kept"] == "baseline" and record["losses"] == [] and not any(record["norms"])
+        assert record["preflight"] == adapted["preflight"]
+        assert record["psnr_db"] == pytest.approx(adapted["psnr_db"], abs=1.0) != adapted["psnr_db"]
+
+
+def test_order_and_company_in_the_list_change_nothing(whole, tmp_path, script):
+    rows = demo_rows()[::-1][:2]
+    path = write_manifest(tmp_path / "list.csv", rows)
+    assert script(adasteer, *QUICK, "--videos", path, "--out", tmp_path / "out") == 0
+    for name, record in results(tmp_path / "out").items():
+        assert record == results(whole[0])[name]
+
+
+def test_another_run_in_the_folder_is_refused(whole, tmp_path, script, capsys):
+    before = results(whole[0])
+    assert script(adasteer, *QUICK, "--lr", 0.1, "--out", whole[0]) == 2
+    error = capsys.readouterr().err
+    assert "--out" in error and "--lr is 0.005 there, 0.1 here" in error and error.count("\n") == 1
+    path = write_manifest(tmp_path / "list.csv", demo_rows()[:1])
+    assert script(adasteer, *QUICK, "--videos", path, "--out", whole[0]) == 2
+    assert "manifest_sha256" in capsys.readouterr().err
+    assert results(whole[0]) == before
+
+
+def test_device_and_shard_bounds_may_differ(whole, script):
+    assert script(adasteer, *QUICK, "--device", "cpu", "--limit", 3, "--out", whole[0]) == 0
+
+
+def test_bad_clips_are_skipped_and_recorded(whole, tmp_path, script, capsys):
+    (tmp_path / "broken.mp4").write_bytes(b"this is no video")
+    rows = [("broken.mp4", "x"), ("absent.mp4", "y"), demo_rows()[1]]
+    path = write_manifest(tmp_path / "list.csv", rows)
+    assert script(adasteer, *QUICK, "--videos", path, "--out", tmp_path / "out") == 3
+    found = results(tmp_path / "out")
+    assert [found[name]["status"] for name in ("absent", "broken")] == ["skipped", "skipped"]
+    assert "no such file" in found["absent"]["reason"]
+    assert found["scene_1"] == results(whole[0])["scene_1"]
+    assert "skipped broken" in capsys.readouterr().err
+
+
+def test_a_clip_too_short_for_its_window_is_skipped(tmp_path, script):
+    flags = ["--anchor", 90, "--limit", 1, "--out", tmp_path]
+    assert script(adasteer, *QUICK, *flags) == 3
+    (record,) = results(tmp_path).values()
+    assert "has 97 frames, 104 are needed" in record["reason"]
+
+
+def test_a_flipped_sign_is_refused_by_the_preflight(tmp_path, script, monkeypatch, capsys):
+    load = backbones.load
+    monkeypatch.setattr(backbones, "load", lambda *a, **k: load(*a, **k, network_sign=1))
+    assert script(adasteer, *QUICK, "--out", tmp_path) == 1
+    assert "sign of the velocity" in capsys.readouterr().err
+    found = results(tmp_path)
+    assert len(found) == 3
+    for record in found.values():
+        losses = record["preflight"]
+        assert losses["negated_loss"] < losses["zero_loss"] < losses["loss"]
+        assert record["status"] == "skipped" and record["reason"].startswith("preflight")
+
+
+def test_the_official_layout_runs_from_the_command_line(toy_checkpoint, tmp_path, script):
+    """A random model cannot pass the preflight; without it everything else must work, Wan VAE
+    included."""
+    flags = ["--checkpoint", toy_checkpoint, "--no-preflight", "--limit", 1, "--out", tmp_path]
+    assert script(adasteer, *QUICK, *flags) == 0
+    (record,) = results(tmp_path).values()
+    assert record["status"] == "done" and record["adapted_parameters"] == 16
+
+
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        (["--cond-frames", 14], "--cond-frames must be 4k + 1"),
+        (["--steps", -1], "--steps: must be at least 0"),
+        (["--steps", "many"], "--steps: invalid whole number value: 'many'"),
+        (["--lr", "nan"], "--lr: must be a positive number"),
+        (["--groups", 0], "--groups must be in 1..12, got 0"),
+        (["--groups", 13], "--groups must be in 1..12, got 13"),
+        (["--checkpoint", "nowhere"], "--checkpoint nowhere: no such folder"),
+        (["--videos", "nowhere.csv"], "--videos nowhere.csv: no such file"),
+        (["--prompt", "x"], "--prompt is for files and folders"),
+        (["--batch-start", 4], "the range holds none"),
+        (["--size", "60x60"], "--size 60x60: sides must be multiples of 16"),
+        (["--size", "big"], "--size: must be WIDTHxHEIGHT"),
+        (["--device", "gpu"], "--device gpu: not usable here"),
+        (["--stepz", 3], "unrecognized arguments: --stepz"),
+    ],
+)
+def test_usage_errors_are_one_line(tmp_path, script, capsys, flags, complaint):
+    assert script(adasteer, "--out", tmp_path / "out", *flags) == 2
+    error = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert len(error) == 1 and complaint in error[0]
+
+
+def test_dry_run_prints_the_plan_and_writes_nothing(tmp_path, script, capsys):
+    assert script(adasteer, "--dry-run", "--groups", 2, "--out", tmp_path / "out") == 0
+    said = capsys.readouterr().out
+    assert "to do  scene_0" in said and "groups = 2" in said and "frames 19..31" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_help_shows_groups_of_flags_and_defaults(script, capsys):
+    assert script(adasteer, "--help") == 0
+    said = capsys.readouterr().out
+    for heading in (
+        "data and model:",
+        "frame window:",
+        "AdaSteer (this script):",
+        "sampling:",
+        "run:",
+    ):
+        assert heading in said
+    assert "(default: 5)" in said and "delta[floor(i * G / L)]" in said
+
+
+VARIANT = '''
+class AdaSteer:
+    """One gain on the timestep embedding."""
+
+    @staticmethod
+    def add_arguments(parser):
+        parser.add_argument("--start", type=float, default=1.0, help="of the gain")
+
+    def __init__(self, model, clip, args):
+        self.model = model
+        self.gain = torch.tensor(args.start, device=model.device, requires_grad=True)
+
+    def parameters(self):
+        return [self.gain]
+
+    def optimizer(self, args):
+        return torch.optim.AdamW([self.gain], lr=args.lr)
+
+    def attached(self):
+        return self.model.timestep_embedding(lambda i, e, sigma: e * self.gain)
+
+'''
+
+
+def test_a_copy_of_the_script_with_another_class_runs(tmp_path):
+    text = (ROOT / "adasteer.py").read_text()
+    start, end = text.index("class AdaSteer"), text.index("def main")
+    variant = tmp_path / "my_variant.py"
+    variant.write_text(
+        (text[:start] + VARIANT.lstrip() + "\n" + text[end:]).replace("AdaSteer", "Gain")
+    )
+    command = [
+        sys.executable,
+        variant,
+        *QUICK,
+        "--limit",
+        1,
+        "--start",
+        1.0,
+        "--out",
+        tmp_path / "out",
+    ]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr
+    (record,) = results(tmp_path / "out").values()
+    assert record["adapted_parameters"] == 1 and record["norms"][0] != 1.0
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["method"] == "Gain"
