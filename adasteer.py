@@ -27,7 +27,9 @@ class AdaSteer:
             action="store_true",
             help="the last group also reaches the final layer (with --groups 1: Delta-A)",
         )
-        parser.add_argument("--weight-decay", type=float, default=0.01, help="of AdamW")
+        parser.add_argument(
+            "--weight-decay", type=common.not_negative, default=0.01, help="of AdamW"
+        )
 
     def __init__(self, model, clip, args):
         if not 1 <= args.groups <= model.depth:

@@ -6,7 +6,6 @@ A backbone has `dit`, `depth`, `embedding_width`, `device`, `encode(frames)`, `d
 noise - latents, whatever the sign of the network.
 """
 
-import json
 from pathlib import Path
 
 
@@ -21,14 +20,15 @@ def load(checkpoint, device="cpu", dtype=None, network_sign=None):
     network_sign overrides the sign that turns the network's output into a velocity: for parity with
     code that had it wrong, never for results. Raises CheckpointError.
     """
-    from backbones.longcat import LongCat  # here: a reader of json must not wait for diffusers
+    from backbones.longcat import LongCat  # here: it imports CheckpointError from this file
+    from backbones.parts import read_config
 
     known = {"LongCatVideoTransformer3DModel": ("dit", LongCat)}
     folder = Path(checkpoint)
     for part, backbone in known.values():
         config = folder / part / "config.json"
         if config.is_file():
-            name = json.loads(config.read_text(encoding="utf-8")).get("_class_name")
+            name = read_config(config).get("_class_name")
             if name not in known:
                 raise CheckpointError(f"{config} names {name}; known are {', '.join(known)}")
             return backbone.from_folder(folder, device, dtype, network_sign)

@@ -7,17 +7,25 @@ leaves the class is noise - latents.
 """
 
 import contextlib
-import json
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
+from tqdm import tqdm
 from transformers import AutoTokenizer, UMT5EncoderModel
 
 from backbones.longcat_dit import LongCatVideoTransformer3DModel
-from backbones.parts import Text, autoencoder_class, clean_prompt, load_part, registered
+from backbones.parts import (
+    Text,
+    autoencoder_class,
+    check_parts,
+    clean_prompt,
+    load_part,
+    load_weights,
+    read_config,
+    registered,
+)
 
-NATIVE = {"height": 480, "width": 832, "max_sequence_length": 512}
-EMBED_BATCH = 8  # prompts a pass
+NATIVE = {"height": 480, "width": 832, "max_sequence_length": 512, "guidance_scale": 4.0}
 
 
 class LongCat:
@@ -39,23 +47,22 @@ class LongCat:
     def from_folder(cls, folder, device="cpu", dtype=None, network_sign=None):
         """Loads the official layout: dit/ vae/ text_encoder/ tokenizer/ scheduler/.
 
-        An optional model_index.json gives height, width and max_sequence_length of the checkpoint.
+        An optional model_index.json gives what NATIVE names, where it differs from the release.
         """
         device = torch.device(device)
         dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
-        vae_class = autoencoder_class(folder)
-        weights = {"torch_dtype": dtype, "use_safetensors": True}
+        check_parts(folder, ("dit", "vae", "text_encoder", "tokenizer", "scheduler"))
         model = cls(
-            load_part(LongCatVideoTransformer3DModel, folder, "dit", **weights).to(device),
+            load_weights(LongCatVideoTransformer3DModel, folder / "dit", dtype).to(device),
             # float32: it is small, and its rounding would show in every metric
-            load_part(vae_class, folder, "vae", torch_dtype=torch.float32, use_safetensors=True),
-            load_part(UMT5EncoderModel, folder, "text_encoder", dtype=dtype, use_safetensors=True),
-            load_part(AutoTokenizer, folder, "tokenizer"),
-            load_part(FlowMatchEulerDiscreteScheduler, folder, "scheduler"),
+            load_weights(autoencoder_class(folder), folder / "vae", torch.float32),
+            load_weights(UMT5EncoderModel, folder / "text_encoder", dtype),
+            load_part(AutoTokenizer, folder / "tokenizer"),
+            load_part(FlowMatchEulerDiscreteScheduler, folder / "scheduler"),
         )
         index = folder / "model_index.json"
         if index.is_file():
-            stated = json.loads(index.read_text(encoding="utf-8"))
+            stated = read_config(index)
             model.native |= {name: stated[name] for name in NATIVE if name in stated}
         model.network_sign = network_sign or -1
         return model
@@ -98,21 +105,23 @@ class LongCat:
 
     @torch.no_grad()
     def embed(self, prompts):
-        """Text of the prompts, on the CPU, padded to the length the model was trained with."""
-        embeds, masks = [], []
+        """Text of the prompts, on the CPU, padded to the length the model was trained with.
+
+        One prompt a pass: in a batch its last bits would depend on the others.
+        """
+        passes = []
         with self._on_device(self.text_encoder) as encoder:
-            for start in range(0, len(prompts), EMBED_BATCH):
+            for prompt in tqdm(prompts, "prompts", unit="prompt", disable=None, leave=False):
                 tokens = self.tokenizer(
-                    [clean_prompt(prompt) for prompt in prompts[start : start + EMBED_BATCH]],
+                    [clean_prompt(prompt)],
                     padding="max_length",
                     max_length=self.native["max_sequence_length"],
                     truncation=True,
                     return_tensors="pt",
                 ).to(self.device)
                 out = encoder(tokens.input_ids, tokens.attention_mask).last_hidden_state
-                embeds.append(out[:, None].cpu())
-                masks.append(tokens.attention_mask.cpu())
-        return Text(torch.cat(embeds), torch.cat(masks))
+                passes.append(Text(out[:, None], tokens.attention_mask).to("cpu"))
+        return Text.joined(passes)
 
     def _moment(self, name):
         return torch.tensor(self.vae.config[name], device=self.device).view(1, -1, 1, 1, 1)
@@ -189,7 +198,7 @@ class LongCat:
         latents = noise.to(self.device, torch.float32)
         branches = 2 if guidance_scale > 1 else 1
         if branches == 2:
-            text = negative_text.joined(text)
+            text = Text.joined([negative_text, text])
         cache = self._fill_cache(cond_latents) if use_cache else None
         sigmas = self.schedule(steps, enhance_hf, distill)
         for sigma, sigma_next in zip(sigmas[:-1], sigmas[1:], strict=True):

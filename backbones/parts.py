@@ -8,11 +8,15 @@ from dataclasses import dataclass
 
 import ftfy
 import torch
+import transformers
 from diffusers import AutoencoderKLWan
+from diffusers.models.modeling_utils import ModelMixin
+from safetensors import SafetensorError
 
 from backbones import CheckpointError
 from backbones.linear_autoencoder import LinearVideoAutoencoder
 
+transformers.utils.logging.disable_progress_bar()  # one bar: that over the videos
 AUTOENCODERS = {cls.__name__: cls for cls in (AutoencoderKLWan, LinearVideoAutoencoder)}
 
 
@@ -32,8 +36,9 @@ class Text:
     def __getitem__(self, rows):
         return Text(self.embeds[rows], self.mask[rows])
 
-    def joined(self, other):
-        return Text(torch.cat([self.embeds, other.embeds]), torch.cat([self.mask, other.mask]))
+    @classmethod
+    def joined(cls, texts):
+        return cls(torch.cat([t.embeds for t in texts]), torch.cat([t.mask for t in texts]))
 
 
 def clean_prompt(text):
@@ -50,19 +55,43 @@ def registered(functions, function):
         functions.remove(function)
 
 
-def load_part(cls, folder, name, **options):
+def check_parts(folder, names):
+    """Raises CheckpointError before anything large is read."""
+    for name in names:
+        if not (folder / name).is_dir():
+            raise CheckpointError(f"{folder} has no folder {name}/; the official layout has one")
+
+
+def load_part(cls, folder, **options):
+    """cls.from_pretrained(folder), from disk alone; what goes wrong becomes one line."""
     try:
-        return cls.from_pretrained(folder / name, local_files_only=True, **options)
+        return cls.from_pretrained(folder, local_files_only=True, **options)
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise CheckpointError(f"{folder} cannot be loaded: {lines[0]}") from error
+
+
+def load_weights(cls, folder, dtype):
+    """A model whose safetensors files hold every one of its weights."""
+    kind = "torch_dtype" if issubclass(cls, ModelMixin) else "dtype"
+    options = {kind: dtype, "use_safetensors": True, "output_loading_info": True}
+    model, info = load_part(cls, folder, **options)
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise CheckpointError(f"{folder} lacks {len(missing)} weights, such as {missing[0]}")
+    return model
+
+
+def read_config(path):
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        line = str(error).strip().splitlines()[0]
-        raise CheckpointError(f"{folder / name} cannot be loaded: {line}") from error
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
 
 
 def autoencoder_class(folder):
     config = folder / "vae" / "config.json"
-    if not config.is_file():
-        raise CheckpointError(f"{folder / 'vae'} cannot be loaded: no config.json in it")
-    name = json.loads(config.read_text(encoding="utf-8")).get("_class_name")
+    name = read_config(config).get("_class_name")
     if name not in AUTOENCODERS:
         raise CheckpointError(f"{config} names {name}; known are {', '.join(AUTOENCODERS)}")
     return AUTOENCODERS[name]

@@ -93,7 +93,7 @@ def generate(model, clip, args, record):
         clip.negative_text,
         noise,
         steps=args.sampling_steps,
-        guidance_scale=args.guidance_scale,
+        guidance_scale=guidance_scale(model, args),
         enhance_hf=args.enhance_hf,
     )
     synchronize(model.device)
@@ -103,6 +103,10 @@ def generate(model, clip, args, record):
     record["generate_seconds"] = generated - started
     record["decode_seconds"] = time.perf_counter() - generated
     return frames
+
+
+def guidance_scale(model, args):
+    return model.native["guidance_scale"] if args.guidance_scale is None else args.guidance_scale
 
 
 def synchronize(device):

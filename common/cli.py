@@ -20,7 +20,12 @@ class Parser(argparse.ArgumentParser):
 
 
 class Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
-    """Keeps the script's equation as it is written, and names every default."""
+    """Keeps the script's equation as it is written, and names every default that says something."""
+
+    def _get_help_string(self, action):
+        if action.default is None or isinstance(action.default, bool):
+            return action.help
+        return super()._get_help_string(action)
 
 
 def at_least(low):
@@ -34,11 +39,23 @@ def at_least(low):
     return whole
 
 
-def positive(text):
+def finite(text):
     value = float(text)
-    if not (math.isfinite(value) and value > 0):
-        raise argparse.ArgumentTypeError(f"must be a positive number, got {text}")
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"must be a finite number, got {text}")
     return value
+
+
+def positive(text):
+    if not finite(text) > 0:
+        raise argparse.ArgumentTypeError(f"must be a positive number, got {text}")
+    return float(text)
+
+
+def not_negative(text):
+    if not finite(text) >= 0:
+        raise argparse.ArgumentTypeError(f"must not be negative, got {text}")
+    return float(text)
 
 
 def frame_size(text):
@@ -53,9 +70,10 @@ def frame_size(text):
 
 
 def blocks(text):
-    if text == "all":
-        return None
-    return {"none": 0}.get(text) if text == "none" else at_least(0)(text)
+    """How many blocks: None stands for all."""
+    if text in ("all", "none"):
+        return None if text == "all" else 0
+    return at_least(0)(text)
 
 
 def parse_args(description, method, argv=None):
@@ -139,11 +157,15 @@ def add_adaptation(group):
 
 def add_sampling(group):
     group.add_argument("--sampling-steps", type=at_least(1), default=50, help="of the schedule")
-    group.add_argument("--guidance-scale", type=float, default=4.0, help="1 or less: no guidance")
+    group.add_argument(
+        "--guidance-scale",
+        type=finite,
+        help="1 or less: none; the checkpoint's own where not given",
+    )
     group.add_argument("--negative-prompt", default="", metavar="TEXT", help="for the guidance")
     group.add_argument(
         "--enhance-hf", action=argparse.BooleanOptionalAction, default=True,
-        help="end the schedule with ten even steps from sigma 0.5",
+        help="end the schedule with ten even steps from sigma 0.5 (done by default)",
     )  # fmt: skip
 
 
@@ -173,17 +195,16 @@ def add_run(group):
 
 
 def load_model(args):
-    """The backbone of args.checkpoint on args.device; args.size becomes its native one where not
-    given."""
+    """The backbone of args.checkpoint on args.device; its `frame_size` is args.size or its own."""
+    device = pick_device(args.device)
+    if args.attention == "flash" and device.type != "cuda":
+        raise UsageError(f"--attention flash: works on a GPU only, not on {device}; use sdpa")
     try:
-        device = pick_device(args.device)
         model = backbones.load(args.checkpoint, device)
-        if args.attention == "flash":
-            model.dit.use_flash_attention()
     except backbones.CheckpointError as error:
         raise UsageError(f"--checkpoint: {error}") from error
-    except ImportError as error:
-        raise UsageError(f"--attention flash: {error}; install flash-attn or use sdpa") from error
+    if args.attention == "flash":
+        use_flash_attention(model)
     model.recompute(args.checkpointing)
     size = args.size or (model.native["height"], model.native["width"])
     if any(side % model.size_multiple or side <= 0 for side in size):
@@ -192,6 +213,13 @@ def load_model(args):
         )
     model.frame_size = size
     return model
+
+
+def use_flash_attention(model):
+    try:
+        model.dit.use_flash_attention()
+    except ImportError as error:
+        raise UsageError(f"--attention flash: {error}; install flash-attn or use sdpa") from error
 
 
 def pick_device(name):

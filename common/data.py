@@ -1,4 +1,4 @@
-"""The list of videos, their frames, and what of a clip adaptation, sampling and scoring see."""
+"""The list of videos, and frames in and out of files."""
 
 import csv
 import hashlib
@@ -39,7 +39,9 @@ def list_videos(path, prompt=None):
     """
     path = Path(path)
     if path.is_dir():
-        files = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
+        files = sorted(
+            p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and p.name[0] != "."
+        )
         rows = [{"filename": p.name} for p in files]
         digest = hashlib.sha256("\n".join(p.name for p in files).encode())
     elif path.suffix.lower() == ".csv" and path.is_file():
@@ -58,7 +60,7 @@ def list_videos(path, prompt=None):
         raise UsageError(
             f"--videos {path}: lists no videos; a CSV needs rows, a folder video files"
         )
-    if path.suffix.lower() != ".csv":
+    if path.is_dir() or path.suffix.lower() != ".csv":
         check_prompt(path, prompt)
         for row in rows:
             row["caption"] = prompt
@@ -81,7 +83,8 @@ def read_manifest(path):
     with open(path, newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
         try:
-            columns, rows = reader.fieldnames or [], list(reader)
+            columns = reader.fieldnames or []
+            rows = [(reader.line_num, row) for row in reader]
         except (csv.Error, UnicodeDecodeError) as error:
             raise UsageError(f"--videos {path}: not a CSV file in UTF-8 ({error})") from error
     missing = {"filename", "caption"} - set(columns)
@@ -89,13 +92,13 @@ def read_manifest(path):
         raise UsageError(
             f"--videos {path}: no column {' or '.join(sorted(missing))}; it needs filename,caption"
         )
-    for line, row in enumerate(rows, start=2):
+    for line, row in rows:
         for name in ("filename", "caption"):
             if not (row[name] or "").strip():
                 raise UsageError(
                     f"--videos {path}, line {line}: empty {name}; every video needs one"
                 )
-    return rows
+    return [row for _, row in rows]
 
 
 def ids(rows, path):
@@ -112,6 +115,8 @@ def ids(rows, path):
             raise UsageError(
                 f"--videos {path}: the id {name!r} stands {count} times; make ids unique"
             )
+        if len(name.encode()) > 200:
+            raise UsageError(f"--videos {path}: the id {name!r} is longer than 200 bytes")
         if "/" in name or "\\" in name or ".." in name or name.startswith("."):
             raise UsageError(
                 f"--videos {path}: the id {name!r} cannot name a file; no / \\ or .. in ids"
@@ -143,7 +148,7 @@ def read_frames(path, start, stop, size):
         raise VideoError(f"{path}: empty file")
     frames, count = [], 0
     try:
-        with av.open(str(path)) as container:
+        with av.open(str(path.resolve()), metadata_errors="ignore") as container:
             stream = video_stream(container, path)
             for frame in decode(container, stream, path):
                 count += 1
@@ -192,7 +197,7 @@ def write_video(path, frames, fps):
     """Writes frames (F, 3, H, W) float in 0..1 as H.264, visually lossless."""
     pixels = (frames.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
     with av.open(str(path), "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=round(fps), options={"crf": "12"})
+        stream = container.add_stream("libx264", rate=max(1, round(fps)), options={"crf": "12"})
         stream.height, stream.width = pixels.shape[1:3]
         stream.pix_fmt = "yuv420p"
         for picture in pixels:

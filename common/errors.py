@@ -15,9 +15,8 @@ class PreflightError(VideoError):
     def __init__(self, losses):
         self.losses = losses
         super().__init__(
-            f"preflight: the model's loss {losses['loss']:.4g} is not below "
-            f"{losses['zero_loss']:.4g}, that of predicting zero "
-            f"(negated prediction: {losses['negated_loss']:.4g})"
+            "preflight: the model's loss {loss} is not below {zero_loss}, that of predicting zero "
+            "(negated prediction: {negated_loss})".format(**losses)
         )
 
 

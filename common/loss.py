@@ -1,6 +1,7 @@
 """Random streams, the flow-matching loss, and the preflight that guards its sign."""
 
 import hashlib
+import math
 
 import torch
 
@@ -40,8 +41,9 @@ def flow_matching_loss(model, clip, sigma, noise):
 
 @torch.no_grad()
 def preflight(model, clip):
-    """Is there something to adapt? Losses of the model, of predicting zero, and of the negated
-    prediction, on the adaptation's own problem, as means over fixed sigmas and draws."""
+    """Is there something to adapt? `loss` of the model, `zero_loss` of predicting zero and
+    `negated_loss` of the negated prediction on the adaptation's own problem, as means over fixed
+    sigmas and draws; None where not finite."""
     generator = stream(clip.seed, clip.video.id, "preflight")
     losses = torch.zeros(3, dtype=torch.float64)
     for _ in range(PREFLIGHT_DRAWS):
@@ -54,4 +56,11 @@ def preflight(model, clip):
             errors = [x.square().mean() for x in (velocity - target, target, -velocity - target)]
             losses += torch.stack(errors).cpu()
     losses /= PREFLIGHT_DRAWS * len(PREFLIGHT_SIGMAS)
-    return dict(zip(("loss", "zero_loss", "negated_loss"), losses.tolist(), strict=True))
+    found = [value if math.isfinite(value) else None for value in losses.tolist()]
+    return dict(zip(("loss", "zero_loss", "negated_loss"), found, strict=True))
+
+
+def beats_zero(losses):
+    """Whether a preflight's model predicts better than predicting zero does."""
+    loss, zero_loss = losses["loss"], losses["zero_loss"]
+    return loss is not None and zero_loss is not None and loss < zero_loss

@@ -1,9 +1,9 @@
 """How close generated frames are to the ones that really followed, per frame and as means."""
 
 import functools
-import os
 from pathlib import Path
 
+import torch
 from skimage.metrics import structural_similarity
 
 ALEXNET = "alexnet-owt-7be5be79.pth"  # torchvision's file name
@@ -22,7 +22,7 @@ def score(frames, truth, lpips=None):
         )
     mse = (frames.double() - truth.double()).square().mean((1, 2, 3))
     per_frame = {
-        "psnr_db": [-10 * e.log10().item() if e > 0 else None for e in mse],
+        "psnr_db": [None if e == 0 else -10 * e.log10().item() for e in mse],
         "ssim": [ssim(a, b) for a, b in zip(frames, truth, strict=True)],
         "lpips": [lpips(a, b) for a, b in zip(frames, truth, strict=True)] if lpips else None,
     }
@@ -53,8 +53,7 @@ def ssim(a, b):
 @functools.cache
 def load_lpips():
     """LPIPS as a function of two frames, and None; or None and why not. Fetches nothing."""
-    home = os.environ.get("TORCH_HOME", Path.home() / ".cache" / "torch")
-    weights = Path(home) / "hub" / "checkpoints" / ALEXNET
+    weights = Path(torch.hub.get_dir()) / "checkpoints" / ALEXNET
     if not weights.is_file():
         return None, f"AlexNet weights are not in torch hub's cache ({ALEXNET})"
     import lpips

@@ -1,12 +1,12 @@
 """Files of a run: one JSON per video, config.json, summary.json. Each is whole or not there."""
 
-import functools
 import hashlib
 import json
 import os
 import resource
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 
 import diffusers
@@ -16,6 +16,7 @@ import transformers
 from common.errors import UsageError
 from common.metrics import mean
 
+FLAGS = {"preflight": "preflight (--no-preflight)", "method": "the method"}
 BLOCK, BLOCKS = 1 << 18, 64  # bytes and number of the samples of a large weight file
 
 
@@ -28,7 +29,7 @@ def write_json(path, content):
 def replace_file(path, write):
     """write(temporary path), then take its name: a reader sees the old file or the whole new
     one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     write(temporary)
     os.replace(temporary, path)
 
@@ -68,9 +69,12 @@ def fingerprint(checkpoint):
     if not checkpoint.is_dir():
         raise UsageError(f"--checkpoint {checkpoint}: no such folder")
     digest = hashlib.sha256()
-    for path in sorted(p for p in checkpoint.rglob("*") if p.is_file() and p.name[0] != "."):
+    for path in sorted(p for p in checkpoint.rglob("*") if p.is_file()):
+        name = path.relative_to(checkpoint)
+        if any(part.startswith(".") for part in name.parts):  # caches of download tools
+            continue
         size = path.stat().st_size
-        digest.update(f"{path.relative_to(checkpoint)}\n{size}\n".encode())
+        digest.update(f"{name.as_posix()}\n{size}\n".encode())
         with open(path, "rb") as file:
             step = max(BLOCK, size // BLOCKS)
             for start in range(0, size, step):
@@ -79,7 +83,6 @@ def fingerprint(checkpoint):
     return digest.hexdigest()
 
 
-@functools.cache
 def git_revision():
     command = [
         "git",
@@ -98,8 +101,10 @@ def git_revision():
 
 def refuse_another_run(out, config, neutral):
     """Raises UsageError where `out` holds results of a run that differs in what changes numbers."""
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"--out {out}: is a file; give a folder")
     old = read_json(out / "config.json")
-    if not any((out / "videos").glob("*.json")):
+    if not any((read_json(p) or {}).get("status") == "done" for p in out.glob("videos/*.json")):
         return
     if old is None:
         raise UsageError(f"--out {out}: holds results without config.json; choose another folder")
@@ -108,7 +113,7 @@ def refuse_another_run(out, config, neutral):
     facts += sorted((old["arguments"].keys() | config["arguments"].keys()) - neutral)
     for name in facts:
         if then.get(name) != now.get(name):
-            flag = name if name in facts[:3] else "--" + name.replace("_", "-")
+            flag = FLAGS.get(name) or (name if name in facts[:3] else f"--{name.replace('_', '-')}")
             raise UsageError(
                 f"--out {out}: holds another run ({flag} is {then.get(name)} there, "
                 f"{now.get(name)} here); choose another folder"
@@ -134,9 +139,9 @@ def summarise(out):
     return summary
 
 
-def reset_peak_memory():
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
+def reset_peak_memory(device):
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
 
 
 def peak_memory_gb(device):

@@ -10,9 +10,9 @@ from tqdm import tqdm
 
 from common import results
 from common.clip import Window, load_clip
-from common.data import list_videos, write_video
+from common.data import list_videos, sha256, write_video
 from common.errors import PreflightError, StopRun, UsageError, VideoError
-from common.loss import preflight
+from common.loss import beats_zero, preflight
 from common.metrics import load_lpips, score
 
 # what may differ when a run goes on: it changes no number, or is known by its content
@@ -27,7 +27,7 @@ class Run:
     """Opens or resumes the run in args.out. Raises UsageError where that holds another one."""
 
     def __init__(self, args):
-        self.args, self.out, self.window = args, args.out, Window.of(args)
+        self.args, self.out, self.window, self.last = args, args.out, Window.of(args), ""
         videos, manifest_sha256 = list_videos(args.videos, args.prompt)
         self.videos = videos[args.batch_start : args.batch_end][: args.limit]
         if not self.videos:
@@ -42,7 +42,12 @@ class Run:
         if args.dry_run:
             self._print_plan()
             raise SystemExit(0)
-        (self.out / "videos").mkdir(parents=True, exist_ok=True)
+        if not self.todo:
+            raise SystemExit(self.exit_code())
+        try:
+            (self.out / "videos").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"--out {self.out}: cannot be written ({error.strerror})") from error
         if no_lpips:
             print(f"LPIPS is not computed: {no_lpips}", file=sys.stderr)
         results.write_json(self.out / "config.json", config)
@@ -50,41 +55,49 @@ class Run:
     def clips(self, model):
         """Loads the videos still to do, one after the other; those that cannot be used are recorded
         as skipped. Raises StopRun where the model predicts none of the first few."""
-        if not self.todo:
-            return
-        text = model.embed([v.caption for v in self.todo] + [self.args.negative_prompt])
+        texts = self._embed(model)
         done = len(self.videos) - len(self.todo)
-        misses = 0
+        self.passed = self.missed = 0
         with tqdm(total=len(self.videos), initial=done, unit="video", disable=None) as self.bar:
-            for row, video in enumerate(self.todo):
+            for video in self.todo:
                 self.started = time.perf_counter()
-                results.reset_peak_memory()
+                results.reset_peak_memory(model.device)
                 self.show(f"{video.id} loading")
                 try:
-                    yield self._load(model, video, text[row : row + 1], text[-1:])
-                except PreflightError as error:
-                    self._skip(video, error, error.losses)
-                    misses += 1
-                    if misses == FAILED_PREFLIGHTS == done + row + 1:
-                        raise StopRun(self._suspicion(misses)) from error
+                    yield self._load(model, video, texts)
                 except VideoError as error:
                     self._skip(video, error)
+                if self.missed == FAILED_PREFLIGHTS and not self.passed and not done:
+                    raise StopRun(self._suspicion())
 
-    def _load(self, model, video, text, negative_text):
+    def _embed(self, model):
+        """Text of every caption and of the negative prompt, by prompt."""
+        captions = [video.caption for video in self.todo]
+        prompts = list(dict.fromkeys([self.args.negative_prompt, *captions]))
+        text = model.embed(prompts)
+        return {prompt: text[i : i + 1] for i, prompt in enumerate(prompts)}
+
+    def _load(self, model, video, texts):
+        text, negative_text = texts[video.caption], texts[self.args.negative_prompt]
         clip = load_clip(
             model, video, self.window, model.frame_size, text, negative_text, self.args.seed
         )
         losses = preflight(model, clip)
-        if self.args.preflight and not losses["loss"] < losses["zero_loss"]:
+        if self.args.preflight and not beats_zero(losses):
+            self.missed += 1
             raise PreflightError(losses)
+        self.passed += 1
         return replace(clip, preflight=losses)
 
     def show(self, line):
-        """Says beside the progress bar what is going on."""
-        self.bar.set_postfix_str(line)
+        """Says beside the progress bar what is going on, and how the last video went."""
+        self.bar.set_postfix_str(line + self.last)
 
     def write(self, clip, record, frames):
         """Scores the generated frames and writes the video's mp4 and JSON."""
+        if not frames.isfinite().all():
+            self._skip(clip.video, VideoError("the generated frames are not finite"))
+            return
         started = time.perf_counter()
         record |= score(frames, clip.truth, self.lpips)
         name = self.out / "videos" / clip.video.id
@@ -97,6 +110,7 @@ class Run:
             "video_sha256": clip.video_sha256,
             "frame_indices": self._frame_indices(),
             "preflight": clip.preflight,
+            "device": str(clip.target.device),
             "encode_seconds": clip.encode_seconds,
             "metrics_seconds": time.perf_counter() - started,
             "total_seconds": time.perf_counter() - self.started,
@@ -104,6 +118,7 @@ class Run:
         }
         results.write_json(self._path(clip.video), record)
         self.bar.write(results.line(record))
+        self.last = "" if record["psnr_db"] is None else f", PSNR {record['psnr_db']:.2f} dB"
         self.bar.update()
 
     def exit_code(self):
@@ -122,7 +137,15 @@ class Run:
         return self.out / "videos" / f"{video.id}.json"
 
     def _is_done(self, video):
-        return (results.read_json(self._path(video)) or {}).get("status") == "done"
+        record = results.read_json(self._path(video)) or {}
+        if record.get("status") != "done":
+            return False
+        if video.path.is_file() and sha256(video.path) != record["video_sha256"]:
+            raise UsageError(
+                f"--videos: {video.path} is not the file that {self._path(video)} was made from; "
+                "choose another --out"
+            )
+        return True
 
     def _identity(self, video):
         facts = {"id": video.id, "caption": video.caption, "source": video.source}
@@ -136,15 +159,17 @@ class Run:
             "generated": [w.anchor, w.stop],
         }
 
-    def _skip(self, video, error, losses=None):
+    def _skip(self, video, error):
         record = self._identity(video) | {"status": "skipped", "reason": str(error)}
-        results.write_json(self._path(video), record | ({"preflight": losses} if losses else {}))
+        if isinstance(error, PreflightError):
+            record["preflight"] = error.losses
+        results.write_json(self._path(video), record)
         self.bar.write(f"{video.id}: SKIPPED, {error}")
         self.bar.update()
 
-    def _suspicion(self, misses):
+    def _suspicion(self):
         return (
-            f"the model does worse than predicting zero on the first {misses} videos. Suspect "
+            f"the model does worse than predicting zero on the first {self.missed} videos. Suspect "
             "the sign of the velocity, the normalisation of the latents (vae/config.json) or the "
             f"prompts; the losses are in {self.out}/videos. --no-preflight adapts all the same"
         )

@@ -32,7 +32,7 @@ def make_clips(seeds):
 
 def prepare(work, count):
     """Autoencoder, tokenizer, and the latents and captions of `count` training clips, once."""
-    path = work / "latents.pt"
+    path = work / f"latents_{count}.pt"
     if not path.exists():
         torch.manual_seed(0)
         vae = fit_autoencoder(make_clips(range(600))[0])
@@ -49,8 +49,13 @@ def prepare(work, count):
         tokenizer = train_tokenizer(captions)
         vae.save_pretrained(work / "vae")
         tokenizer.save_pretrained(work / "tokenizer")
-        torch.save({"latents": torch.cat(latents).half(), "captions": captions}, path)
+        save_whole({"latents": torch.cat(latents).half(), "captions": captions}, path)
     return torch.load(path), PreTrainedTokenizerFast.from_pretrained(work / "tokenizer")
+
+
+def save_whole(content, path):
+    torch.save(content, path.with_suffix(".tmp"))
+    path.with_suffix(".tmp").replace(path)
 
 
 def draw_sigma(batch, device):
@@ -113,9 +118,7 @@ class Trainer:
         parts = {
             name: getattr(self, name).state_dict() for name in ("models", "average", "optimizer")
         }
-        temporary = self.state.with_suffix(".tmp")
-        torch.save(parts | {"progress": (self.step, self.seconds, self.curve)}, temporary)
-        temporary.replace(self.state)
+        save_whole(parts | {"progress": (self.step, self.seconds, self.curve)}, self.state)
         (self.args.work / "curve.json").write_text(json.dumps(self.curve))
 
     def learning_rate(self):
@@ -126,7 +129,7 @@ class Trainer:
         )
 
     def train_step(self):
-        torch.manual_seed(10_000 + self.step)  # a resumed run draws what an uninterrupted one would
+        torch.manual_seed(10_000 + self.step)  # resumed or not, a step has its own draws
         rows = torch.randint(len(self.latents), (self.args.batch,))
         words = torch.where(torch.rand(self.args.batch) < 0.1, len(self.latents), rows)
         for group in self.optimizer.param_groups:
@@ -167,7 +170,10 @@ class Trainer:
         self.tokenizer.save_pretrained(out / "tokenizer")
         LinearVideoAutoencoder.from_pretrained(self.args.work / "vae").save_pretrained(out / "vae")
         FlowMatchEulerDiscreteScheduler(shift=3.0).save_pretrained(out / "scheduler")
-        index = {"name": "nano", "height": SIZE, "width": SIZE, "max_sequence_length": TEXT_LENGTH}
+        index = {
+            "height": SIZE, "width": SIZE, "max_sequence_length": TEXT_LENGTH,
+            "guidance_scale": 1.5,
+        }  # fmt: skip
         (out / "model_index.json").write_text(json.dumps(index, indent=1) + "\n")
 
 

@@ -103,10 +103,12 @@ def test_values_inside_a_forward():
     dit, seen = oracle_dit(False), {}
 
     def keep(name, _module, _inputs, output):
-        seen[name] = output[0] if isinstance(output, tuple) else output
+        output = output[0] if isinstance(output, tuple) else output
+        seen[name] = output.flatten(1, 2) if name == "final_layer" else output
 
     names = ["attn", "attn.q_norm", "attn.k_norm", "pre_crs_attn_norm", "cross_attn", "ffn"]
     names = [f"blocks.0.{name}" for name in names] + [f"blocks.{i}" for i in range(4)]
+    names.append("final_layer")
     hooks = [
         dit.get_submodule(name).register_forward_hook(functools.partial(keep, name))
         for name in names

@@ -72,7 +72,7 @@ def test_different_numbers_of_frames_are_an_error():
 def test_lpips_from_the_cache_or_the_reason_why_not(tmp_path, monkeypatch):
     import torchvision
 
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
     load_lpips.cache_clear()
     assert load_lpips() == (None, f"AlexNet weights are not in torch hub's cache ({ALEXNET})")
     frames, truth = pair()

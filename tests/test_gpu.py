@@ -1,0 +1,29 @@
+"""What only a GPU can show: pytest -m gpu."""
+
+import pytest
+import torch
+
+import backbones
+from common.cli import ROOT
+
+pytestmark = pytest.mark.gpu
+
+
+def test_bfloat16_on_a_gpu_follows_float32_on_the_cpu():
+    """Encoding, text, one velocity and a cached, guided sample of the nano checkpoint."""
+    outcomes = []
+    for device in ("cpu", "cuda"):
+        model = backbones.load(ROOT / "nano" / "checkpoint", device)
+        generator = torch.Generator().manual_seed(0)
+        frames = torch.rand(1, 3, 13, 64, 64, generator=generator)
+        noise = torch.randn(1, 16, 4, 8, 8, generator=generator)
+        cond = model.encode(frames)
+        text, negative = (model.embed([p]).to(device) for p in ("a red ball", ""))
+        sigma = torch.tensor([0.5], device=device)
+        velocity = model.velocity(noise.to(device), sigma, cond, text)
+        latents = model.generate(cond, text, negative, noise, steps=4)
+        video = model.decode(torch.cat([cond, latents], dim=2))
+        outcomes.append([x.cpu() for x in (cond, velocity, video)])
+    for cpu, cuda, limit in zip(*outcomes, (1e-3, 0.05, 0.1), strict=True):
+        assert cuda.dtype == torch.float32
+        assert (cpu - cuda).square().mean().sqrt() < limit * cpu.std()
