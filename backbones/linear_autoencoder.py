@@ -14,6 +14,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
 PATCH, GROUP = 8, 4  # pixels on a side, frames
+STILL = GROUP**0.5  # a group of equal frames has this many times the coefficients of one frame
 
 
 class LinearVideoAutoencoder(ModelMixin, ConfigMixin):
@@ -33,7 +34,7 @@ class LinearVideoAutoencoder(ModelMixin, ConfigMixin):
         first, groups = patches(x[:, :, :1]), patches(x[:, :, 1:])
         z = torch.cat(
             [
-                (first - self.first_mean) @ self.first_axes.T,
+                (first - self.first_mean) @ self.first_axes.T * STILL,
                 (groups - self.group_mean) @ self.group_axes.T,
             ],
             dim=1,
@@ -45,7 +46,7 @@ class LinearVideoAutoencoder(ModelMixin, ConfigMixin):
     def decode(self, z, return_dict=True):
         """z (B, z_dim, 1 + k, h, w) -> x (B, 3, 1 + 4k, 8h, 8w)."""
         z = z.permute(0, 2, 3, 4, 1)
-        first = unpatch(z[:, :1] @ self.first_axes + self.first_mean, 1)
+        first = unpatch(z[:, :1] / STILL @ self.first_axes + self.first_mean, 1)
         groups = unpatch(z[:, 1:] @ self.group_axes + self.group_mean, GROUP)
         x = torch.cat([first, groups], dim=2)
         return DecoderOutput(sample=x) if return_dict else (x,)

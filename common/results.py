@@ -16,7 +16,6 @@ import transformers
 from common.errors import UsageError
 from common.metrics import mean
 
-FLAGS = {"preflight": "preflight (--no-preflight)", "method": "the method"}
 BLOCK, BLOCKS = 1 << 18, 64  # bytes and number of the samples of a large weight file
 
 
@@ -99,25 +98,29 @@ def git_revision():
         return None
 
 
-def refuse_another_run(out, config, neutral):
-    """Raises UsageError where `out` holds results of a run that differs in what changes numbers."""
+def same_run(out, config, neutral):
+    """Whether `out` already holds results of this run. Raises UsageError where it holds results of
+    one that differs in what changes numbers."""
     if out.exists() and not out.is_dir():
         raise UsageError(f"--out {out}: is a file; give a folder")
-    old = read_json(out / "config.json")
     if not any((read_json(p) or {}).get("status") == "done" for p in out.glob("videos/*.json")):
-        return
+        return False
+    old = read_json(out / "config.json")
     if old is None:
         raise UsageError(f"--out {out}: holds results without config.json; choose another folder")
-    then, now = ({**c, **c["arguments"]} for c in (old, config))
     facts = ["method", "manifest_sha256", "checkpoint_sha256"]
-    facts += sorted((old["arguments"].keys() | config["arguments"].keys()) - neutral)
-    for name in facts:
-        if then.get(name) != now.get(name):
-            flag = FLAGS.get(name) or (name if name in facts[:3] else f"--{name.replace('_', '-')}")
+    compared = [(name, old.get(name), config[name]) for name in facts]
+    then, now = old["arguments"], config["arguments"]
+    for name in sorted((then.keys() | now.keys()) - neutral):
+        flag = "--no-preflight" if name == "preflight" else f"--{name.replace('_', '-')}"
+        compared.append((flag, then.get(name), now.get(name)))
+    for name, there, here in compared:
+        if there != here:
             raise UsageError(
-                f"--out {out}: holds another run ({flag} is {then.get(name)} there, "
-                f"{now.get(name)} here); choose another folder"
+                f"--out {out}: holds another run ({name} is {there} there, {here} here); "
+                "choose another folder"
             )
+    return True
 
 
 def summarise(out):

@@ -37,7 +37,8 @@ class Run:
             )
         self.lpips, no_lpips = load_lpips()
         config = results.describe(args, manifest_sha256, no_lpips)
-        results.refuse_another_run(self.out, config, NEUTRAL)
+        self.git_revision = config["git_revision"]
+        goes_on = results.same_run(self.out, config, NEUTRAL)
         self.todo = [video for video in self.videos if not self._is_done(video)]
         if args.dry_run:
             self._print_plan()
@@ -50,7 +51,8 @@ class Run:
             raise UsageError(f"--out {self.out}: cannot be written ({error.strerror})") from error
         if no_lpips:
             print(f"LPIPS is not computed: {no_lpips}", file=sys.stderr)
-        results.write_json(self.out / "config.json", config)
+        if not goes_on:
+            results.write_json(self.out / "config.json", config)
 
     def clips(self, model):
         """Loads the videos still to do, one after the other; those that cannot be used are recorded
@@ -111,6 +113,7 @@ class Run:
             "frame_indices": self._frame_indices(),
             "preflight": clip.preflight,
             "device": str(clip.target.device),
+            "git_revision": self.git_revision,
             "encode_seconds": clip.encode_seconds,
             "metrics_seconds": time.perf_counter() - started,
             "total_seconds": time.perf_counter() - self.started,
@@ -151,7 +154,7 @@ class Run:
         facts = {"id": video.id, "caption": video.caption, "source": video.source}
         return facts | {"seed": self.args.seed, "columns": video.columns}
 
-    def _frame_indices(self):
+    def _frame_indices(self):  # half-open, as in Python
         w = self.window
         return {
             "tta": [w.anchor - w.tta_frames, w.anchor],
@@ -187,8 +190,7 @@ class Run:
 
 
 def side_by_side(clip, frames):
-    """Conditioning and what followed, truth left, generated right, enlarged to at least 256
-    pixels."""
+    """Conditioning and what followed, truth left, generated right, at least 256 pixels high."""
     pair = [torch.cat([clip.cond_frames, x]) for x in (clip.truth, frames)]
     both = torch.cat(pair, dim=3)
     factor = -(-256 // both.shape[2])

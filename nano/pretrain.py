@@ -10,6 +10,7 @@ in between lies in `--work`; the finished checkpoint, with averaged weights, in 
 import argparse
 import json
 import math
+import shutil
 import time
 from pathlib import Path
 
@@ -18,7 +19,6 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
-from backbones.linear_autoencoder import LinearVideoAutoencoder
 from nano import scenes
 from nano.architecture import fit_autoencoder, new_dit, new_text_encoder, train_tokenizer
 
@@ -148,15 +148,16 @@ class Trainer:
 
     def run(self):
         bar = tqdm(desc="training", unit="step", initial=self.step)
-        total, since, saved = 0.0, time.time(), time.time()
+        recent, since, saved = [], time.time(), time.time()
         while self.seconds < 60 * self.args.minutes:
-            total += self.train_step()
+            recent.append(self.train_step())
             bar.update()
             self.seconds, since = self.seconds + time.time() - since, time.time()
             if self.step % 100 == 0:
-                self.curve.append((self.step, round(self.seconds), total / 100))
-                bar.set_postfix(loss=f"{total / 100:.4f}")
-                total = 0.0
+                loss = sum(recent) / len(recent)
+                self.curve.append((self.step, round(self.seconds), loss))
+                bar.set_postfix(loss=f"{loss:.4f}")
+                recent = []
             if time.time() - saved > 120:
                 self.save()
                 saved = time.time()
@@ -167,8 +168,8 @@ class Trainer:
         models = self.average.module.cpu()
         models["dit"].save_pretrained(out / "dit")
         models["text_encoder"].save_pretrained(out / "text_encoder")
-        self.tokenizer.save_pretrained(out / "tokenizer")
-        LinearVideoAutoencoder.from_pretrained(self.args.work / "vae").save_pretrained(out / "vae")
+        for part in ("tokenizer", "vae"):
+            shutil.copytree(self.args.work / part, out / part, dirs_exist_ok=True)
         FlowMatchEulerDiscreteScheduler(shift=3.0).save_pretrained(out / "scheduler")
         index = {
             "height": SIZE, "width": SIZE, "max_sequence_length": TEXT_LENGTH,
