@@ -1,5 +1,4 @@
-"""LongCat-Video: the parts of its checkpoint, and video continuation as the official pipeline does
-it.
+"""LongCat-Video: the parts of its checkpoint, and the official video continuation.
 
 Source of the formulas: meituan-longcat/LongCat-Video 6b3f4b8,
 longcat_video/pipeline_longcat_video.py. Its DiT approximates latents - noise; everything here that
@@ -7,6 +6,7 @@ leaves the class is noise - latents.
 """
 
 import contextlib
+import itertools
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
@@ -24,6 +24,7 @@ from backbones.parts import (
     read_config,
     registered,
 )
+from backbones.sampling import guide, schedule
 
 NATIVE = {"height": 480, "width": 832, "max_sequence_length": 512, "guidance_scale": 4.0}
 
@@ -194,58 +195,31 @@ class LongCat:
         there is one branch. Without the cache the context is recomputed at every step; the
         guidance's scale then also sums over it, as officially.
         """
-        context = cond_latents.shape[2]
-        latents = noise.to(self.device, torch.float32)
-        branches = 2 if guidance_scale > 1 else 1
-        if branches == 2:
+        if guidance_scale > 1:
             text = Text.joined([negative_text, text])
+        latents = noise.to(self.device, torch.float32)
         cache = self._fill_cache(cond_latents) if use_cache else None
-        sigmas = self.schedule(steps, enhance_hf, distill)
-        for sigma, sigma_next in zip(sigmas[:-1], sigmas[1:], strict=True):
+        sigmas = schedule(self.scheduler, steps, enhance_hf, distill).to(self.device)
+        for sigma, sigma_next in itertools.pairwise(sigmas):
             x = latents if use_cache else torch.cat([cond_latents, latents], dim=2)
-            timestep = (1000 * sigma).expand(branches, x.shape[2]).clone()
-            if not use_cache:
-                timestep[:, :context] = 0
-            v = self._call(
-                x.expand(branches, -1, -1, -1, -1), timestep, text,
-                num_cond_latents=context, kv_cache_dict=cache,
-            )  # fmt: skip
-            v = guide(v, guidance_scale) if branches == 2 else v
-            v = v if use_cache else v[:, :, context:]
+            v = self._branches(x, sigma, text, cond_latents.shape[2], cache)
+            v = guide(v, guidance_scale) if guidance_scale > 1 else v
+            v = v[:, :, -latents.shape[2] :]
             latents = latents + (sigma_next - sigma) * v
             if on_step:
                 on_step(v, latents)
         return latents
 
+    def _branches(self, x, sigma, text, context, cache):
+        """Velocity of x (1, C, T, h, w) under each row of text; without a cache it holds context."""
+        batch = len(text.mask)
+        timestep = (1000 * sigma).expand(batch, x.shape[2]).clone()
+        if cache is None:
+            timestep[:, :context] = 0
+        x = x.expand(batch, -1, -1, -1, -1)
+        return self._call(x, timestep, text, num_cond_latents=context, kv_cache_dict=cache)
+
     def _fill_cache(self, cond_latents):
         """Keys and values of the context, read at timestep 0 and without text."""
         timestep = cond_latents.new_zeros(1, cond_latents.shape[2])
         return self.dit(cond_latents, timestep, None, return_kv=True, skip_crs_attn=True)[1]
-
-    def schedule(self, steps, enhance_hf=True, distill=False):
-        """Sigmas from 1 to 0, one more than evaluations.
-
-        enhance_hf keeps those above 0.5 and goes on with 0.5, 0.45, ..., 0.05: 50 steps become 56.
-        """
-        if distill and enhance_hf:
-            raise ValueError("distill has its own schedule: pass enhance_hf=False")
-        if distill:  # 20, 40, ..., 1000, every (50 / steps)-th from the top
-            base = torch.arange(50, 0, -1, dtype=torch.float32) / 50
-            base = base[torch.arange(steps) * 50 // steps]
-        else:
-            base = torch.linspace(1, 0.001, steps)
-        self.scheduler.set_timesteps(sigmas=base.tolist(), device="cpu")
-        sigmas = self.scheduler.sigmas
-        if enhance_hf:
-            sigmas = torch.cat(
-                [sigmas[sigmas > 0.5], torch.arange(500, -1, -50, dtype=torch.float32) / 1000]
-            )
-        return sigmas.to(self.device)
-
-
-def guide(v, scale):
-    """The optimised guidance scale: v (2, ...) holds the negative, then the positive branch."""
-    negative, positive = v[:1].flatten(1), v[1:].flatten(1)
-    weight = (negative * positive).sum(1) / (negative.square().sum(1) + 1e-8)
-    scaled = weight.view(-1, 1, 1, 1, 1) * v[:1]
-    return scaled + scale * (v[1:] - scaled)

@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 
 import pytest
-from diffusers import FlowMatchEulerDiscreteScheduler
 from safetensors.torch import load_file
 
 from backbones.longcat import LongCat
@@ -43,8 +42,8 @@ def oracle_dit(zero_pad=False):
     return dit.eval().requires_grad_(False)
 
 
-def oracle_model(zero_pad=False, shift=12.0, network_sign=-1):
-    model = LongCat(oracle_dit(zero_pad), scheduler=FlowMatchEulerDiscreteScheduler(shift=shift))
+def oracle_model(zero_pad=False, network_sign=-1):
+    model = LongCat(oracle_dit(zero_pad))
     model.network_sign = network_sign
     return model
 

@@ -1,0 +1,36 @@
+"""Noise schedule and guidance of LongCat-Video's sampler (pipeline_longcat_video.py, 6b3f4b8)."""
+
+import torch
+
+
+def schedule(scheduler, steps, enhance_hf=True, distill=False):
+    """Sigmas from 1 to 0, one more than evaluations, with the shift of a diffusers flow-matching
+    Euler scheduler.
+
+    enhance_hf keeps those above 0.5 and goes on with 0.5, 0.45, ..., 0.05: 50 steps become 56 at
+    shift 12. distill is the schedule of the distilled weights.
+    """
+    if distill and enhance_hf:
+        raise ValueError("distill has its own schedule: pass enhance_hf=False")
+    if distill:  # 20, 40, ..., 1000, every (50 / steps)-th from the top
+        base = torch.arange(50, 0, -1, dtype=torch.float32) / 50
+        base = base[torch.arange(steps) * 50 // steps]
+    else:
+        base = torch.linspace(1, 0.001, steps)
+    scheduler.set_timesteps(sigmas=base.tolist(), device="cpu")
+    sigmas = scheduler.sigmas
+    if not enhance_hf:
+        return sigmas
+    tail = torch.arange(500, -1, -50, dtype=torch.float32) / 1000
+    return torch.cat([sigmas[sigmas > 0.5], tail])
+
+
+def guide(v, scale):
+    """Classifier-free guidance with the optimised scale of the negative branch (CFG-Zero*).
+
+    v (2, C, T, h, w) holds the negative, then the positive branch; gives (1, C, T, h, w).
+    """
+    negative, positive = v[:1].flatten(1), v[1:].flatten(1)
+    weight = (negative * positive).sum(1) / (negative.square().sum(1) + 1e-8)
+    scaled = weight.view(-1, 1, 1, 1, 1) * v[:1]
+    return scaled + scale * (v[1:] - scaled)
