@@ -211,7 +211,7 @@ class LongCat:
         return latents
 
     def _branches(self, x, sigma, text, context, cache):
-        """Velocity of x (1, C, T, h, w) under each row of text; without a cache it holds context."""
+        """Velocity of x (1, C, T, h, w) for each row of text; without cache it holds context."""
         batch = len(text.mask)
         timestep = (1000 * sigma).expand(batch, x.shape[2]).clone()
         if cache is None:

@@ -119,24 +119,31 @@ class LongCatVideoTransformer3DModel(ModelMixin, ConfigMixin):
         if not skip_crs_attn:
             text, mask = self._embed_text(encoder_hidden_states, encoder_attention_mask)
 
+        run = functools.partial(
+            self._run_block, e=e, sigma=sigma, text=text, text_mask=mask, grid=grid,
+            num_cond_latents=num_cond_latents,
+        )  # fmt: skip
         caches = {}
-        for i, block in enumerate(self.blocks):
-            run = block
-            if i < self.recompute_blocks and torch.is_grad_enabled():
-                run = functools.partial(
-                    checkpoint, block, use_reentrant=False, preserve_rng_state=False
-                )
-            cache = (kv_cache_dict or {}).get(i)
-            steered = self._site("timestep_embedding", i, e, sigma)
-            # bound now: a recomputed block must meet the functions that its forward met
-            edit = functools.partial(_apply, tuple(self.sites["modulation"]), i)
-            x, fresh = run(x, steered, text, mask, grid, num_cond_latents, cache, edit)
-            x = self._site("block_output", i, x)
+        for i in range(len(self.blocks)):
+            x, fresh = run(i, x, cache=(kv_cache_dict or {}).get(i))
             if return_kv:
                 caches[i] = tuple(c.cpu() if offload_kv_cache else c.contiguous() for c in fresh)
         e = self._site("timestep_embedding", len(self.blocks), e, sigma)
         out = self._unpatchify(self.final_layer(x.unflatten(1, (grid[0], -1)), e), grid)
         return (out, caches) if return_kv else out
+
+    def _run_block(self, i, x, *, e, sigma, **more):
+        """Block i with its sites; the first recompute_blocks blocks are recomputed in backward."""
+        block = self.blocks[i]
+        if i < self.recompute_blocks and torch.is_grad_enabled():
+            block = functools.partial(
+                checkpoint, block, use_reentrant=False, preserve_rng_state=False
+            )
+        e = self._site("timestep_embedding", i, e, sigma)
+        # bound now: a recomputed block must meet the functions that its forward met
+        modulation_site = functools.partial(_apply, tuple(self.sites["modulation"]), i)
+        x, fresh = block(x, e, modulation_site=modulation_site, **more)
+        return self._site("block_output", i, x), fresh
 
     def _site(self, name, i, value, *more):
         return _apply(tuple(self.sites[name]), i, value, *more)
