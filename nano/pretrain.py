@@ -1,56 +1,87 @@
 """Makes `nano/checkpoint` from nothing: autoencoder, tokenizer, text encoder and DiT.
 
-    python -m nano.pretrain --minutes 40     # the same command resumes; --device cuda on a GPU
+    python -m nano.pretrain --minutes 75 --fast     # --device cuda on a GPU
 
 It learns video continuation on the clips of `nano/scenes.py`, in the official sign: given clean
 context latents (timestep 0) the DiT predicts latents - noise of the frames that follow. Everything
-in between lies in `--work`; the finished checkpoint, with averaged weights, in `--out`.
+in between lies in `--work`, with the loss curve and, every ten minutes, a sheet of continued
+scenes; the finished checkpoint, with averaged weights, in `--out`. Interrupted (also by SIGTERM),
+it saves, and the same command goes on.
 """
 
 import argparse
+import copy
 import json
 import math
+import os
 import shutil
+import signal
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from nano import scenes
-from nano.architecture import fit_autoencoder, new_dit, new_text_encoder, train_tokenizer
+from nano.architecture import new_dit, new_text_encoder, train_tokenizer
+from nano.autoencoders import fit_linear, train_wan
+from nano.progress import draw_curve, draw_samples
 
 SIZE, FRAMES, TEXT_LENGTH = 64, 29, 64  # pixels on a side, frames of a training clip, tokens
+CHUNK = 50  # clips that are drawn at once
 
 
-def make_clips(seeds):
-    clips, captions = zip(*(scenes.clip(seed, FRAMES, SIZE) for seed in seeds), strict=True)
-    return torch.stack(clips).transpose(1, 2) * 2 - 1, list(captions)
+def make_clips(start):
+    """(CHUNK, 3, FRAMES, SIZE, SIZE) in -1..1 and the captions."""
+    torch.set_num_threads(1)  # there is one drawing process for every core
+    drawn = (scenes.clip(seed, FRAMES, SIZE) for seed in range(start, start + CHUNK))
+    clips, captions = zip(*drawn, strict=True)
+    return torch.stack(clips).transpose(1, 2) * 2 - 1, captions
 
 
-def prepare(work, count):
-    """Autoencoder, tokenizer, and the latents and captions of `count` training clips, once."""
-    path = work / f"latents_{count}.pt"
+def draw(count):
+    """Clips 0..count - 1 as they are drawn, CHUNK at a time."""
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        starts = range(0, count, CHUNK)
+        yield from tqdm(pool.map(make_clips, starts), "drawing clips", len(starts), unit="chunk")
+
+
+def make_autoencoder(args):
+    if args.autoencoder == "linear":
+        return fit_linear(torch.cat([clips for clips, _ in draw(1000)]))
+    clips = torch.cat([clips for clips, _ in draw(4000)])
+    return train_wan(clips, args.autoencoder_minutes, args.device)
+
+
+@torch.no_grad()
+def encode(vae, clips, device):
+    """clips (M, 3, F, H, W) -> normalised latents, 16-bit, on the CPU."""
+    mean, std = (
+        torch.tensor(vae.config[name]).view(1, -1, 1, 1, 1)
+        for name in ("latents_mean", "latents_std")
+    )
+    return ((vae.encode(clips.to(device)).latent_dist.mode().cpu() - mean) / std).half()
+
+
+def prepare(args):
+    """Autoencoder, tokenizer, and the latents and captions of args.clips training clips, once."""
+    path = args.work / f"latents_{args.clips}.pt"
     if not path.exists():
         torch.manual_seed(0)
-        vae = fit_autoencoder(make_clips(range(600))[0])
-        mean, std = (
-            torch.tensor(vae.config[name]).view(1, -1, 1, 1, 1)
-            for name in ("latents_mean", "latents_std")
-        )
+        vae = make_autoencoder(args).to(args.device)
         latents, captions = [], []
-        for start in tqdm(range(0, count, 50), desc="rendering clips", unit="batch"):
-            clips, words = make_clips(range(start, start + 50))
-            with torch.no_grad():
-                latents.append((vae.encode(clips).latent_dist.mode() - mean) / std)
+        for clips, words in draw(args.clips):
+            latents.append(encode(vae, clips, args.device))
             captions += words
         tokenizer = train_tokenizer(captions)
-        vae.save_pretrained(work / "vae")
-        tokenizer.save_pretrained(work / "tokenizer")
-        save_whole({"latents": torch.cat(latents).half(), "captions": captions}, path)
-    return torch.load(path), PreTrainedTokenizerFast.from_pretrained(work / "tokenizer")
+        vae.save_pretrained(args.work / "vae")
+        tokenizer.save_pretrained(args.work / "tokenizer")
+        save_whole({"latents": torch.cat(latents), "captions": captions}, path)
+    return torch.load(path), PreTrainedTokenizerFast.from_pretrained(args.work / "tokenizer")
 
 
 def save_whole(content, path):
@@ -86,7 +117,7 @@ def flow_matching_loss(dit, text_encoder, latents, ids, mask):
 class Trainer:
     def __init__(self, args):
         self.args, self.device = args, torch.device(args.device)
-        data, self.tokenizer = prepare(args.work, args.clips)
+        data, self.tokenizer = prepare(args)
         self.latents = data["latents"].to(self.device)
         tokens = self.tokenizer(
             [*data["captions"], ""], padding="max_length", max_length=TEXT_LENGTH,
@@ -113,13 +144,16 @@ class Trainer:
             for name in ("models", "average", "optimizer"):
                 getattr(self, name).load_state_dict(saved[name])
             self.step, self.seconds, self.curve = saved["progress"]
+        self.dit = self.models["dit"]
+        if args.fast:  # compiled once for each length of the context
+            self.dit = torch.compile(self.dit, dynamic=False)
 
     def save(self):
         parts = {
             name: getattr(self, name).state_dict() for name in ("models", "average", "optimizer")
         }
         save_whole(parts | {"progress": (self.step, self.seconds, self.curve)}, self.state)
-        (self.args.work / "curve.json").write_text(json.dumps(self.curve))
+        draw_curve(self.curve, self.args.work)
 
     def learning_rate(self):
         """Warm-up over 200 steps, then a cosine over the time that was granted."""
@@ -134,10 +168,15 @@ class Trainer:
         words = torch.where(torch.rand(self.args.batch) < 0.1, len(self.latents), rows)
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
-        loss = flow_matching_loss(
-            self.models["dit"], self.models["text_encoder"],
-            self.latents[rows].float(), self.ids[words], self.mask[words],
-        )  # fmt: skip
+        # the math kernel: of all, PyTorch's CPU flash attention has the slowest backward here
+        with (
+            sdpa_kernel(SDPBackend.MATH),
+            torch.autocast(self.device.type, torch.bfloat16, enabled=self.args.fast),
+        ):
+            loss = flow_matching_loss(
+                self.dit, self.models["text_encoder"],
+                self.latents[rows].float(), self.ids[words], self.mask[words],
+            )  # fmt: skip
         self.optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.models.parameters(), 1.0)
@@ -147,9 +186,13 @@ class Trainer:
         return loss.item()
 
     def run(self):
+        """Gives whether the time is used up; False after a signal. The state is saved then too."""
+        stopped = []
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: stopped.append(1))
         bar = tqdm(desc="training", unit="step", initial=self.step)
-        recent, since, saved = [], time.time(), time.time()
-        while self.seconds < 60 * self.args.minutes:
+        recent, since, saved, sampled = [], time.time(), time.time(), time.time()
+        while self.seconds < 60 * self.args.minutes and not stopped:
             recent.append(self.train_step())
             bar.update()
             self.seconds, since = self.seconds + time.time() - since, time.time()
@@ -161,11 +204,16 @@ class Trainer:
             if time.time() - saved > 120:
                 self.save()
                 saved = time.time()
+            if time.time() - sampled > 600:
+                self.export(self.args.work / "checkpoint")
+                draw_samples(self.args.work / "checkpoint", self.args.work / "samples.png")
+                sampled = time.time()
         self.save()
+        return not stopped
 
     def export(self, out):
-        """Writes the official folder layout with the averaged weights, as float32 safetensors."""
-        models = self.average.module.cpu()
+        """Writes the official folder layout with the averaged weights, 16-bit on disk."""
+        models = copy.deepcopy(self.average.module).cpu().half()
         models["dit"].save_pretrained(out / "dit")
         models["text_encoder"].save_pretrained(out / "text_encoder")
         for part in ("tokenizer", "vae"):
@@ -183,12 +231,20 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--minutes", type=float, default=40, help="training time in all, resumed runs included"
+        "--minutes", type=float, default=75, help="training time in all, resumed runs included"
     )
-    parser.add_argument("--clips", type=int, default=8000, help="training clips to render once")
+    parser.add_argument(
+        "--autoencoder", choices=("linear", "wan"), default="linear",
+        help="wan: a small AutoencoderKLWan, trained first; it wants a GPU",
+    )  # fmt: skip
+    parser.add_argument("--autoencoder-minutes", type=float, default=10, help="for wan")
+    parser.add_argument("--clips", type=int, default=24000, help="training clips, drawn once")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument(
+        "--fast", action="store_true", help="torch.compile and bfloat16 where that is exact enough"
+    )
     parser.add_argument(
         "--work", type=Path, default=Path("nano/work"), help="state and cached latents"
     )
@@ -196,8 +252,9 @@ def main():
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(args)
-    trainer.run()
-    trainer.export(args.out)
+    if trainer.run():
+        trainer.export(args.out)
+        draw_samples(args.out, args.work / "samples.png")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
-"""The bundled checkpoint, and the script that makes it."""
+"""The bundled checkpoint, the scenes it learned from, and the scripts that make and study it."""
 
+import csv
+import re
 import subprocess
 import sys
 
@@ -7,7 +9,23 @@ import pytest
 import torch
 
 import backbones
+from backbones.linear_autoencoder import LinearVideoAutoencoder
+from benchmarks.nano_study import ROWS
 from common.cli import ROOT
+from common.data import read_frames
+from nano import autoencoders, scenes
+
+
+def call(*command):
+    command = [sys.executable, *map(str, command)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def drawn(count, frames):
+    clips = [scenes.clip(seed, frames)[0] for seed in range(count)]
+    return torch.stack(clips).transpose(1, 2) * 2 - 1
 
 
 def test_the_checkpoint_is_small_and_native_at_64_pixels():
@@ -19,21 +37,102 @@ def test_the_checkpoint_is_small_and_native_at_64_pixels():
     assert model.network_sign == -1
 
 
+def test_a_seed_is_a_clip():
+    frames, caption = scenes.clip(7, 9)
+    again, same = scenes.clip(7, 9)
+    assert torch.equal(frames, again) and caption == same
+    assert frames.shape == (9, 3, 64, 64) and 0 <= frames.min() and frames.max() <= 1
+    assert not torch.equal(frames, scenes.clip(8, 9)[0])
+
+
+def test_scenes_have_all_that_is_promised():
+    captions = " ".join(scenes.clip(seed, 2)[1] for seed in range(400))
+    for words in (
+        "pans left", "zooms in", "turns", "is still", "flames", "rippling water", "large letters",
+        "post in front", "changing light", "seen through moving water", "soft colours", "blob",
+        "spinning", "rocking", "showing", "striped", "bounces", "circles", "swings", "moves up",
+    ):  # fmt: skip
+        assert words in captions, words
+
+
+def test_the_demo_holds_its_scenes_and_none_of_them_was_trained_on():
+    folder = ROOT / "nano" / "demo"
+    rows = list(csv.DictReader((folder / "manifest.csv").open()))
+    for seed, row in zip(scenes.DEMO_SEEDS, rows, strict=True):
+        frames, caption = scenes.clip(seed, 97, photos=scenes.HELD_OUT)
+        assert seed >= scenes.UNSEEN and row["caption"] == caption
+        stored = read_frames(folder / row["filename"], 0, 97, (64, 64))[0]
+        assert (stored - frames).abs().mean() < 0.03  # what H.264 costs
+    assert not scenes.HELD_OUT.keys() & scenes.TRAINING.keys()
+
+
+def test_the_linear_autoencoder_fits_and_normalises():
+    clips = drawn(40, 9)
+    vae = autoencoders.fit_linear(clips)
+    z = vae.encode(clips).latent_dist.mode()
+    assert (vae.decode(z).sample - clips).square().mean() < 0.2 * clips.var()
+    mean, std = (torch.tensor(vae.config[name]) for name in ("latents_mean", "latents_std"))
+    normal = (z.movedim(1, -1) - mean) / std
+    assert normal.mean((0, 1, 2, 3)).abs().max() < 1e-3
+    assert normal.var((0, 1, 2, 3)).mean() == pytest.approx(1, rel=0.01)
+    same = LinearVideoAutoencoder.from_config(vae.config)
+    same.load_state_dict(vae.state_dict())
+    assert torch.equal(same.encode(clips).latent_dist.mode(), z)
+
+
+@pytest.mark.slow
+def test_the_wan_autoencoder_learns(monkeypatch):
+    monkeypatch.setattr(autoencoders, "WAN", {"base_dim": 8, "num_res_blocks": 1, "z_dim": 16})
+    torch.manual_seed(0)
+    clips = drawn(20, 9)
+
+    def error(minutes):
+        vae = autoencoders.train_wan(clips, minutes, "cpu")
+        assert len(vae.config.latents_std) == 16
+        with torch.no_grad():
+            z = vae.encode(clips).latent_dist.mode()
+            assert z.shape == (20, 16, 3, 8, 8)
+            return (vae.decode(z).sample - clips).square().mean()
+
+    assert error(0.5) < 0.8 * error(0.01)
+
+
+@pytest.mark.slow
+def test_the_study_reports_every_row_and_goes_on(tmp_path):
+    manifest = ROOT / "nano" / "demo" / "manifest.csv"
+    command = [
+        "-m",
+        "benchmarks.nano_study",
+        "--videos",
+        manifest,
+        "--limit",
+        2,
+        "--work",
+        tmp_path,
+    ]
+    report = tmp_path / "STUDY.md"
+    call(*command, "--report", report, "--", "--sampling-steps", 2)
+    text = report.read_text()
+    for words in ("--groups 12 --lr 2e-2 --steps 20, sign flipped", "repeating the last frame"):
+        assert words in text
+    assert len(re.findall(r"^\| (AdaSteer|AllWeights) ", text, re.M)) == len(ROWS)
+    files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.json")}
+    assert len(files) == 2
+    assert call(*command, "--", "--sampling-steps", 2).strip() != ""
+    assert files == {path: path.stat().st_mtime_ns for path in files}
+
+
 @pytest.mark.slow
 def test_pretraining_resumes_and_its_checkpoint_runs(tmp_path):
-    def call(*command):
-        command = [sys.executable, *map(str, command)]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
     flags = ["-m", "nano.pretrain", "--clips", 100, "--batch", 4]
     flags += ["--work", tmp_path / "work", "--out", tmp_path / "out"]
     progress = []
     for minutes in (0.05, 0.15):
         call(*flags, "--minutes", minutes)
+        assert (tmp_path / "work" / "curve.png").stat().st_size > 1000
         progress.append(torch.load(tmp_path / "work" / "state.pt")["progress"][:2])
     (first, seconds), (second, more_seconds) = progress
     assert 0 < first < second and 3 <= seconds < 9 <= more_seconds
+    assert (tmp_path / "work" / "samples.png").stat().st_size > 1000
     run = ["adasteer.py", "--checkpoint", tmp_path / "out", "--no-preflight", "--limit", 1]
     call(*run, "--sampling-steps", 2, "--out", tmp_path / "results")
