@@ -14,6 +14,7 @@ import shlex
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -166,7 +167,7 @@ def main():
     videos = list_videos(args.videos)[0][: args.limit]
     folder = args.work / fingerprint(args.checkpoint)[:12] / ("_".join(args.shared) or "defaults")
     folder.mkdir(parents=True, exist_ok=True)
-    with ProcessPoolExecutor(os.cpu_count()) as pool:
+    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
         jobs = [
             pool.submit(study_clip, v, args.checkpoint, args.shared, folder / f"{v.id}.json")
             for v in videos

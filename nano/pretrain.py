@@ -13,80 +13,21 @@ import argparse
 import copy
 import json
 import math
-import os
 import shutil
 import signal
 import time
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
-from transformers import PreTrainedTokenizerFast
 
-from nano import scenes
-from nano.architecture import new_dit, new_text_encoder, train_tokenizer
-from nano.autoencoders import fit_linear, train_wan
+from nano.architecture import new_dit, new_text_encoder
+from nano.dataset import SIZE, prepare, save_whole
 from nano.progress import draw_curve, draw_samples
 
-SIZE, FRAMES, TEXT_LENGTH = 64, 29, 64  # pixels on a side, frames of a training clip, tokens
-CHUNK = 50  # clips that are drawn at once
-
-
-def make_clips(start):
-    """(CHUNK, 3, FRAMES, SIZE, SIZE) in -1..1 and the captions."""
-    torch.set_num_threads(1)  # there is one drawing process for every core
-    drawn = (scenes.clip(seed, FRAMES, SIZE) for seed in range(start, start + CHUNK))
-    clips, captions = zip(*drawn, strict=True)
-    return torch.stack(clips).transpose(1, 2) * 2 - 1, captions
-
-
-def draw(count):
-    """Clips 0..count - 1 as they are drawn, CHUNK at a time."""
-    with ProcessPoolExecutor(os.cpu_count()) as pool:
-        starts = range(0, count, CHUNK)
-        yield from tqdm(pool.map(make_clips, starts), "drawing clips", len(starts), unit="chunk")
-
-
-def make_autoencoder(args):
-    if args.autoencoder == "linear":
-        return fit_linear(torch.cat([clips for clips, _ in draw(1000)]))
-    clips = torch.cat([clips for clips, _ in draw(4000)])
-    return train_wan(clips, args.autoencoder_minutes, args.device)
-
-
-@torch.no_grad()
-def encode(vae, clips, device):
-    """clips (M, 3, F, H, W) -> normalised latents, 16-bit, on the CPU."""
-    mean, std = (
-        torch.tensor(vae.config[name]).view(1, -1, 1, 1, 1)
-        for name in ("latents_mean", "latents_std")
-    )
-    return ((vae.encode(clips.to(device)).latent_dist.mode().cpu() - mean) / std).half()
-
-
-def prepare(args):
-    """Autoencoder, tokenizer, and the latents and captions of args.clips training clips, once."""
-    path = args.work / f"latents_{args.clips}.pt"
-    if not path.exists():
-        torch.manual_seed(0)
-        vae = make_autoencoder(args).to(args.device)
-        latents, captions = [], []
-        for clips, words in draw(args.clips):
-            latents.append(encode(vae, clips, args.device))
-            captions += words
-        tokenizer = train_tokenizer(captions)
-        vae.save_pretrained(args.work / "vae")
-        tokenizer.save_pretrained(args.work / "tokenizer")
-        save_whole({"latents": torch.cat(latents), "captions": captions}, path)
-    return torch.load(path), PreTrainedTokenizerFast.from_pretrained(args.work / "tokenizer")
-
-
-def save_whole(content, path):
-    torch.save(content, path.with_suffix(".tmp"))
-    path.with_suffix(".tmp").replace(path)
+TEXT_LENGTH = 64  # tokens
 
 
 def draw_sigma(batch, device):
@@ -221,7 +162,7 @@ class Trainer:
         FlowMatchEulerDiscreteScheduler(shift=3.0).save_pretrained(out / "scheduler")
         index = {
             "height": SIZE, "width": SIZE, "max_sequence_length": TEXT_LENGTH,
-            "guidance_scale": 1.5,
+            "guidance_scale": 1.0,
         }  # fmt: skip
         (out / "model_index.json").write_text(json.dumps(index, indent=1) + "\n")
 
@@ -250,7 +191,6 @@ def main():
     )
     parser.add_argument("--out", type=Path, default=Path("nano/checkpoint"))
     args = parser.parse_args()
-    args.work.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(args)
     if trainer.run():
         trainer.export(args.out)

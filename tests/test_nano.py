@@ -66,6 +66,7 @@ def test_the_demo_holds_its_scenes_and_none_of_them_was_trained_on():
     assert not scenes.HELD_OUT.keys() & scenes.TRAINING.keys()
 
 
+@torch.no_grad()
 def test_the_linear_autoencoder_fits_and_normalises():
     clips = drawn(40, 9)
     vae = autoencoders.fit_linear(clips)
