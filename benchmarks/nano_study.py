@@ -131,7 +131,7 @@ def references(shared, model, video, texts):
 
 
 def load(checkpoint):
-    torch.set_num_threads(1)  # one process a core is faster than two threads on so small a model
+    torch.set_num_threads(1)  # there is one process a core
     flags = ["--checkpoint", str(checkpoint), "--device", "cpu", "--checkpointing", "none"]
     return common.load_model(BASELINE.arguments(flags))
 

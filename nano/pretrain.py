@@ -10,6 +10,7 @@ it saves, and the same command goes on.
 """
 
 import argparse
+import contextlib
 import copy
 import json
 import math
@@ -109,9 +110,10 @@ class Trainer:
         words = torch.where(torch.rand(self.args.batch) < 0.1, len(self.latents), rows)
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
-        # the math kernel: of all, PyTorch's CPU flash attention has the slowest backward here
+        # on this CPU bfloat16 steps took 0.30 s with the math kernel, 0.36 s with the default one
+        on_cpu = self.args.fast and self.device.type == "cpu"
         with (
-            sdpa_kernel(SDPBackend.MATH),
+            sdpa_kernel(SDPBackend.MATH) if on_cpu else contextlib.nullcontext(),
             torch.autocast(self.device.type, torch.bfloat16, enabled=self.args.fast),
         ):
             loss = flow_matching_loss(
