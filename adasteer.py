@@ -1,6 +1,7 @@
 """AdaSteer: a few additive vectors steer the timestep embedding of a video diffusion transformer.
 
-    block i of L sees e + delta[floor(i * G / L)]
+    block i of L sees e + delta[floor(i * G / L)]                   (--target timestep)
+    x + delta[floor(i * G / L)] leaves block i of L                 (--target hidden)
 
 delta (G, width) is zero at the start of every video, learned on the frames before the anchor with
 the flow-matching loss, active in all of sampling, and gone afterwards.
@@ -10,6 +11,7 @@ the flow-matching loss, active in all of sampling, and gone afterwards.
 """
 
 import torch
+import torch.nn.functional as F
 
 import common
 
@@ -18,28 +20,53 @@ class AdaSteer:
     """G float32 vectors, zero at start; each has its gradient norm clipped on its own."""
 
     @staticmethod
-    def add_arguments(parser):
-        parser.add_argument(
-            "--groups", type=int, default=1, help="vectors: consecutive blocks share one"
-        )
-        parser.add_argument(
-            "--final-layer",
-            action="store_true",
+    def add_arguments(group):
+        common.add_groups(group)
+        group.add_argument(
+            "--target", choices=("timestep", "hidden"), default="timestep",
+            help="steer the timestep embedding of each block, or the hidden state that leaves it",
+        )  # fmt: skip
+        group.add_argument(
+            "--final-layer", action="store_true",
             help="the last group also reaches the final layer (with --groups 1: Delta-A)",
+        )  # fmt: skip
+        group.add_argument(
+            "--blocks", type=common.blocks, default="all", metavar="all|last:K|I,J",
+            help="blocks that are steered; the groups are laid over these",
+        )  # fmt: skip
+        group.add_argument(
+            "--dims", type=common.at_least(1), metavar="K", help="learn the first K components only"
         )
-        parser.add_argument(
-            "--weight-decay", type=common.not_negative, default=0.01, help="of AdamW"
-        )
+        group.add_argument(
+            "--time-slope", action="store_true",
+            help="delta0 + sigma * delta1 in place of delta: twice the parameters",
+        )  # fmt: skip
+        group.add_argument(
+            "--l2", type=common.not_negative, default=0.0, metavar="W",
+            help="adds W times the squared norm of all vectors to the loss",
+        )  # fmt: skip
+        group.add_argument("--weight-decay", type=common.not_negative, default=0.01, help="AdamW's")
 
     def __init__(self, model, clip, args):
-        if not 1 <= args.groups <= model.depth:
-            raise common.UsageError(f"--groups must be in 1..{model.depth}, got {args.groups}")
         self.model, self.args = model, args
-        zeros = torch.zeros(args.groups, model.embedding_width, device=model.device)
+        if args.target == "hidden" and (args.final_layer or args.time_slope):
+            raise common.UsageError("--final-layer and --time-slope need --target timestep")
+        width = model.embedding_width if args.target == "timestep" else model.hidden_width
+        dims = width if args.dims is None else args.dims
+        if dims > width:
+            raise common.UsageError(f"--dims must be in 1..{width}, got {dims}")
+        size = dims * (2 if args.time_slope else 1)
+        blocks = common.chosen_blocks(args.blocks, model.depth)
+        groups, self.details = common.number_of_groups(args, clip, size, len(blocks))
+        self.group_of = {i: j * groups // len(blocks) for j, i in enumerate(blocks)}
+        if args.final_layer:
+            self.group_of[model.depth] = groups - 1
+        zeros = torch.zeros(groups, size, device=model.device)
         self.delta = [vector.clone().requires_grad_() for vector in zeros]
+        self.padding = (0, width - dims)
 
-    def parameters(self):
-        return self.delta
+    def named_parameters(self):
+        return {f"delta.{g}": vector for g, vector in enumerate(self.delta)}
 
     def clipped_together(self):
         return [[vector] for vector in self.delta]
@@ -49,16 +76,32 @@ class AdaSteer:
             self.delta, lr=args.lr, betas=(0.9, 0.999), eps=1e-15, weight_decay=args.weight_decay
         )
 
+    def penalty(self):
+        if not self.args.l2:
+            return 0.0
+        return self.args.l2 * sum(vector.square().sum() for vector in self.delta)
+
     def attached(self):
+        if self.args.target == "hidden":
+            return self.model.block_output(self.shift)
         return self.model.timestep_embedding(self.steer)
 
     def steer(self, i, e, sigma):
         """e (B, T, width) of block i; i = depth is the final layer. All frames, context
-        included."""
-        depth = self.model.depth
-        if i == depth and not self.args.final_layer:
+        included; sigma (B, T) is 0 there."""
+        if i not in self.group_of:
             return e
-        return e + self.delta[min(i, depth - 1) * self.args.groups // depth]
+        delta = self.delta[self.group_of[i]]
+        if self.args.time_slope:
+            constant, slope = delta.chunk(2)
+            delta = constant + sigma[..., None] * slope
+        return e + F.pad(delta, self.padding)
+
+    def shift(self, i, x):
+        """x (B, tokens, hidden) that leaves block i."""
+        if i not in self.group_of:
+            return x
+        return (x + F.pad(self.delta[self.group_of[i]], self.padding)).to(x.dtype)
 
 
 def main():
@@ -69,7 +112,7 @@ def main():
         with method.attached():
             record = common.adapt(model, method, clip, args, run.show)
             frames = common.generate(model, clip, args, record)
-        run.write(clip, record, frames)
+        run.write(clip, record, frames, method)
     return run.exit_code()
 
 

@@ -38,7 +38,12 @@ class LongCat:
         self.native = NATIVE | (native or {})
         self.network_sign = -1
         self.depth = len(dit.blocks)
-        self.embedding_width = dit.config.adaln_tembed_dim
+        self.embedding_width, self.hidden_width = (
+            dit.config.adaln_tembed_dim,
+            dit.config.hidden_size,
+        )
+        self.latent_channels = dit.config.out_channels
+        self.block_names = [f"blocks.{i}" for i in range(self.depth)]
         self._velocity_site = []
         for module in (dit, vae, text_encoder):
             if module is not None:
@@ -174,6 +179,13 @@ class LongCat:
         timestep = (1000 * sigma.to(x))[:, None].repeat(1, x.shape[2])
         timestep[:, :context] = 0
         return self._call(x, timestep, text.expand(batch), num_cond_latents=context)[:, :, context:]
+
+    def head(self, x, e, shape):
+        """Velocity shaped `shape` (B, C, T, h, w), without the velocity site, of tokens x (B, T, S,
+        hidden) that leave the last block and the final layer's embedding e (B, T, width)."""
+        _, height, width = self.dit.config.patch_size
+        grid = (shape[2], shape[3] // height, shape[4] // width)
+        return self.network_sign * self.dit.head(x, e, grid)
 
     @torch.no_grad()
     def generate(

@@ -103,7 +103,7 @@ class LongCatVideoTransformer3DModel(ModelMixin, ConfigMixin):
         clean context. With return_kv also {block: (k, v)}, each (B, heads, N, D), to be given as
         kv_cache_dict to calls that hold the other frames only.
         """
-        x = hidden_states.to(self.dtype)
+        x = hidden_states.to(self.weight_dtype)
         _, ph, pw = self.config.patch_size
         if x.shape[3] % ph or x.shape[4] % pw:
             raise ValueError(
@@ -129,8 +129,18 @@ class LongCatVideoTransformer3DModel(ModelMixin, ConfigMixin):
             if return_kv:
                 caches[i] = tuple(c.cpu() if offload_kv_cache else c.contiguous() for c in fresh)
         e = self._site("timestep_embedding", len(self.blocks), e, sigma)
-        out = self._unpatchify(self.final_layer(x.unflatten(1, (grid[0], -1)), e), grid)
+        out = self.head(x.unflatten(1, (grid[0], -1)), e, grid)
         return (out, caches) if return_kv else out
+
+    @property
+    def weight_dtype(self):
+        """The type the forward computes in; a parameter's own may be that of a float32 master."""
+        return self.x_embedder.proj.weight.dtype
+
+    def head(self, x, e, grid):
+        """Raw prediction (B, C, T, H, W) of tokens x (B, T, S, C) that leave the last block, with
+        the final layer's timestep embedding e (B, T, width); grid counts the tokens (T, H, W)."""
+        return self._unpatchify(self.final_layer(x, e), grid)
 
     def _run_block(self, i, x, *, e, sigma, **more):
         """Block i with its sites; the first recompute_blocks blocks are recomputed in backward."""
@@ -151,7 +161,7 @@ class LongCatVideoTransformer3DModel(ModelMixin, ConfigMixin):
     def _embed_timestep(self, timestep):  # (B, T) -> (B, T, width) float32
         # the cast rounds as the official code does: in bf16, multiples of 4 above 512
         sinusoid = timestep_sinusoid(
-            timestep.to(self.dtype).flatten(), self.config.frequency_embedding_size
+            timestep.to(self.weight_dtype).flatten(), self.config.frequency_embedding_size
         )
         mlp = self.t_embedder.mlp
         return linear_fp32(mlp[2], F.silu(linear_fp32(mlp[0], sinusoid))).view(*timestep.shape, -1)
@@ -159,7 +169,7 @@ class LongCatVideoTransformer3DModel(ModelMixin, ConfigMixin):
     def _embed_text(
         self, text, mask
     ):  # (B, 1, L, width), (B, L) -> (B, L, C), (B, 1, 1, L) or None
-        text = self.y_embedder.y_proj(text.to(self.dtype)).squeeze(1)
+        text = self.y_embedder.y_proj(text.to(self.weight_dtype)).squeeze(1)
         if mask is None:
             return text, None
         if self.config.text_tokens_zero_pad:  # padding rows count, as zeros

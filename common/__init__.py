@@ -1,17 +1,35 @@
 """What method scripts share. A script needs these names and nothing else."""
 
 from common.adapt import adapt, generate
-from common.cli import load_model, not_negative, parse_args, run_script
+from common.capacity import add_groups, chosen_blocks, number_of_groups
+from common.cli import parse_args, run_script
 from common.errors import UsageError
+from common.loading import load_model
+from common.loss import Problem, add_noise, draw_noise, flow_matching_loss, stratified, stream
+from common.masters import Masters
 from common.run import Run
+from common.values import at_least, blocks, not_negative, positive
 
 __all__ = [
+    "Masters",
+    "Problem",
     "Run",
     "UsageError",
     "adapt",
+    "add_groups",
+    "add_noise",
+    "at_least",
+    "blocks",
+    "chosen_blocks",
+    "draw_noise",
+    "flow_matching_loss",
     "generate",
     "load_model",
     "not_negative",
+    "number_of_groups",
     "parse_args",
+    "positive",
     "run_script",
+    "stratified",
+    "stream",
 ]

@@ -1,80 +1,154 @@
 """The adaptation loop that every method runs in, and the continuation that follows it."""
 
 import math
+import re
 import time
 
 import torch
 
-from common.loss import draw_noise, flow_matching_loss, stream
+from common.loss import (
+    PREFLIGHT_DRAWS,
+    PREFLIGHT_SIGMAS,
+    anchored_loss,
+    draw_noise,
+    random_losses,
+    stream,
+)
+from common.stopping import early_stopping
 
 MAX_GRAD_NORM = 1.0
 
 
-def adapt(model, method, clip, args, show=lambda line: None):
+def adapt(model, method, clip, args, show=lambda line: None, stopping=None):
     """Runs args.steps updates of the method's parameters on the clip's target latents.
 
-    Returns the record of the video's JSON: loss and sigma of every step (before its update),
-    whether the adaptation diverged (then the initial parameters are restored), parameter count,
-    norms, seconds.
+    Returns the record of the video's JSON: loss and sigmas of every step (before its update),
+    checks of the early stopping, whether the adaptation diverged (then the best state is put back,
+    or the first), what is kept, parameter count, norms and distances from the start, seconds.
     """
     started = time.perf_counter()
-    parameters = list(method.parameters())
-    initial = [p.detach().clone() for p in parameters]
-    losses, sigmas = [], []
-    if args.steps:
-        optimizer = method.optimizer(args)
-        for sigma, noise in draws(clip, args.steps):
-            loss = take_step(model, method, optimizer, clip, sigma, noise)
-            losses.append(loss)
-            sigmas.append(sigma.item())
-            show(f"step {len(losses)}/{args.steps} loss {loss:.4f}")
-            if not math.isfinite(loss):
-                break
-    finite = all(map(math.isfinite, losses)) and all(p.isfinite().all() for p in parameters)
-    if not finite:
-        restore(parameters, initial)
+    parameters = method.named_parameters()
+    other_loss = loss_on_other(model, clip)
+    stopping = stopping or early_stopping(model, clip, args, parameters.values())
+    if hasattr(method, "solve"):
+        stopping.every = min(stopping.every, 1)
+    start = dict(zip(parameters, stopping.best, strict=True))
+    losses, sigmas, diverged = [], [], False
+    for loss, drawn, finite in take_steps(model, method, clip, args):
+        losses.append(loss)
+        sigmas.append(drawn)
+        show(f"step {len(losses)}/{args.steps} loss {loss:.4f}")
+        diverged = not finite
+        if diverged or stopping.ends_after(len(losses)):
+            break
+    diverged = diverged or not all(p.isfinite().all() for p in parameters.values())
+    if diverged or stopping.every:
+        stopping.restore()
+        kept = "adapted" if stopping.best_step else "baseline"
+    else:
+        kept = "adapted" if losses else "baseline"
     return {
         "losses": [loss if math.isfinite(loss) else None for loss in losses],
         "sigmas": sigmas,
-        "diverged": not finite,
-        "kept": "adapted" if args.steps and finite else "baseline",
-        "adapted_parameters": sum(p.numel() for p in parameters),
-        "norms": [p.detach().norm().item() for p in parameters],
+        "anchor_losses": stopping.history,
+        "stop_step": stopping.stop_step,
+        "best_step": stopping.best_step if stopping.every else None,
+        "diverged": diverged,
+        "kept": kept,
+        "adapted_parameters": sum(p.numel() for p in parameters.values()),
+        **distances(parameters, start),
+        "forgetting": forgetting(model, clip, other_loss),
+        **getattr(method, "details", {}),
         "adapt_seconds": time.perf_counter() - started,
     }
 
 
-def draws(clip, steps):
-    """sigma ~ U(0.001, 1) and noise of each step, the same for every method and number of steps."""
-    sigmas = stream(clip.seed, clip.video.id, "adaptation sigma")
-    noises = stream(clip.seed, clip.video.id, "adaptation noise")
-    for _ in range(steps):
-        sigma = 0.001 + 0.999 * torch.rand(1, generator=sigmas)
-        yield sigma.to(clip.target.device), draw_noise(noises, clip.target)
+def take_steps(model, method, clip, args):
+    """For each step its loss, its sigmas, and whether loss and gradient were finite. A method that
+    solves for its parameters takes one step."""
+    if hasattr(method, "solve"):
+        if args.steps:
+            yield *method.solve(model, clip, args), True
+        return
+    optimizer = method.optimizer(args)
+    schedule = warm_up(optimizer, getattr(args, "warm_up", 0))
+    draw = getattr(method, "losses", random_losses)
+    for sigmas, compute_loss in draw(model, clip, args) if args.steps else ():
+        loss, finite = take_step(method, optimizer, compute_loss)
+        if finite:
+            schedule.step()
+        yield loss, sigmas, finite
 
 
-def take_step(model, method, optimizer, clip, sigma, noise):
-    """One update; returns the loss before it. A loss that is not finite changes nothing."""
+def take_step(method, optimizer, compute_loss):
+    """One update; returns the loss before it and whether it and its gradient were finite. If not,
+    nothing changes."""
     optimizer.zero_grad(set_to_none=True)
-    loss = flow_matching_loss(model, clip, sigma, noise)
-    if loss.isfinite():
-        loss.backward()
-        for group in clipped_together(method):
-            torch.nn.utils.clip_grad_norm_(group, MAX_GRAD_NORM)
+    loss = compute_loss()
+    if not loss.isfinite():
+        return loss.item(), False
+    total = loss + method.penalty() if hasattr(method, "penalty") else loss
+    total.backward()
+    norms = [
+        torch.nn.utils.clip_grad_norm_(group, MAX_GRAD_NORM) for group in clipped_together(method)
+    ]
+    finite = all(norm.isfinite() for norm in norms)
+    if finite:
         optimizer.step()
-    return loss.item()
+    return loss.item(), finite
 
 
 def clipped_together(method):
     """Lists of parameters whose joint gradient norm is limited: all at once, unless the method says
     more."""
-    return getattr(method, "clipped_together", lambda: [method.parameters()])()
+    everything = [list(method.named_parameters().values())]
+    return getattr(method, "clipped_together", lambda: everything)()
+
+
+def warm_up(optimizer, steps):
+    """Step i (from 0) below `steps` uses lr * (i + 1) / steps."""
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: min(1.0, (i + 1) / max(1, steps)))
 
 
 @torch.no_grad()
-def restore(parameters, values):
-    for parameter, value in zip(parameters, values, strict=True):
-        parameter.copy_(value)
+def distances(parameters, start):
+    """Norm of the parameters, distance from the start (L2) and that relative to the start's norm
+    (None where it is zero), per parameter; those of all blocks in one."""
+    sums = {}
+    for name, value in parameters.items():
+        kind = re.sub(r"\.\d+\.", ".*.", name, count=1)  # the block
+        squares = (value, value - start[name], start[name])
+        found = torch.stack([x.double().square().sum().cpu() for x in squares])
+        sums[kind] = sums.get(kind, 0) + found
+    found = {kind: total.sqrt().tolist() for kind, total in sums.items()}
+    return {
+        "norms": {kind: norm for kind, (norm, _, _) in found.items()},
+        "distances": {kind: moved for kind, (_, moved, _) in found.items()},
+        "relative_distances": {
+            kind: moved / first if first else None for kind, (_, moved, first) in found.items()
+        },
+    }
+
+
+def loss_on_other(model, clip):
+    """Loss on the clip that forgetting is measured on, with fixed sigmas and draws."""
+    other = getattr(clip, "other", None)
+    if other is None:
+        return None
+    generator = stream(other.seed, other.video.id, "forgetting")
+    noise = draw_noise(generator, other.target, PREFLIGHT_DRAWS)
+    return anchored_loss(model, other, PREFLIGHT_SIGMAS, noise)
+
+
+def forgetting(model, clip, before):
+    if before is None:
+        return None
+    after = loss_on_other(model, clip)
+    return {
+        "id": clip.other.video.id,
+        "loss_before": before if math.isfinite(before) else None,
+        "loss_after": after if math.isfinite(after) else None,
+    }
 
 
 def generate(model, clip, args, record):

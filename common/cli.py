@@ -1,15 +1,20 @@
-"""The command line that all method scripts share, and loading the model it names."""
+"""The command line that all method scripts share."""
 
 import argparse
-import math
 import sys
 from pathlib import Path
 
-import torch
-
-import backbones
 from common.clip import Window
 from common.errors import StopRun, UsageError
+from common.values import (
+    at_least,
+    count_of_blocks,
+    finite,
+    frame_size,
+    not_negative,
+    numbers,
+    positive,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -28,54 +33,6 @@ class Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFo
         return super()._get_help_string(action)
 
 
-def at_least(low):
-    def whole(text):
-        value = int(text)
-        if value < low:
-            raise argparse.ArgumentTypeError(f"must be at least {low}, got {value}")
-        return value
-
-    whole.__name__ = "whole number"  # argparse names the type in its message
-    return whole
-
-
-def finite(text):
-    value = float(text)
-    if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"must be a finite number, got {text}")
-    return value
-
-
-def positive(text):
-    if not finite(text) > 0:
-        raise argparse.ArgumentTypeError(f"must be a positive number, got {text}")
-    return float(text)
-
-
-def not_negative(text):
-    if not finite(text) >= 0:
-        raise argparse.ArgumentTypeError(f"must not be negative, got {text}")
-    return float(text)
-
-
-def frame_size(text):
-    """'832x480' (width x height) -> (480, 832)."""
-    try:
-        width, height = (int(part) for part in text.lower().split("x"))
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"must be WIDTHxHEIGHT such as 832x480, got {text}"
-        ) from None
-    return height, width
-
-
-def blocks(text):
-    """How many blocks: None stands for all."""
-    if text in ("all", "none"):
-        return None if text == "all" else 0
-    return at_least(0)(text)
-
-
 def parse_args(description, method, argv=None):
     """The shared flags plus those of `method`. Checks what can be checked without a model or a
     file."""
@@ -83,6 +40,7 @@ def parse_args(description, method, argv=None):
     add_data(parser.add_argument_group("data and model"))
     add_window(parser.add_argument_group("frame window"))
     add_adaptation(parser.add_argument_group("adaptation"))
+    add_stopping(parser.add_argument_group("early stopping"))
     method.add_arguments(parser.add_argument_group(f"{method.__name__} (this script)"))
     add_sampling(parser.add_argument_group("sampling"))
     add_run(parser.add_argument_group("run"))
@@ -91,6 +49,8 @@ def parse_args(description, method, argv=None):
     args.out = args.out or Path("results") / Path(sys.argv[0]).stem
     if args.batch_end is not None and args.batch_end < args.batch_start:
         parser.error(f"--batch-end {args.batch_end} lies before --batch-start {args.batch_start}")
+    if args.antithetic and args.draws % 2:
+        parser.error(f"--antithetic needs an even number of --draws, got {args.draws}")
     try:
         Window.of(args)
     except UsageError as error:
@@ -146,13 +106,53 @@ def add_adaptation(group):
         "--seed", type=int, default=42, help="of every random stream, with the video's id"
     )
     group.add_argument(
-        "--checkpointing", type=blocks, default="all", metavar="all|none|N",
+        "--checkpointing", type=count_of_blocks, default="all", metavar="all|none|N",
         help="blocks recomputed in backward: less memory, more time, same numbers",
+    )  # fmt: skip
+    group.add_argument(
+        "--draws", type=at_least(1), default=1, metavar="K",
+        help="draws of (sigma, noise) per step, in one batch: less noise in the update, K times "
+        "the activations; from 2 on sigmas are stratified over all draws of the run",
+    )  # fmt: skip
+    group.add_argument(
+        "--antithetic",
+        action="store_true",
+        help="every second draw takes the noise before it, negated",
+    )
+    group.add_argument(
+        "--context", choices=("fixed", "varying"), default="fixed",
+        help="varying: each step keeps another number of leading latents clean",
+    )  # fmt: skip
+    group.add_argument(
+        "--temporal-loss", type=not_negative, default=0.0, metavar="W",
+        help="adds W times the error of the differences between successive predicted latents",
     )  # fmt: skip
     group.add_argument(
         "--no-preflight", dest="preflight", action="store_false",
         help="adapt even where the model does not beat predicting zero",
     )  # fmt: skip
+    group.add_argument(
+        "--forgetting", type=Path, metavar="MANIFEST",
+        help="measure the loss on another clip of this list before and after adapting",
+    )  # fmt: skip
+
+
+def add_stopping(group):
+    group.add_argument(
+        "--stop-every", type=at_least(0), default=0, metavar="N",
+        help="hold out the last quarter of the target latents, measure the loss on them before the "
+        "first and after every Nth update, keep the best; 0: keep the last",
+    )  # fmt: skip
+    group.add_argument(
+        "--patience", type=at_least(1), default=3, help="checks in a row without a better loss"
+    )
+    group.add_argument(
+        "--stop-sigmas", type=numbers, default=(0.25, 0.5, 0.75), metavar="S,S",
+        help="noise levels of the check",
+    )  # fmt: skip
+    group.add_argument(
+        "--stop-draws", type=at_least(1), default=2, help="fixed draws of noise per level"
+    )
 
 
 def add_sampling(group):
@@ -191,47 +191,10 @@ def add_run(group):
         default="sdpa",
         help="flash needs the flash-attn package",
     )
+    group.add_argument(
+        "--save-adapter", action="store_true", help="keep each video's adapted parameters"
+    )
     group.add_argument("--dry-run", action="store_true", help="print what would run, and end")
-
-
-def load_model(args):
-    """The backbone of args.checkpoint on args.device; its `frame_size` is args.size or its own."""
-    device = pick_device(args.device)
-    if args.attention == "flash" and device.type != "cuda":
-        raise UsageError(f"--attention flash: works on a GPU only, not on {device}; use sdpa")
-    try:
-        model = backbones.load(args.checkpoint, device)
-    except backbones.CheckpointError as error:
-        raise UsageError(f"--checkpoint: {error}") from error
-    if args.attention == "flash":
-        use_flash_attention(model)
-    model.recompute(args.checkpointing)
-    size = args.size or (model.native["height"], model.native["width"])
-    if any(side % model.size_multiple or side <= 0 for side in size):
-        raise UsageError(
-            f"--size {size[1]}x{size[0]}: this checkpoint needs multiples of {model.size_multiple}"
-        )
-    model.frame_size = size
-    return model
-
-
-def use_flash_attention(model):
-    try:
-        model.dit.use_flash_attention()
-    except ImportError as error:
-        raise UsageError(f"--attention flash: {error}; install flash-attn or use sdpa") from error
-
-
-def pick_device(name):
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise UsageError(f"--device {name}: not usable here ({reason}); try cpu") from error
-    return device
 
 
 def run_script(main):

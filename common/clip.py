@@ -1,7 +1,7 @@
 """A clip as the model sees it: which frames condition, adapt and score, and their latents."""
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -19,10 +19,12 @@ class Window:
     tta_frames: int
     context_latents: int
     gen_frames: int
+    held_out_latents: int = 0  # the last of those after the context, for early stopping
 
     @classmethod
     def of(cls, args):
-        window = cls(**{name: getattr(args, name) for name in cls.__dataclass_fields__})
+        names = [name for name in cls.__dataclass_fields__ if name != "held_out_latents"]
+        window = cls(**{name: getattr(args, name) for name in names})
         for name in ("cond_frames", "tta_frames"):
             flag, count = f"--{name.replace('_', '-')}", getattr(window, name)
             if count % LATENT_FRAMES != 1:
@@ -41,7 +43,7 @@ class Window:
                 f"--context-latents must be in 1..{latents - 1}, got {window.context_latents}: "
                 f"--tta-frames {window.tta_frames} are {latents} latents"
             )
-        return window
+        return replace(window, held_out_latents=held_out(latents - window.context_latents, args))
 
     @property
     def first(self):
@@ -56,6 +58,18 @@ class Window:
         return -(-self.gen_frames // LATENT_FRAMES)
 
 
+def held_out(targets, args):
+    """A quarter of the target latents, at least one, where the run stops early."""
+    if not args.stop_every:
+        return 0
+    if targets < 2:
+        raise UsageError(
+            f"--stop-every holds out a target latent and needs one more to adapt to; --tta-frames "
+            f"{args.tta_frames} and --context-latents {args.context_latents} leave {targets}"
+        )
+    return max(1, targets // 4)
+
+
 @dataclass(frozen=True)
 class Clip:
     """Latents (1, C, T, h, w) on the model's device; frames (F, 3, H, W) in 0..1 on the CPU."""
@@ -67,6 +81,7 @@ class Clip:
     fps: float
     context: torch.Tensor  # clean latents that the adaptation's targets are predicted from
     target: torch.Tensor  # latents under the adaptation's loss
+    held_out: torch.Tensor  # latents after those, for early stopping; none without it
     cond_latents: torch.Tensor  # clean latents that generation continues
     cond_frames: torch.Tensor
     truth: torch.Tensor  # the frames that really followed, gen_frames of them
@@ -74,6 +89,7 @@ class Clip:
     negative_text: object
     encode_seconds: float
     preflight: dict = field(default_factory=dict)
+    other: "Clip | None" = None  # another video, on which forgetting is measured
 
 
 def load_clip(model, video, window, size, text, negative_text, seed):
@@ -83,11 +99,13 @@ def load_clip(model, video, window, size, text, negative_text, seed):
     seen, truth = frames.split([window.anchor - window.first, window.gen_frames])
     cond = seen[-window.cond_frames :]
     latents = encode(model, seen[-window.tta_frames :])
+    stop = latents.shape[2] - window.held_out_latents
     same = window.cond_frames == window.tta_frames
     return Clip(
         video, window, seed, sha256(video.path), fps,
         context=latents[:, :, : window.context_latents],
-        target=latents[:, :, window.context_latents :],
+        target=latents[:, :, window.context_latents : stop],
+        held_out=latents[:, :, stop:],
         cond_latents=latents if same else encode(model, cond),
         cond_frames=cond,
         truth=truth,

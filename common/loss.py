@@ -1,11 +1,24 @@
-"""Random streams, the flow-matching loss, and the preflight that guards its sign."""
+"""Random streams, draws of (sigma, noise), the flow-matching loss, and the preflight that guards
+its sign."""
 
 import hashlib
 import math
+from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 
 PREFLIGHT_SIGMAS, PREFLIGHT_DRAWS = (0.25, 0.5, 0.75), 2
+LOWEST_SIGMA = 0.001
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is predicted from what: target (1, C, T, h, w) follows context. A Clip is one."""
+
+    context: torch.Tensor
+    target: torch.Tensor
+    text: object
 
 
 def stream(seed, video_id, name):
@@ -15,8 +28,9 @@ def stream(seed, video_id, name):
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
-def draw_noise(generator, latents):
-    return torch.randn(latents.shape, generator=generator).to(latents.device)
+def draw_noise(generator, latents, count=1):
+    """(count, C, T, h, w) shaped like latents (1, C, T, h, w)."""
+    return torch.randn(count, *latents.shape[1:], generator=generator).to(latents.device)
 
 
 def velocity_target(latents, noise):
@@ -28,15 +42,80 @@ def add_noise(latents, noise, sigma):  # sigma (B,)
     return (1 - weight) * latents + weight * noise
 
 
-def flow_matching_loss(model, clip, sigma, noise):
-    """Mean squared error of the velocity of clip.target at sigma (1,), given clip.context. float32.
+def flow_matching_loss(model, problem, sigma, noise, temporal_loss=0.0):
+    """Mean squared error of the velocity of problem.target at sigma (K,) and noise (K, C, T, h, w),
+    given problem.context. float32.
 
     noisy = (1 - sigma) * latents + sigma * noise, target = noise - latents (oracles/longcat,
-    "Adaptation", sign `consistent`).
+    "Adaptation", sign `consistent`). temporal_loss weighs the error of the differences between
+    successive latents that the velocity implies, the last of the context included.
     """
-    noisy = add_noise(clip.target, noise, sigma)
-    velocity = model.velocity(noisy, sigma, clip.context, clip.text)
-    return (velocity - velocity_target(clip.target, noise)).square().mean()
+    noisy = add_noise(problem.target, noise, sigma)
+    velocity = model.velocity(noisy, sigma, problem.context, problem.text)
+    error = velocity - velocity_target(problem.target, noise)
+    loss = error.square().mean()
+    if temporal_loss:
+        of_latents = sigma.view(-1, 1, 1, 1, 1) * error  # latents = noisy - sigma * velocity
+        steps = F.pad(of_latents, (0, 0, 0, 0, 1, 0)).diff(dim=2)
+        loss = loss + temporal_loss * steps.square().mean()
+    return loss
+
+
+def random_losses(model, clip, args):
+    """For each step its sigmas (a list of args.draws) and a function that computes the step's loss.
+
+    The draws are the video's own: the same for every method, and for every number of steps where a
+    step has one draw.
+    """
+    for (problem, noise), sigma in zip(noises(clip, args), all_sigmas(clip, args), strict=True):
+        on_device = sigma.to(clip.target.device)
+        yield (
+            sigma.tolist(),
+            lambda p=problem, s=on_device, n=noise: flow_matching_loss(
+                model, p, s, n, args.temporal_loss
+            ),
+        )
+
+
+def all_sigmas(clip, args):
+    """U(0.001, 1), shaped (steps, draws); with several draws stratified over the whole run."""
+    generator = stream(clip.seed, clip.video.id, "adaptation sigma")
+    if args.draws == 1:
+        uniform = torch.rand(args.steps, generator=generator)
+    else:
+        uniform = stratified(args.steps * args.draws, generator)
+    return LOWEST_SIGMA + (1 - LOWEST_SIGMA) * uniform.view(args.steps, args.draws)
+
+
+def stratified(count, generator):
+    """count numbers in 0..1, one in each of as many equal parts, in random order."""
+    places = torch.randperm(count, generator=generator)
+    return (places + torch.rand(count, generator=generator)) / count
+
+
+def noises(clip, args):
+    """For each step the problem (one that varies with --context varying) and its noise."""
+    generator = stream(clip.seed, clip.video.id, "adaptation noise")
+    prefixes = stream(clip.seed, clip.video.id, "adaptation context")
+    known = torch.cat([clip.context, clip.target], dim=2)
+    for _ in range(args.steps):
+        problem = clip
+        if args.context == "varying":
+            prefix = int(torch.randint(1, known.shape[2], (), generator=prefixes))
+            problem = Problem(known[:, :, :prefix], known[:, :, prefix:], clip.text)
+        if args.antithetic:
+            half = draw_noise(generator, problem.target, args.draws // 2)
+            yield problem, torch.stack([half, -half], dim=1).flatten(0, 1)
+        else:
+            yield problem, draw_noise(generator, problem.target, args.draws)
+
+
+@torch.no_grad()
+def anchored_loss(model, problem, sigmas, noise):
+    """Mean loss over all pairs of the given sigmas and noise (K, C, T, h, w), in one batch."""
+    sigma = torch.tensor(sigmas, device=noise.device).repeat_interleave(len(noise))
+    noise = noise.repeat(len(sigmas), 1, 1, 1, 1)
+    return flow_matching_loss(model, problem, sigma, noise).item()
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import uuid
@@ -12,6 +13,7 @@ from pathlib import Path
 import diffusers
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 from common.errors import UsageError
 from common.metrics import mean
@@ -39,6 +41,28 @@ def read_json(path):
         return json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return None
+
+
+def save_adapter(name, method):
+    """Writes <name>.safetensors, or the folder <name>.adapter/ where the method has a format of its
+    own; gives what it wrote."""
+    if hasattr(method, "save"):
+        path = name.with_name(f"{name.name}.adapter")
+        shutil.rmtree(path, ignore_errors=True)
+        replace_file(path, method.save)
+        return path
+    tensors = {key: p.detach().cpu().contiguous() for key, p in method.named_parameters().items()}
+    path = name.with_name(f"{name.name}.safetensors")
+    replace_file(path, lambda temporary: save_file(tensors, temporary))
+    return path
+
+
+@torch.no_grad()
+def load_adapter(path, method):
+    """Puts what save_adapter wrote into a method of the same kind and size."""
+    tensors = load_file(path / "adapter_model.safetensors" if path.is_dir() else path)
+    for name, parameter in method.named_parameters().items():
+        parameter.copy_(tensors[name])
 
 
 def describe(args, manifest_sha256, no_lpips):

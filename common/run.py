@@ -35,6 +35,8 @@ class Run:
                 f"--batch-start {args.batch_start}: {args.videos} lists {len(videos)} videos, "
                 "the range holds none of them"
             )
+        self.others = list_videos(args.forgetting)[0][:2] if args.forgetting else []
+        self.other_clips = {}
         self.lpips, no_lpips = load_lpips()
         config = results.describe(args, manifest_sha256, no_lpips)
         self.git_revision = config["git_revision"]
@@ -74,7 +76,7 @@ class Run:
 
     def _embed(self, model):
         """Text of every caption and of the negative prompt, by prompt."""
-        captions = [video.caption for video in self.todo]
+        captions = [video.caption for video in self.todo + self.others]
         prompts = list(dict.fromkeys([self.args.negative_prompt, *captions]))
         text = model.embed(prompts)
         return {prompt: text[i : i + 1] for i, prompt in enumerate(prompts)}
@@ -89,14 +91,27 @@ class Run:
             self.missed += 1
             raise PreflightError(losses)
         self.passed += 1
-        return replace(clip, preflight=losses)
+        return replace(clip, preflight=losses, other=self._other(model, video, texts))
+
+    def _other(self, model, video, texts):
+        """The clip that forgetting is measured on: the first of its list that is not this one."""
+        other = next((v for v in self.others if v.path.resolve() != video.path.resolve()), None)
+        if other and other.id not in self.other_clips:
+            text = texts[other.caption]
+            try:
+                self.other_clips[other.id] = load_clip(
+                    model, other, self.window, model.frame_size, text, text, self.args.seed
+                )
+            except VideoError as error:
+                raise UsageError(f"--forgetting {self.args.forgetting}: {error}") from error
+        return other and self.other_clips[other.id]
 
     def show(self, line):
         """Says beside the progress bar what is going on, and how the last video went."""
         self.bar.set_postfix_str(line + self.last)
 
-    def write(self, clip, record, frames):
-        """Scores the generated frames and writes the video's mp4 and JSON."""
+    def write(self, clip, record, frames, method):
+        """Scores the generated frames and writes the video's mp4, adapter and JSON."""
         if not frames.isfinite().all():
             self._skip(clip.video, VideoError("the generated frames are not finite"))
             return
@@ -107,6 +122,8 @@ class Run:
             name.with_name(f"{name.name}.mp4"),
             lambda path: write_video(path, side_by_side(clip, frames), clip.fps),
         )
+        if self.args.save_adapter:
+            results.save_adapter(name, method)
         record |= self._identity(clip.video) | {
             "status": "done",
             "video_sha256": clip.video_sha256,

@@ -121,7 +121,11 @@ def test_the_baseline_has_the_same_noise_and_no_adaptation(whole, tmp_path, scri
     assert script(adasteer, "--steps", 0, *flags) == 0
     for name, record in results(tmp_path).items():
         adapted = results(whole[0])[name]
-        assert record["kept"] == "baseline" and record["losses"] == [] and not any(record["norms"])
+        assert (
+            record["kept"] == "baseline"
+            and record["losses"] == []
+            and not any(record["norms"].values())
+        )
         assert record["preflight"] == adapted["preflight"]
         assert record["psnr_db"] != adapted["psnr_db"]
         assert record["psnr_db"] == pytest.approx(adapted["psnr_db"], abs=1.0)
@@ -234,6 +238,22 @@ def test_real_clips(tmp_path, script):
         assert record["columns"]["license"]
 
 
+def test_early_stopping_and_forgetting_are_recorded(tmp_path, script):
+    """With the demo's list the other clip is its first, for the first itself the second."""
+    manifest = ROOT / "nano" / "demo" / "manifest.csv"
+    flags = ["--stop-every", 1, "--forgetting", manifest, "--limit", 2, "--lr", 1e-2]
+    assert script(adasteer, *QUICK, *flags, "--out", tmp_path) == 0
+    first, second = results(tmp_path).values()
+    assert first["forgetting"]["id"] == "scene_1" and second["forgetting"]["id"] == "scene_0"
+    for record in (first, second):
+        assert [step for step, _ in record["anchor_losses"]] == [0, 1, 2]
+        best = min(record["anchor_losses"], key=lambda entry: entry[1])[0]
+        assert record["best_step"] == best and record["stop_step"] is None
+        assert record["kept"] == ("adapted" if best else "baseline")
+        losses = record["forgetting"]
+        assert (losses["loss_before"] == losses["loss_after"]) == (best == 0)
+
+
 def test_the_official_layout_runs_from_the_command_line(toy_checkpoint, tmp_path, script):
     """A random model cannot pass the preflight; without it everything else must work, Wan VAE
     included."""
@@ -250,7 +270,7 @@ def test_the_official_layout_runs_from_the_command_line(toy_checkpoint, tmp_path
         (["--steps", -1], "--steps: must be at least 0"),
         (["--steps", "many"], "--steps: invalid whole number value: 'many'"),
         (["--lr", 0], "--lr: must be a positive number"),
-        (["--groups", 0], "--groups must be in 1..12, got 0"),
+        (["--groups", 0], "--groups: must be at least 1, got 0"),
         (["--groups", 13], "--groups must be in 1..12, got 13"),
         (["--checkpoint", "nowhere"], "--checkpoint nowhere: no such folder"),
         (["--videos", "nowhere.csv"], "--videos nowhere.csv: no such file"),
@@ -263,6 +283,12 @@ def test_the_official_layout_runs_from_the_command_line(toy_checkpoint, tmp_path
         (["--guidance-scale", "nan"], "--guidance-scale: must be a finite number"),
         (["--weight-decay", -1], "--weight-decay: must not be negative"),
         (["--stepz", 3], "unrecognized arguments: --stepz"),
+        (["--groups", "many"], "--groups: invalid"),
+        (["--blocks", "first:3"], "--blocks: must be all, last:K or a list as 0,5,7, got first:3"),
+        (["--draws", 3, "--antithetic"], "--antithetic needs an even number of --draws, got 3"),
+        (["--stop-sigmas", "0.5,2"], "--stop-sigmas: must be sigmas in (0, 1]"),
+        (["--stop-every", 1, "--context-latents", 7], "--stop-every holds out a target latent"),
+        (["--forgetting", "nowhere.csv"], "nowhere.csv: no such file"),
     ],
 )
 def test_usage_errors_are_one_line(tmp_path, script, capsys, flags, complaint):
@@ -305,8 +331,8 @@ class AdaSteer:
         self.model = model
         self.gain = torch.tensor(args.start, device=model.device, requires_grad=True)
 
-    def parameters(self):
-        return [self.gain]
+    def named_parameters(self):
+        return {"gain": self.gain}
 
     def optimizer(self, args):
         return torch.optim.AdamW([self.gain], lr=args.lr)
@@ -339,5 +365,5 @@ def test_a_copy_of_the_script_with_another_class_runs(tmp_path):
     done = subprocess.run([*map(str, command)], capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr
     (record,) = results(tmp_path / "out").values()
-    assert record["adapted_parameters"] == 1 and record["norms"][0] != 1.0
+    assert record["adapted_parameters"] == 1 and record["norms"]["gain"] != 1.0
     assert json.loads((tmp_path / "out" / "config.json").read_text())["method"] == "Gain"

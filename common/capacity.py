@@ -1,0 +1,44 @@
+"""How many parameters a method gets: groups of blocks, chosen by hand or from the clip's size."""
+
+from common.errors import UsageError
+from common.values import groups, positive
+
+
+def add_groups(group):
+    """--groups and what goes with it, for methods whose consecutive blocks share parameters."""
+    group.add_argument(
+        "--groups", type=groups, default=1, metavar="G|auto",
+        help="consecutive blocks share one of G sets of parameters; auto: as many as the clip's "
+        "target latents feed, max(1, values // (R * parameters of a group))",
+    )  # fmt: skip
+    group.add_argument(
+        "--values-per-parameter", type=positive, default=100.0, metavar="R", help="for auto"
+    )
+
+
+def number_of_groups(args, clip, size, blocks):
+    """The groups to lay over `blocks` blocks when each has `size` parameters, and what the record
+    says of the choice. Raises UsageError."""
+    if args.groups == "auto":
+        values = clip.target.numel()
+        count = min(blocks, max(1, int(values / (args.values_per_parameter * size))))
+        inputs = {"target_values": values, "values_per_parameter": args.values_per_parameter}
+        return count, {"capacity": inputs | {"group_parameters": size, "groups": count}}
+    if not 1 <= args.groups <= blocks:
+        raise UsageError(f"--groups must be in 1..{blocks}, got {args.groups}")
+    return args.groups, {}
+
+
+def chosen_blocks(text, depth):
+    """Indices of the blocks that "all", "last:K" or "0,5,7" name. Raises UsageError."""
+    if text == "all":
+        return list(range(depth))
+    if text.startswith("last:"):
+        count = int(text.removeprefix("last:"))
+        if not 1 <= count <= depth:
+            raise UsageError(f"--blocks last:K needs K in 1..{depth}, got {text}")
+        return list(range(depth - count, depth))
+    chosen = sorted({int(part) for part in text.split(",")})
+    if chosen[-1] >= depth:
+        raise UsageError(f"--blocks must be in 0..{depth - 1}, got {text}")
+    return chosen

@@ -1,0 +1,77 @@
+"""Early stopping on held-out latents: the best state seen wins, and that may be the first.
+
+Rules of oracles/longcat (early_stopping.json): fixed sigmas and draws, measured before the first
+update, then after every Nth; only a strictly lower loss is better; the run ends after `patience`
+checks in a row that are not; the best state is put back.
+"""
+
+import math
+
+import torch
+
+from common.loss import Problem, anchored_loss, draw_noise, stream
+
+
+class EarlyStopping:
+    """measure() gives the loss now; `every` 0 never measures, and keeps the last state.
+
+    history: [step, loss] of every check, a loss that is not finite as None. best_step: where the
+    kept state was reached. stop_step: where patience ran out, else None.
+    """
+
+    def __init__(self, parameters, measure=None, every=0, patience=3):
+        self.parameters, self.measure = list(parameters), measure
+        self.every, self.patience, self.misses = every, patience, 0
+        self.best, self.best_step, self.stop_step = self._copies(), 0, None
+        self.best_loss, self.history = math.inf, []
+        if every:
+            self.check(0)
+            self.misses = 0
+
+    def ends_after(self, step):
+        """Called after every update; whether it was the last."""
+        if self.every and step % self.every == 0 and not self.check(step):
+            self.misses += 1
+            if self.misses == self.patience:
+                self.stop_step = step
+        return self.stop_step is not None
+
+    def check(self, step):
+        """Measures; whether this is the best loss so far. Then the state is kept."""
+        loss = self.measure()
+        self.history.append([step, loss if math.isfinite(loss) else None])
+        better = loss < self.best_loss
+        if better:
+            self.best_loss, self.best_step, self.misses = loss, step, 0
+            if step:
+                self.best = self._copies()
+        return better
+
+    def _copies(self):
+        return [p.detach().clone() for p in self.parameters]
+
+    @torch.no_grad()
+    def restore(self):
+        """Puts the best state back; without checks that is the first."""
+        for parameter, value in zip(self.parameters, self.best, strict=True):
+            parameter.copy_(value)
+
+
+def early_stopping(model, clip, args, parameters, after_context=False):
+    """The stopper that the flags ask for.
+
+    The held-out latents are predicted at their own place in time, from context and target latents;
+    with after_context directly after the context, as the study does.
+    """
+    if not args.stop_every:
+        return EarlyStopping(parameters)
+    known = clip.context if after_context else torch.cat([clip.context, clip.target], dim=2)
+    problem = Problem(known, clip.held_out, clip.text)
+    generator = stream(clip.seed, clip.video.id, "validation noise")
+    noise = draw_noise(generator, clip.held_out, args.stop_draws)
+    return EarlyStopping(
+        parameters,
+        lambda: anchored_loss(model, problem, args.stop_sigmas, noise),
+        args.stop_every,
+        args.patience,
+    )

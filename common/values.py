@@ -1,0 +1,74 @@
+"""What a flag's value may be: functions for argparse's `type`."""
+
+import argparse
+import math
+
+
+def at_least(low):
+    def whole(text):
+        value = int(text)
+        if value < low:
+            raise argparse.ArgumentTypeError(f"must be at least {low}, got {value}")
+        return value
+
+    whole.__name__ = "whole number"  # argparse names the type in its message
+    return whole
+
+
+def finite(text):
+    value = float(text)
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"must be a finite number, got {text}")
+    return value
+
+
+def positive(text):
+    if not finite(text) > 0:
+        raise argparse.ArgumentTypeError(f"must be a positive number, got {text}")
+    return float(text)
+
+
+def not_negative(text):
+    if not finite(text) >= 0:
+        raise argparse.ArgumentTypeError(f"must not be negative, got {text}")
+    return float(text)
+
+
+def frame_size(text):
+    """'832x480' (width x height) -> (480, 832)."""
+    try:
+        width, height = (int(part) for part in text.lower().split("x"))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"must be WIDTHxHEIGHT such as 832x480, got {text}"
+        ) from None
+    return height, width
+
+
+def count_of_blocks(text):
+    """None stands for all."""
+    if text in ("all", "none"):
+        return None if text == "all" else 0
+    return at_least(0)(text)
+
+
+def groups(text):
+    """A number of groups, or "auto"."""
+    return text if text == "auto" else at_least(1)(text)
+
+
+def blocks(text):
+    """'all', 'last:K' or "0,5,7": kept as text; `chosen_blocks` knows the depth."""
+    if text != "all":
+        numbers = text.removeprefix("last:").split(",")
+        if not all(n.isdecimal() for n in numbers) or ("last:" in text and len(numbers) > 1):
+            raise argparse.ArgumentTypeError(f"must be all, last:K or a list as 0,5,7, got {text}")
+    return text
+
+
+def numbers(text):
+    """'0.25,0.5' -> (0.25, 0.5), each in (0, 1]."""
+    values = tuple(finite(part) for part in text.split(","))
+    if not all(0 < value <= 1 for value in values):
+        raise argparse.ArgumentTypeError(f"must be sigmas in (0, 1], as 0.25,0.5, got {text}")
+    return values

@@ -1,0 +1,69 @@
+"""FiLM: corrections to the output of each block's adaLN modulation.
+
+    block i of L modulates with m + gamma[floor(i * G / L)],  m = (shift, scale, gate) twice
+
+gamma is zero at the start of every video. 48 times the parameters of AdaSteer at 13.6B: six values
+for each of the 4096 channels in place of one for each of the 512 of the embedding.
+
+    python film_tta.py --groups 1 --mode full --steps 5
+"""
+
+import torch
+
+import common
+
+# which of shift, scale, gate, shift, scale, gate are corrected
+PARTS = {"full": (0, 1, 2, 3, 4, 5), "shift-scale": (0, 1, 3, 4), "scale": (1, 4)}
+
+
+class FiLM:
+    """G float32 vectors of len(PARTS[mode]) * hidden, zero at start."""
+
+    @staticmethod
+    def add_arguments(group):
+        group.set_defaults(lr=1e-3)
+        common.add_groups(group)
+        group.add_argument("--mode", choices=tuple(PARTS), default="full", help="what is corrected")
+        group.add_argument("--weight-decay", type=common.not_negative, default=0.01, help="AdamW's")
+
+    def __init__(self, model, clip, args):
+        self.model, self.parts = model, PARTS[args.mode]
+        size = len(self.parts) * model.hidden_width
+        self.groups, self.details = common.number_of_groups(args, clip, size, model.depth)
+        zeros = torch.zeros(self.groups, size, device=model.device)
+        self.gamma = [vector.clone().requires_grad_() for vector in zeros]
+
+    def named_parameters(self):
+        return {f"gamma.{g}": vector for g, vector in enumerate(self.gamma)}
+
+    def optimizer(self, args):
+        return torch.optim.AdamW(
+            self.gamma, lr=args.lr, betas=(0.9, 0.999), eps=1e-15, weight_decay=args.weight_decay
+        )
+
+    def attached(self):
+        return self.model.modulation(self.correct)
+
+    def correct(self, i, m):
+        """m (B, T, 6 * hidden) of block i."""
+        gamma = self.gamma[i * self.groups // self.model.depth].chunk(len(self.parts))
+        m = list(m.chunk(6, dim=-1))
+        for part, value in zip(self.parts, gamma, strict=True):
+            m[part] = m[part] + value
+        return torch.cat(m, dim=-1)
+
+
+def main():
+    args = common.parse_args(__doc__, FiLM)
+    run, model = common.Run(args), common.load_model(args)
+    for clip in run.clips(model):
+        method = FiLM(model, clip, args)
+        with method.attached():
+            record = common.adapt(model, method, clip, args, run.show)
+            frames = common.generate(model, clip, args, record)
+        run.write(clip, record, frames, method)
+    return run.exit_code()
+
+
+if __name__ == "__main__":
+    common.run_script(main)

@@ -1,0 +1,74 @@
+"""Norm tuning: the affine norms inside the DiT's attention move, everything else stays.
+
+cross: pre_crs_attn_norm weight and bias      qk: q_norm and k_norm weights of both attentions
+
+python norm_tta.py --norms all --steps 5
+python norm_tta.py --norms qk --with-delta           # and one vector on the timestep embedding
+"""
+
+import contextlib
+
+import torch
+
+import common
+
+MODULES = {"cross": ("pre_crs_attn_norm",), "qk": ("q_norm", "k_norm")}
+MODULES["all"] = MODULES["cross"] + MODULES["qk"]
+
+
+class NormTTA:
+    """float32 masters of the chosen norms' weights, and with --with-delta a vector (width,)."""
+
+    @staticmethod
+    def add_arguments(group):
+        group.set_defaults(lr=1e-3)
+        group.add_argument("--norms", choices=tuple(MODULES), default="all", help="see above")
+        group.add_argument(
+            "--with-delta", action="store_true",
+            help="learn an AdaSteer vector with them, which reaches all blocks and the final layer",
+        )  # fmt: skip
+        group.add_argument("--weight-decay", type=common.not_negative, default=0.01, help="AdamW's")
+
+    def __init__(self, model, clip, args):
+        self.model = model
+        names = [
+            name
+            for name, _ in model.dit.named_parameters()
+            if name.split(".")[-2] in MODULES[args.norms]
+        ]
+        self.masters, self.delta = common.Masters(model.dit, names), None
+        if args.with_delta:
+            self.delta = torch.zeros(model.embedding_width, device=model.device, requires_grad=True)
+
+    def named_parameters(self):
+        return self.masters.values | ({} if self.delta is None else {"delta": self.delta})
+
+    def optimizer(self, args):
+        return torch.optim.AdamW(
+            self.named_parameters().values(), lr=args.lr, betas=(0.9, 0.999), eps=1e-15,
+            weight_decay=args.weight_decay,
+        )  # fmt: skip
+
+    @contextlib.contextmanager
+    def attached(self):
+        with self.masters.attached(), self.model.timestep_embedding(self.steer):
+            yield
+
+    def steer(self, i, e, sigma):
+        return e if self.delta is None else e + self.delta
+
+
+def main():
+    args = common.parse_args(__doc__, NormTTA)
+    run, model = common.Run(args), common.load_model(args)
+    for clip in run.clips(model):
+        method = NormTTA(model, clip, args)
+        with method.attached():
+            record = common.adapt(model, method, clip, args, run.show)
+            frames = common.generate(model, clip, args, record)
+        run.write(clip, record, frames, method)
+    return run.exit_code()
+
+
+if __name__ == "__main__":
+    common.run_script(main)
