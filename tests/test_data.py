@@ -155,6 +155,7 @@ def window(**change):
         "tta_frames": 29,
         "context_latents": 4,
         "gen_frames": 14,
+        "stop_every": 0,
     }
     return Window.of(SimpleNamespace(**default | change))
 
@@ -164,9 +165,17 @@ def test_the_default_window():
     assert (w.first, w.stop, w.new_latents) == (3, 46, 4)
 
 
+@pytest.mark.parametrize(("context_latents", "held_out"), [(1, 1), (3, 1), (6, 1)])
+def test_a_quarter_of_the_targets_is_held_out(context_latents, held_out):
+    assert window(context_latents=context_latents).held_out_latents == 0
+    assert window(context_latents=context_latents, stop_every=5).held_out_latents == held_out
+    assert window(anchor=64, tta_frames=61, stop_every=5).held_out_latents == 3  # of 12
+
+
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
+        ({"stop_every": 1, "context_latents": 7}, "--stop-every holds out .* leave 1"),
         ({"cond_frames": 14}, r"--cond-frames must be 4k \+ 1 .* got 14.*try 13"),
         ({"tta_frames": 32}, r"--tta-frames must be 4k \+ 1 .* got 32.*try 29"),
         ({"cond_frames": 33}, "--cond-frames 33 reaches before the clip"),
