@@ -47,10 +47,13 @@ class AdaSteer:
         )  # fmt: skip
         group.add_argument("--weight-decay", type=common.not_negative, default=0.01, help="AdamW's")
 
-    def __init__(self, model, clip, args):
-        self.model, self.args = model, args
+    @staticmethod
+    def check(args):
         if args.target == "hidden" and (args.final_layer or args.time_slope):
             raise common.UsageError("--final-layer and --time-slope need --target timestep")
+
+    def __init__(self, model, clip, args):
+        self.model, self.args = model, args
         width = model.embedding_width if args.target == "timestep" else model.hidden_width
         dims = width if args.dims is None else args.dims
         if dims > width:

@@ -16,6 +16,8 @@ import torch
 
 import common
 
+CACHED_DRAWS = 16
+
 
 class DeltaC:
     """delta (channels,), (hidden,) or (width,) float32, zero at start."""
@@ -32,10 +34,26 @@ class DeltaC:
             help="closed-form: of the output alone; --steps other than 0 is then one step",
         )  # fmt: skip
         group.add_argument(
-            "--cached-draws", type=common.at_least(1), default=16, metavar="K",
-            help="draws of (sigma, noise), stratified over sigma, that are solved over",
+            "--cached-draws", type=common.at_least(1), metavar="K",
+            help="draws of (sigma, noise), stratified over sigma, that are solved over; not for "
+            f"the output with adamw (default: {CACHED_DRAWS})",
         )  # fmt: skip
         group.add_argument("--weight-decay", type=common.not_negative, default=0.01, help="AdamW's")
+
+    @staticmethod
+    def check(args):
+        if args.solver == "closed-form" and args.site != "output":
+            raise common.UsageError(f"--solver closed-form needs --site output, not {args.site}")
+        if args.solver == "adamw" and args.site == "output":
+            if args.cached_draws:
+                raise common.UsageError("--cached-draws: the output with adamw draws at every step")
+            return
+        if args.draws > 1 or args.context == "varying" or args.temporal_loss:
+            raise common.UsageError(
+                "--draws, --context varying and --temporal-loss are for draws at every step; here "
+                "--cached-draws are drawn once"
+            )
+        args.cached_draws = args.cached_draws or CACHED_DRAWS
 
     def __init__(self, model, clip, args):
         self.model, self.args = model, args
@@ -46,10 +64,6 @@ class DeltaC:
         }[args.site]
         self.delta = torch.zeros(size, device=model.device, requires_grad=True)
         if args.solver == "closed-form":
-            if args.site != "output":
-                raise common.UsageError(
-                    f"--solver closed-form needs --site output, not {args.site}"
-                )
             self.solve = self.mean_residual
         elif args.site != "output":
             self.losses = self.cached_losses
@@ -78,8 +92,7 @@ class DeltaC:
     def draws(self, clip):
         """K pairs of sigma (1,) and noise, the same for every site."""
         generator = common.stream(clip.seed, clip.video.id, "cached draws")
-        for uniform in common.stratified(self.args.cached_draws, generator).split(1):
-            sigma = 0.001 + 0.999 * uniform
+        for sigma in common.stratified_sigmas(self.args.cached_draws, generator).split(1):
             yield sigma.to(clip.target.device), common.draw_noise(generator, clip.target)
 
     def mean_residual(self, model, clip, args):
@@ -96,31 +109,16 @@ class DeltaC:
         return residual.square().mean().item(), sigmas
 
     def cached_losses(self, model, clip, args):
-        """For each step the sigmas of all draws and their joint loss on cached features."""
-        cache = [(*self.features(clip, s, n), n - clip.target, s) for s, n in self.draws(clip)]
+        """For each step the sigmas of all draws and their joint loss on what the DiT left before
+        its last layer; taken before the first update, while delta is zero."""
+        cache = []
+        for sigma, noise in self.draws(clip):
+            noisy = common.add_noise(clip.target, noise, sigma)
+            x, e = model.before_head(noisy, sigma, clip.context, clip.text)
+            cache.append((x, e, noise - clip.target, sigma))
         sigmas = [sigma.item() for *_, sigma in cache]
         for _ in range(args.steps):
             yield sigmas, lambda: torch.stack([self.cached_loss(*entry) for entry in cache]).mean()
-
-    @torch.no_grad()
-    def features(self, clip, sigma, noise):
-        """Hidden state (1, T, S, hidden) before the final layer and its embedding (1, T, width), of
-        the target frames; taken before the first update, while delta is zero."""
-        kept, frames = {}, clip.target.shape[2]
-
-        def keep_hidden(i, x):
-            kept["x"] = x
-            return x
-
-        def keep_embedding(i, e, sigma):
-            kept["e"] = e
-            return e
-
-        noisy = common.add_noise(clip.target, noise, sigma)
-        with self.model.block_output(keep_hidden), self.model.timestep_embedding(keep_embedding):
-            self.model.velocity(noisy, sigma, clip.context, clip.text)
-        tokens = kept["x"].unflatten(1, (kept["e"].shape[1], -1))
-        return tokens[:, -frames:].clone(), kept["e"][:, -frames:].clone()
 
     def cached_loss(self, x, e, velocity_target, sigma):
         if self.args.site == "pre-norm":

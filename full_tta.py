@@ -11,7 +11,7 @@ import torch
 import common
 
 FISHER_DRAWS = 4
-EPSILON = 1e-8  # of AdamW
+RATES = {"adamw": 1e-4, "sgd": 1e-5}
 
 
 class FullTTA:
@@ -19,14 +19,15 @@ class FullTTA:
 
     @staticmethod
     def add_arguments(group):
-        group.set_defaults(lr=1e-4)
+        group.set_defaults(lr=None)
         group.add_argument(
-            "--optimizer", choices=("adamw", "sgd"), default="adamw",
-            help="adamw: float32 copies; at 13.6B 299 GB (27 weights, 54 copies, 54 gradients, 109 "
-            "moments, 54 best state): more than any one GPU has. sgd: the study's, copies in the "
-            "weights' own type and no momentum, 109 GB (27 each for weights, copies, gradients, "
-            "best state): with lr 1e-5 and a gradient norm clipped to 1, twenty steps move the "
-            "13.6B weights by 2e-4 in all, inert at any precision",
+            "--optimizer", choices=tuple(RATES), default="adamw",
+            help="adamw (--lr 1e-4 where not given): float32 copies, at 13.6B 299 GB: weights 27, "
+            "copies 54, gradients 54, moments 109, start 54; more than any one GPU has. sgd (1e-5, "
+            "the study's): copies in the weights' type, no momentum, 109 GB: 27 each for weights, "
+            "copies, gradients, start. Both: plus activations, and once more the copies with "
+            "--stop-every. Gradients of norm 1 and lr 1e-5 move 13.6B weights by at most 2e-4 in "
+            "all in twenty steps, decay scales them by 1 - 2e-6: the study's choice is inert",
         )  # fmt: skip
         group.add_argument(
             "--weight-decay", type=common.not_negative, default=0.01,
@@ -37,17 +38,23 @@ class FullTTA:
         )
         group.add_argument(
             "--l2-to-start", type=common.not_negative, default=0.0, metavar="W",
-            help="adds W times the squared distance from the pretrained weights to the loss",
+            help="adds W times the squared distance from the pretrained weights to the loss "
+            "(another 54 GB at 13.6B)",
         )  # fmt: skip
         group.add_argument(
             "--ewc", type=common.not_negative, default=0.0, metavar="W",
-            help="the same with each weight's Fisher information on the context latents as factor",
+            help="the same with each weight's diagonal Fisher information on the context latents, "
+            "scaled to mean 1, as factor (another 109 GB)",
         )  # fmt: skip
 
-    def __init__(self, model, clip, args):
-        if args.ewc and clip.context.shape[2] < 2:
+    @staticmethod
+    def check(args):
+        args.lr = args.lr or RATES[args.optimizer]
+        if args.ewc and args.context_latents < 2:
             raise common.UsageError("--ewc needs --context-latents of at least 2: one to predict")
-        self.model, self.clip, self.args, self.fisher = model, clip, args, None
+
+    def __init__(self, model, clip, args):
+        self.model, self.clip, self.args = model, clip, args
         names = [name for name, _ in model.dit.named_parameters()]
         self.copies = common.Masters(
             model.dit, names, torch.float32 if args.optimizer == "adamw" else None
@@ -61,40 +68,44 @@ class FullTTA:
         return self.copies.attached()
 
     def optimizer(self, args):
+        if args.ewc:  # now, while no step's graph takes memory
+            self.fisher = self.fisher_information()
         weights = self.weights.values()
-        if args.optimizer == "sgd":
-            return torch.optim.SGD(weights, lr=args.lr, weight_decay=args.weight_decay)
-        return torch.optim.AdamW(
-            weights, lr=args.lr, betas=(0.9, 0.999), eps=EPSILON, weight_decay=args.weight_decay
-        )
+        options = {"lr": args.lr, "weight_decay": args.weight_decay, "foreach": False}
+        if args.optimizer == "sgd":  # foreach would hold a second copy of what it computes
+            return torch.optim.SGD(weights, **options)
+        return torch.optim.AdamW(weights, betas=(0.9, 0.999), eps=1e-8, **options)
+
+    def schedule(self, optimizer):
+        return common.warm_up(optimizer, self.args.warm_up)
 
     def penalty(self):
-        total = 0.0
-        if self.args.ewc and self.fisher is None:
-            self.fisher = self.fisher_information()
         if not self.args.ewc and not self.args.l2_to_start:
-            return total
+            return 0.0
+        total = 0.0
         for name, weight in self.weights.items():
-            squares = (weight - self.copies.originals[name]).float().square()
             factor = self.args.l2_to_start
             if self.args.ewc:
                 factor = factor + self.args.ewc * self.fisher[name]
-            total = total + (factor * squares).sum()
+            moved = (weight - self.copies.originals[name]).float()
+            total = total + (factor * moved.square()).sum()
         return total
 
     def fisher_information(self):
-        """Mean squared gradient of the loss of predicting the context after its first latent."""
+        """Mean squared gradient, over a few draws, of the loss of predicting the context latents
+        after the first; scaled to mean 1 over all weights."""
         known = self.clip.context
         problem = common.Problem(known[:, :, :1], known[:, :, 1:], self.clip.text)
         generator = common.stream(self.clip.seed, self.clip.video.id, "fisher")
         total = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in self.weights.items()}
-        for sigma in common.stratified(FISHER_DRAWS, generator).split(1):
+        for sigma in common.stratified_sigmas(FISHER_DRAWS, generator).split(1):
             noise = common.draw_noise(generator, problem.target)
             loss = common.flow_matching_loss(self.model, problem, sigma.to(noise.device), noise)
             gradients = torch.autograd.grad(loss, list(self.weights.values()))
             for name, gradient in zip(total, gradients, strict=True):
-                total[name] += gradient.float().square() / FISHER_DRAWS
-        return total
+                total[name] += gradient.float().square()
+        mean = sum(f.sum() for f in total.values()) / sum(f.numel() for f in total.values())
+        return {name: f / mean for name, f in total.items()}
 
 
 def main():

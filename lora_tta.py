@@ -50,23 +50,32 @@ class LoRA:
         )
 
     def __init__(self, model, clip, args):
-        self.dit, targets = model.dit, [*args.targets, *(FFN if args.ffn else ())]
+        self.dit, self.args, targets = model.dit, args, [*args.targets, *(FFN if args.ffn else ())]
         check_targets(model, targets)
         blocks = [model.block_names[i] for i in common.chosen_blocks(args.blocks, model.depth)]
         self.config = LoraConfig(
             r=args.rank, lora_alpha=args.alpha, bias="none",
             target_modules=[f"{block}.{target}" for block in blocks for target in targets],
         )  # fmt: skip
-        seed = common.stream(clip.seed, clip.video.id, "lora").initial_seed()
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            inject_adapter_in_model(self.config, self.dit)
-        modules = self.dit.named_modules()
-        self.layers = {name: layer for name, layer in modules if isinstance(layer, LoraLayer)}
-        del self.dit.peft_config
-        for name, layer in self.layers.items():
+        self.layers = self.new_layers()
+        generator = common.stream(clip.seed, clip.video.id, "lora")
+        for layer in self.layers.values():
             layer.lora_A.float(), layer.lora_B.float()
-            self.dit.set_submodule(name, layer.base_layer)  # until attached() the DiT is its own
+            a = layer.lora_A["default"].weight
+            drawn = torch.empty(a.shape)  # as peft does, but the same on every device
+            a.data.copy_(torch.nn.init.kaiming_uniform_(drawn, a=5**0.5, generator=generator))
+
+    def new_layers(self):
+        """{name: peft's layer around the DiT's own}; the DiT keeps its own until attached()."""
+        try:
+            inject_adapter_in_model(self.config, self.dit)
+        finally:
+            modules = list(self.dit.named_modules())
+            layers = {name: layer for name, layer in modules if isinstance(layer, LoraLayer)}
+            for name, layer in layers.items():
+                self.dit.set_submodule(name, layer.base_layer)
+            vars(self.dit).pop("peft_config", None)
+        return layers
 
     def named_parameters(self):
         return {
@@ -80,6 +89,9 @@ class LoRA:
             self.named_parameters().values(), lr=args.lr, betas=(0.9, 0.999), eps=1e-8,
             weight_decay=args.weight_decay,
         )  # fmt: skip
+
+    def schedule(self, optimizer):
+        return common.warm_up(optimizer, self.args.warm_up)
 
     @contextlib.contextmanager
     def attached(self):

@@ -36,7 +36,10 @@ class NormTTA:
             for name, _ in model.dit.named_parameters()
             if name.split(".")[-2] in MODULES[args.norms]
         ]
-        self.masters, self.delta = common.Masters(model.dit, names), None
+        if not names:
+            raise common.UsageError(f"--norms {args.norms}: this model has none of these layers")
+        # not cast: in bfloat16 a weight near 1 would move in steps of 0.008
+        self.masters, self.delta = common.Masters(model.dit, names, cast=False), None
         if args.with_delta:
             self.delta = torch.zeros(model.embedding_width, device=model.device, requires_grad=True)
 

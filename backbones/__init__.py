@@ -1,9 +1,11 @@
 """One video model a file. `load(checkpoint)` picks the file by the class that the checkpoint names.
 
-A backbone has `dit`, `depth`, `embedding_width`, `device`, `encode(frames)`, `decode(latents)`,
-`embed(prompts)`, `velocity(...)`, `generate(...)` and the sites at which a method acts (DESIGN:
-`timestep_embedding`, `modulation`, `block_output`, `predicted_velocity`). Velocities are canonical,
-noise - latents, whatever the sign of the network.
+A backbone has `dit`, `depth`, `block_names`, `embedding_width`, `hidden_width`, `latent_channels`,
+`native` (size, prompt length, guidance scale), `size_multiple`, `device`, `recompute(blocks)`,
+`encode(frames)`, `decode(latents)`, `embed(prompts)`, `velocity(...)`, its last layer alone
+(`before_head(...)`, `head(...)`), `generate(...)` and the sites at which a method acts
+(`timestep_embedding`, `modulation`, `block_output`, `predicted_velocity`). Velocities are
+canonical, noise - latents, whatever the sign of the network.
 """
 
 from pathlib import Path

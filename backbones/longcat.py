@@ -180,9 +180,23 @@ class LongCat:
         timestep[:, :context] = 0
         return self._call(x, timestep, text.expand(batch), num_cond_latents=context)[:, :, context:]
 
+    @torch.no_grad()
+    def before_head(self, noisy_latents, sigma, cond_latents, text):
+        """What `head` takes, of the noisy frames, on the way to `velocity` of the same arguments:
+        tokens (B, T, S, hidden) and embedding (B, T, width)."""
+        found, frames = {}, noisy_latents.shape[2]
+
+        def keep(i, value, *sigma):
+            found["e" if sigma else "x"] = value
+            return value
+
+        with self.block_output(keep), self.timestep_embedding(keep):
+            self.velocity(noisy_latents, sigma, cond_latents, text)
+        tokens = found["x"].unflatten(1, (found["e"].shape[1], -1))
+        return tokens[:, -frames:].clone(), found["e"][:, -frames:].clone()
+
     def head(self, x, e, shape):
-        """Velocity shaped `shape` (B, C, T, h, w), without the velocity site, of tokens x (B, T, S,
-        hidden) that leave the last block and the final layer's embedding e (B, T, width)."""
+        """Velocity shaped `shape` (B, C, T, h, w) of what `before_head` gave; no velocity site."""
         _, height, width = self.dit.config.patch_size
         grid = (shape[2], shape[3] // height, shape[4] // width)
         return self.network_sign * self.dit.head(x, e, grid)

@@ -73,7 +73,7 @@ class RMSNorm(nn.Module):
     def forward(self, x):
         x32 = x.float()
         normed = x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + 1e-6)
-        return normed.to(x.dtype) * self.weight
+        return (normed.to(x.dtype) * self.weight).to(x.dtype)  # the weight may be float32
 
 
 class LayerNorm32(nn.LayerNorm):

@@ -1,11 +1,18 @@
 """What method scripts share. A script needs these names and nothing else."""
 
-from common.adapt import adapt, generate
+from common.adapt import adapt, generate, warm_up
 from common.capacity import add_groups, chosen_blocks, number_of_groups
 from common.cli import parse_args, run_script
 from common.errors import UsageError
 from common.loading import load_model
-from common.loss import Problem, add_noise, draw_noise, flow_matching_loss, stratified, stream
+from common.loss import (
+    Problem,
+    add_noise,
+    draw_noise,
+    flow_matching_loss,
+    stratified_sigmas,
+    stream,
+)
 from common.masters import Masters
 from common.run import Run
 from common.values import at_least, blocks, not_negative, positive
@@ -30,6 +37,7 @@ __all__ = [
     "parse_args",
     "positive",
     "run_script",
-    "stratified",
+    "stratified_sigmas",
     "stream",
+    "warm_up",
 ]

@@ -22,60 +22,65 @@ MAX_GRAD_NORM = 1.0
 def adapt(model, method, clip, args, show=lambda line: None, stopping=None):
     """Runs args.steps updates of the method's parameters on the clip's target latents.
 
+    A method has `named_parameters()` (a dict), `optimizer(args)` and `attached()`, in which this
+    is called. It may have `schedule(optimizer)` (of the learning rate), `penalty()` (added to the
+    loss), `clipped_together()` (lists of parameters whose joint gradient norm is limited; else
+    all), `losses(model, clip, args)` (in place of random_losses), `solve(model, clip, args)` (in
+    place of all steps), `details` (added to the record), `check(args)` (static; of the command
+    line) and `save(folder)`.
+
     Returns the record of the video's JSON: loss and sigmas of every step (before its update),
     checks of the early stopping, whether the adaptation diverged (then the best state is put back,
     or the first), what is kept, parameter count, norms and distances from the start, seconds.
     """
+    other_loss = loss_on_other(model, clip)
     started = time.perf_counter()
     parameters = method.named_parameters()
-    other_loss = loss_on_other(model, clip)
     stopping = stopping or early_stopping(model, clip, args, parameters.values())
-    if hasattr(method, "solve"):
-        stopping.every = min(stopping.every, 1)
-    start = dict(zip(parameters, stopping.best, strict=True))
     losses, sigmas, diverged = [], [], False
     for loss, drawn, finite in take_steps(model, method, clip, args):
-        losses.append(loss)
+        losses.append(finite_or_none(loss))
         sigmas.append(drawn)
         show(f"step {len(losses)}/{args.steps} loss {loss:.4f}")
         diverged = not finite
-        if diverged or stopping.ends_after(len(losses)):
+        if diverged or stopping.ends_after(len(losses), last=hasattr(method, "solve")):
             break
     diverged = diverged or not all(p.isfinite().all() for p in parameters.values())
     if diverged or stopping.every:
         stopping.restore()
-        kept = "adapted" if stopping.best_step else "baseline"
-    else:
-        kept = "adapted" if losses else "baseline"
+    kept_step = stopping.best_step if diverged or stopping.every else len(losses)
     return {
-        "losses": [loss if math.isfinite(loss) else None for loss in losses],
+        "losses": losses,
         "sigmas": sigmas,
         "anchor_losses": stopping.history,
         "stop_step": stopping.stop_step,
         "best_step": stopping.best_step if stopping.every else None,
         "diverged": diverged,
-        "kept": kept,
+        "kept": "adapted" if kept_step else "baseline",
         "adapted_parameters": sum(p.numel() for p in parameters.values()),
-        **distances(parameters, start),
-        "forgetting": forgetting(model, clip, other_loss),
         **getattr(method, "details", {}),
+        "stop_seconds": stopping.seconds,
         "adapt_seconds": time.perf_counter() - started,
+        **distances(model, parameters, stopping.start),
+        "forgetting": forgetting(model, clip, other_loss),
     }
 
 
 def take_steps(model, method, clip, args):
     """For each step its loss, its sigmas, and whether loss and gradient were finite. A method that
     solves for its parameters takes one step."""
+    if not args.steps:
+        return
     if hasattr(method, "solve"):
-        if args.steps:
-            yield *method.solve(model, clip, args), True
+        yield *method.solve(model, clip, args), True
         return
     optimizer = method.optimizer(args)
-    schedule = warm_up(optimizer, getattr(args, "warm_up", 0))
+    schedule = method.schedule(optimizer) if hasattr(method, "schedule") else None
     draw = getattr(method, "losses", random_losses)
-    for sigmas, compute_loss in draw(model, clip, args) if args.steps else ():
+    for sigmas, compute_loss in draw(model, clip, args):
         loss, finite = take_step(method, optimizer, compute_loss)
-        if finite:
+        optimizer.zero_grad(set_to_none=True)
+        if schedule and finite:
             schedule.step()
         yield loss, sigmas, finite
 
@@ -83,7 +88,6 @@ def take_steps(model, method, clip, args):
 def take_step(method, optimizer, compute_loss):
     """One update; returns the loss before it and whether it and its gradient were finite. If not,
     nothing changes."""
-    optimizer.zero_grad(set_to_none=True)
     loss = compute_loss()
     if not loss.isfinite():
         return loss.item(), False
@@ -111,14 +115,14 @@ def warm_up(optimizer, steps):
 
 
 @torch.no_grad()
-def distances(parameters, start):
+def distances(model, parameters, start):
     """Norm of the parameters, distance from the start (L2) and that relative to the start's norm
     (None where it is zero), per parameter; those of all blocks in one."""
+    blocks = model.block_names[0].rpartition(".")[0]
     sums = {}
-    for name, value in parameters.items():
-        kind = re.sub(r"\.\d+\.", ".*.", name, count=1)  # the block
-        squares = (value, value - start[name], start[name])
-        found = torch.stack([x.double().square().sum().cpu() for x in squares])
+    for (name, value), first in zip(parameters.items(), start, strict=True):
+        kind = re.sub(rf"\b{blocks}\.\d+\.", f"{blocks}.*.", name)
+        found = torch.stack([norm(x).square() for x in (value, value - first, first)])
         sums[kind] = sums.get(kind, 0) + found
     found = {kind: total.sqrt().tolist() for kind, total in sums.items()}
     return {
@@ -128,6 +132,14 @@ def distances(parameters, start):
             kind: moved / first if first else None for kind, (_, moved, first) in found.items()
         },
     }
+
+
+def norm(x):
+    return torch.linalg.vector_norm(x, dtype=torch.float64).cpu()
+
+
+def finite_or_none(value):
+    return value if math.isfinite(value) else None
 
 
 def loss_on_other(model, clip):
@@ -146,8 +158,8 @@ def forgetting(model, clip, before):
     after = loss_on_other(model, clip)
     return {
         "id": clip.other.video.id,
-        "loss_before": before if math.isfinite(before) else None,
-        "loss_after": after if math.isfinite(after) else None,
+        "loss_before": finite_or_none(before),
+        "loss_after": finite_or_none(after),
     }
 
 

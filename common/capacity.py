@@ -3,6 +3,8 @@
 from common.errors import UsageError
 from common.values import groups, positive
 
+RATIO = 100.0
+
 
 def add_groups(group):
     """--groups and what goes with it, for methods whose consecutive blocks share parameters."""
@@ -12,7 +14,7 @@ def add_groups(group):
         "target latents feed, max(1, values // (R * parameters of a group))",
     )  # fmt: skip
     group.add_argument(
-        "--values-per-parameter", type=positive, default=100.0, metavar="R", help="for auto"
+        "--values-per-parameter", type=positive, metavar="R", help=f"for auto (default: {RATIO:g})"
     )
 
 
@@ -20,10 +22,12 @@ def number_of_groups(args, clip, size, blocks):
     """The groups to lay over `blocks` blocks when each has `size` parameters, and what the record
     says of the choice. Raises UsageError."""
     if args.groups == "auto":
-        values = clip.target.numel()
-        count = min(blocks, max(1, int(values / (args.values_per_parameter * size))))
-        inputs = {"target_values": values, "values_per_parameter": args.values_per_parameter}
+        values, ratio = clip.target.numel(), args.values_per_parameter or RATIO
+        count = min(blocks, max(1, int(values / (ratio * size))))
+        inputs = {"target_values": values, "values_per_parameter": ratio, "blocks": blocks}
         return count, {"capacity": inputs | {"group_parameters": size, "groups": count}}
+    if args.values_per_parameter:
+        raise UsageError(f"--values-per-parameter is for --groups auto, got {args.groups}")
     if not 1 <= args.groups <= blocks:
         raise UsageError(f"--groups must be in 1..{blocks}, got {args.groups}")
     return args.groups, {}

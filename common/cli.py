@@ -51,8 +51,12 @@ def parse_args(description, method, argv=None):
         parser.error(f"--batch-end {args.batch_end} lies before --batch-start {args.batch_start}")
     if args.antithetic and args.draws % 2:
         parser.error(f"--antithetic needs an even number of --draws, got {args.draws}")
+    if 0 < args.steps < args.stop_every:
+        parser.error(f"--stop-every {args.stop_every}: no check falls within --steps {args.steps}")
     try:
         Window.of(args)
+        if hasattr(method, "check"):
+            method.check(args)
     except UsageError as error:
         parser.error(str(error))
     return args
@@ -117,7 +121,7 @@ def add_adaptation(group):
     group.add_argument(
         "--antithetic",
         action="store_true",
-        help="every second draw takes the noise before it, negated",
+        help="draws in pairs of one sigma, the second with the noise negated",
     )
     group.add_argument(
         "--context", choices=("fixed", "varying"), default="fixed",
@@ -141,13 +145,14 @@ def add_stopping(group):
     group.add_argument(
         "--stop-every", type=at_least(0), default=0, metavar="N",
         help="hold out the last quarter of the target latents, measure the loss on them before the "
-        "first and after every Nth update, keep the best; 0: keep the last",
+        "first and after every Nth update, and put the best back, so that updates after the last "
+        "check are undone; 0: keep the last",
     )  # fmt: skip
     group.add_argument(
         "--patience", type=at_least(1), default=3, help="checks in a row without a better loss"
     )
     group.add_argument(
-        "--stop-sigmas", type=numbers, default=(0.25, 0.5, 0.75), metavar="S,S",
+        "--stop-sigmas", type=numbers, default="0.25,0.5,0.75", metavar="S,S",
         help="noise levels of the check",
     )  # fmt: skip
     group.add_argument(
@@ -192,7 +197,9 @@ def add_run(group):
         help="flash needs the flash-attn package",
     )
     group.add_argument(
-        "--save-adapter", action="store_true", help="keep each video's adapted parameters"
+        "--save-adapter",
+        action="store_true",
+        help="keep each video's adapted parameters (full_tta.py: all weights, each time)",
     )
     group.add_argument("--dry-run", action="store_true", help="print what would run, and end")
 

@@ -4,6 +4,7 @@ import csv
 import hashlib
 from collections import Counter
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -30,12 +31,12 @@ class Video:
         return self.columns.get("source") or self.id
 
 
-def list_videos(path, prompt=None):
+def list_videos(path, prompt=None, flag="--videos"):
     """The videos of a CSV manifest, of a folder (not recursive) or of one file, and the list's
     SHA-256.
 
     A manifest has the columns filename and caption, perhaps id; files are relative to its folder. A
-    folder or file takes the caption `prompt`. Raises UsageError.
+    folder or file takes the caption `prompt`. Raises UsageError that names `flag`.
     """
     path = Path(path)
     if path.is_dir():
@@ -49,59 +50,53 @@ def list_videos(path, prompt=None):
             raise UsageError(
                 f"--prompt: {path} has its own captions; --prompt is for files and folders"
             )
-        rows, digest = read_manifest(path), hashlib.sha256(path.read_bytes())
+        rows, digest = read_manifest(path, flag), hashlib.sha256(path.read_bytes())
     elif path.is_file():
         rows, digest = [{"filename": path.name}], hashlib.sha256(path.name.encode())
     else:
-        raise UsageError(
-            f"--videos {path}: no such file or folder; give a CSV, a folder or a video"
-        )
+        raise UsageError(f"{flag} {path}: no such file or folder; give a CSV, a folder or a video")
     if not rows:
-        raise UsageError(
-            f"--videos {path}: lists no videos; a CSV needs rows, a folder video files"
-        )
+        raise UsageError(f"{flag} {path}: lists no videos; a CSV needs rows, a folder video files")
     if path.is_dir() or path.suffix.lower() != ".csv":
-        check_prompt(path, prompt)
+        check_prompt(path, prompt, flag)
         for row in rows:
             row["caption"] = prompt
     folder = path if path.is_dir() else path.parent
     return [
-        new_video(row, name, folder) for row, name in zip(rows, ids(rows, path), strict=True)
+        new_video(row, name, folder) for row, name in zip(rows, ids(rows, path, flag), strict=True)
     ], (digest.hexdigest())
 
 
-def check_prompt(path, prompt):
+def check_prompt(path, prompt, flag):
     if prompt is None or not prompt.strip():
         found = [p.name for p in path.glob("*.csv")] if path.is_dir() else []
-        hint = f" (or pass --videos {path / found[0]})" if found else ""
+        hint = f" (or pass {flag} {path / found[0]})" if found else ""
         raise UsageError(
-            f"--videos {path}: has no captions; say what it shows with --prompt TEXT{hint}"
+            f"{flag} {path}: has no captions; say what it shows with --prompt TEXT{hint}"
         )
 
 
-def read_manifest(path):
+def read_manifest(path, flag):
     with open(path, newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
         try:
             columns = reader.fieldnames or []
             rows = [(reader.line_num, row) for row in reader]
         except (csv.Error, UnicodeDecodeError) as error:
-            raise UsageError(f"--videos {path}: not a CSV file in UTF-8 ({error})") from error
+            raise UsageError(f"{flag} {path}: not a CSV file in UTF-8 ({error})") from error
     missing = {"filename", "caption"} - set(columns)
     if missing:
         raise UsageError(
-            f"--videos {path}: no column {' or '.join(sorted(missing))}; it needs filename,caption"
+            f"{flag} {path}: no column {' or '.join(sorted(missing))}; it needs filename,caption"
         )
     for line, row in rows:
         for name in ("filename", "caption"):
             if not (row[name] or "").strip():
-                raise UsageError(
-                    f"--videos {path}, line {line}: empty {name}; every video needs one"
-                )
+                raise UsageError(f"{flag} {path}, line {line}: empty {name}; every video needs one")
     return [row for _, row in rows]
 
 
-def ids(rows, path):
+def ids(rows, path, flag):
     """The id column, else the file name without suffix, with it where two would collide."""
     stems = Counter(Path(row["filename"]).stem for row in rows)
     names = []
@@ -113,13 +108,13 @@ def ids(rows, path):
     for name, count in Counter(names).items():
         if count > 1:
             raise UsageError(
-                f"--videos {path}: the id {name!r} stands {count} times; make ids unique"
+                f"{flag} {path}: the id {name!r} stands {count} times; make ids unique"
             )
         if len(name.encode()) > 200:
-            raise UsageError(f"--videos {path}: the id {name!r} is longer than 200 bytes")
+            raise UsageError(f"{flag} {path}: the id {name!r} is longer than 200 bytes")
         if "/" in name or "\\" in name or ".." in name or name.startswith("."):
             raise UsageError(
-                f"--videos {path}: the id {name!r} cannot name a file; no / \\ or .. in ids"
+                f"{flag} {path}: the id {name!r} cannot name a file; no / \\ or .. in ids"
             )
     return names
 
@@ -194,12 +189,14 @@ def fit(frame, pixel_aspect, size):
 
 
 def write_video(path, frames, fps):
-    """Writes frames (F, 3, H, W) float in 0..1 as H.264, visually lossless."""
-    pixels = (frames.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    """Writes frames, any iterable of (3, H, W) float in 0..1, as H.264, visually lossless."""
     with av.open(str(path), "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=max(1, round(fps)), options={"crf": "12"})
-        stream.height, stream.width = pixels.shape[1:3]
+        rate = Fraction(fps).limit_denominator(1001)
+        stream = container.add_stream("libx264", rate=rate, options={"crf": "12"})
         stream.pix_fmt = "yuv420p"
-        for picture in pixels:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        for frame in frames:
+            pixels = (frame.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+            if not stream.codec_context.is_open:  # the first frame gives the size
+                stream.height, stream.width = pixels.shape[:2]
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         container.mux(stream.encode())

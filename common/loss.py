@@ -78,19 +78,22 @@ def random_losses(model, clip, args):
 
 
 def all_sigmas(clip, args):
-    """U(0.001, 1), shaped (steps, draws); with several draws stratified over the whole run."""
+    """U(0.001, 1), shaped (steps, draws); with several draws stratified over the whole run.
+    Antithetic pairs have one sigma."""
     generator = stream(clip.seed, clip.video.id, "adaptation sigma")
     if args.draws == 1:
         uniform = torch.rand(args.steps, generator=generator)
-    else:
-        uniform = stratified(args.steps * args.draws, generator)
-    return LOWEST_SIGMA + (1 - LOWEST_SIGMA) * uniform.view(args.steps, args.draws)
+        return (LOWEST_SIGMA + (1 - LOWEST_SIGMA) * uniform).view(args.steps, 1)
+    times = 2 if args.antithetic else 1
+    sigmas = stratified_sigmas(args.steps * args.draws // times, generator)
+    return sigmas.repeat_interleave(times).view(args.steps, args.draws)
 
 
-def stratified(count, generator):
-    """count numbers in 0..1, one in each of as many equal parts, in random order."""
+def stratified_sigmas(count, generator):
+    """count sigmas, one in each of as many equal parts of 0.001..1, in random order."""
     places = torch.randperm(count, generator=generator)
-    return (places + torch.rand(count, generator=generator)) / count
+    uniform = (places + torch.rand(count, generator=generator)) / count
+    return LOWEST_SIGMA + (1 - LOWEST_SIGMA) * uniform
 
 
 def noises(clip, args):

@@ -1,6 +1,7 @@
 """Copies of a transformer's own weights, which it uses while a method is attached.
 
-In bfloat16 an update below half a unit in the last place of a weight is lost; in float32 it is not.
+In bfloat16 an update below half a unit in the last place of a weight is lost; float32 copies add
+such updates up.
 """
 
 import contextlib
@@ -21,10 +22,14 @@ class Cast(nn.Module):
 
 class Masters:
     """values: {name: Parameter}, copies of the parameters of `dit` that `names` lists, in dtype or,
-    where that is None, in their own. originals: the parameters themselves, which never change."""
+    where that is None, in their own. originals: the parameters themselves, which never change.
 
-    def __init__(self, dit, names, dtype=torch.float32):
-        self.dit = dit
+    With `cast` the forward sees each in its weight's own type, rounded to it; without it sees the
+    copies as they are, for layers that compute in float32 anyway.
+    """
+
+    def __init__(self, dit, names, dtype=torch.float32, cast=True):
+        self.dit, self.cast = dit, cast
         self.originals = {name: dit.get_parameter(name) for name in names}
         self.values = {
             name: nn.Parameter(p.detach().to(dtype or p.dtype, copy=True))
@@ -33,26 +38,26 @@ class Masters:
 
     @contextlib.contextmanager
     def attached(self):
-        """The forward reads the copies, cast to each weight's own type; afterwards the very
-        parameters that were there before."""
+        """The forward reads the copies; afterwards the very parameters that were there before."""
         with contextlib.ExitStack() as stack:
             for name, master in self.values.items():
-                stack.enter_context(replaced(self.dit, name, master))
+                stack.enter_context(replaced(self.dit, name, master, self.cast))
             yield
 
 
 @contextlib.contextmanager
-def replaced(dit, name, master):
+def replaced(dit, name, master, cast):
     path, _, leaf = name.rpartition(".")
     module = dit.get_submodule(path)
     own, order = getattr(module, leaf), list(module._parameters)
-    setattr(module, leaf, master)
-    # unsafe: the type changes, which is the point
-    parametrize.register_parametrization(module, leaf, Cast(own.dtype), unsafe=True)
     try:
+        setattr(module, leaf, master)
+        if cast:  # unsafe: the type changes, which is the point
+            parametrize.register_parametrization(module, leaf, Cast(own.dtype), unsafe=True)
         yield
     finally:
-        parametrize.remove_parametrizations(module, leaf, leave_parametrized=False)
+        if parametrize.is_parametrized(module, leaf):
+            parametrize.remove_parametrizations(module, leaf, leave_parametrized=False)
         setattr(module, leaf, own)
         for key in order:  # as before in a state dict too
             module._parameters[key] = module._parameters.pop(key)

@@ -65,7 +65,7 @@ def load_adapter(path, method):
         parameter.copy_(tensors[name])
 
 
-def describe(args, manifest_sha256, no_lpips):
+def describe(args, manifest_sha256, forgetting_sha256, no_lpips):
     """config.json: what was asked for, on what data, with which weights and versions."""
     arguments = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
     return {
@@ -74,6 +74,7 @@ def describe(args, manifest_sha256, no_lpips):
             json.dumps(arguments)
         ),  # tuples become lists, as they are read back
         "manifest_sha256": manifest_sha256,
+        "forgetting_sha256": forgetting_sha256,
         "checkpoint_sha256": fingerprint(args.checkpoint),
         "versions": {
             "python": sys.version.split()[0],
@@ -132,7 +133,7 @@ def same_run(out, config, neutral):
     old = read_json(out / "config.json")
     if old is None:
         raise UsageError(f"--out {out}: holds results without config.json; choose another folder")
-    facts = ["method", "manifest_sha256", "checkpoint_sha256"]
+    facts = ["method", "manifest_sha256", "forgetting_sha256", "checkpoint_sha256"]
     compared = [(name, old.get(name), config[name]) for name in facts]
     then, now = old["arguments"], config["arguments"]
     for name in sorted((then.keys() | now.keys()) - neutral):
@@ -188,5 +189,5 @@ def line(result):
     return (
         f"{result['id']}: loss {first} -> {last}  PSNR {psnr}  SSIM {result['ssim']:.3f}  "
         f"LPIPS {lpips}  {result['total_seconds']:.1f} s  {result['peak_memory_gb']:.1f} GB"
-        + ("  DIVERGED, baseline kept" if result["diverged"] else "")
+        + (f"  DIVERGED, {result['kept']} kept" if result["diverged"] else "")
     )

@@ -18,7 +18,7 @@ from common.metrics import load_lpips, score
 # what may differ when a run goes on: it changes no number, or is known by its content
 NEUTRAL = {
     "videos", "checkpoint", "out", "batch_start", "batch_end", "limit", "device", "checkpointing",
-    "dry_run",
+    "dry_run", "forgetting",
 }  # fmt: skip
 FAILED_PREFLIGHTS = 3  # at the start of a range: the run stops
 
@@ -35,10 +35,11 @@ class Run:
                 f"--batch-start {args.batch_start}: {args.videos} lists {len(videos)} videos, "
                 "the range holds none of them"
             )
-        self.others = list_videos(args.forgetting)[0][:2] if args.forgetting else []
-        self.other_clips = {}
+        self.others, others_sha256 = [], None
+        if args.forgetting:
+            self.others, others_sha256 = list_videos(args.forgetting, flag="--forgetting")
         self.lpips, no_lpips = load_lpips()
-        config = results.describe(args, manifest_sha256, no_lpips)
+        config = results.describe(args, manifest_sha256, others_sha256, no_lpips)
         self.git_revision = config["git_revision"]
         goes_on = results.same_run(self.out, config, NEUTRAL)
         self.todo = [video for video in self.videos if not self._is_done(video)]
@@ -60,6 +61,7 @@ class Run:
         """Loads the videos still to do, one after the other; those that cannot be used are recorded
         as skipped. Raises StopRun where the model predicts none of the first few."""
         texts = self._embed(model)
+        self.other_clips = self._load_others(model, texts)
         done = len(self.videos) - len(self.todo)
         self.passed = self.missed = 0
         with tqdm(total=len(self.videos), initial=done, unit="video", disable=None) as self.bar:
@@ -76,7 +78,7 @@ class Run:
 
     def _embed(self, model):
         """Text of every caption and of the negative prompt, by prompt."""
-        captions = [video.caption for video in self.todo + self.others]
+        captions = [video.caption for video in self.todo + self.others[:2]]
         prompts = list(dict.fromkeys([self.args.negative_prompt, *captions]))
         text = model.embed(prompts)
         return {prompt: text[i : i + 1] for i, prompt in enumerate(prompts)}
@@ -91,20 +93,30 @@ class Run:
             self.missed += 1
             raise PreflightError(losses)
         self.passed += 1
-        return replace(clip, preflight=losses, other=self._other(model, video, texts))
+        return replace(clip, preflight=losses, other=self._other(clip, self.other_clips))
 
-    def _other(self, model, video, texts):
-        """The clip that forgetting is measured on: the first of its list that is not this one."""
-        other = next((v for v in self.others if v.path.resolve() != video.path.resolve()), None)
-        if other and other.id not in self.other_clips:
-            text = texts[other.caption]
-            try:
-                self.other_clips[other.id] = load_clip(
-                    model, other, self.window, model.frame_size, text, text, self.args.seed
+    def _load_others(self, model, texts):
+        """The first two clips of --forgetting: one of them is not the video that is adapted to."""
+        try:
+            return [
+                load_clip(
+                    model, v, self.window, model.frame_size, texts[v.caption], texts[v.caption],
+                    self.args.seed,
                 )
-            except VideoError as error:
-                raise UsageError(f"--forgetting {self.args.forgetting}: {error}") from error
-        return other and self.other_clips[other.id]
+                for v in self.others[:2]
+            ]  # fmt: skip
+        except VideoError as error:
+            raise UsageError(f"--forgetting {self.args.forgetting}: {error}") from error
+
+    def _other(self, clip, others):
+        for other in others:
+            if other.video_sha256 != clip.video_sha256:
+                return other
+        if others:
+            raise UsageError(
+                f"--forgetting {self.args.forgetting}: holds no video but {clip.video.id} itself"
+            )
+        return None
 
     def show(self, line):
         """Says beside the progress bar what is going on, and how the last video went."""

@@ -6,6 +6,7 @@ checks in a row that are not; the best state is put back.
 """
 
 import math
+import time
 
 import torch
 
@@ -16,21 +17,24 @@ class EarlyStopping:
     """measure() gives the loss now; `every` 0 never measures, and keeps the last state.
 
     history: [step, loss] of every check, a loss that is not finite as None. best_step: where the
-    kept state was reached. stop_step: where patience ran out, else None.
+    kept state was reached. stop_step: where patience ran out, else None. seconds: of all checks.
     """
 
     def __init__(self, parameters, measure=None, every=0, patience=3):
         self.parameters, self.measure = list(parameters), measure
         self.every, self.patience, self.misses = every, patience, 0
-        self.best, self.best_step, self.stop_step = self._copies(), 0, None
-        self.best_loss, self.history = math.inf, []
+        self.start = [p.detach().clone() for p in self.parameters]
+        self.best, self.best_step, self.stop_step = self.start, 0, None
+        self.best_loss, self.history, self.seconds = math.inf, [], 0.0
         if every:
             self.check(0)
             self.misses = 0
 
-    def ends_after(self, step):
-        """Called after every update; whether it was the last."""
-        if self.every and step % self.every == 0 and not self.check(step):
+    def ends_after(self, step, last=False):
+        """Called after every update; whether it was the last one. With `last` it is, and is
+        measured whatever `every` says."""
+        due = self.every and (last or step % self.every == 0)
+        if due and not self.check(step):
             self.misses += 1
             if self.misses == self.patience:
                 self.stop_step = step
@@ -38,17 +42,22 @@ class EarlyStopping:
 
     def check(self, step):
         """Measures; whether this is the best loss so far. Then the state is kept."""
+        started = time.perf_counter()
         loss = self.measure()
+        self.seconds += time.perf_counter() - started
         self.history.append([step, loss if math.isfinite(loss) else None])
         better = loss < self.best_loss
         if better:
             self.best_loss, self.best_step, self.misses = loss, step, 0
             if step:
-                self.best = self._copies()
+                self._keep()
         return better
 
-    def _copies(self):
-        return [p.detach().clone() for p in self.parameters]
+    def _keep(self):
+        if self.best is self.start:
+            self.best = [torch.empty_like(p) for p in self.start]
+        for copy, parameter in zip(self.best, self.parameters, strict=True):
+            copy.copy_(parameter.detach())
 
     @torch.no_grad()
     def restore(self):

@@ -57,7 +57,9 @@ def test_several_draws_are_stratified_over_the_run(clip):
 
 
 def test_antithetic_draws_come_in_pairs(clip):
-    for _, noise in noises(clip, flags("--steps 3 --draws 4 --antithetic")):
+    args = flags("--steps 3 --draws 4 --antithetic")
+    assert torch.equal(all_sigmas(clip, args)[:, ::2], all_sigmas(clip, args)[:, 1::2])
+    for _, noise in noises(clip, args):
         assert noise.shape == (4, *clip.target.shape[1:])
         assert torch.equal(noise[0], -noise[1]) and torch.equal(noise[2], -noise[3])
         assert not torch.equal(noise[0], noise[2])

@@ -288,7 +288,10 @@ def test_the_official_layout_runs_from_the_command_line(toy_checkpoint, tmp_path
         (["--draws", 3, "--antithetic"], "--antithetic needs an even number of --draws, got 3"),
         (["--stop-sigmas", "0.5,2"], "--stop-sigmas: must be sigmas in (0, 1]"),
         (["--stop-every", 1, "--context-latents", 7], "--stop-every holds out a target latent"),
-        (["--forgetting", "nowhere.csv"], "nowhere.csv: no such file"),
+        (["--forgetting", "nowhere.csv"], "--forgetting nowhere.csv: no such file"),
+        (["--steps", 3, "--stop-every", 4], "--stop-every 4: no check falls within --steps 3"),
+        (["--values-per-parameter", 5], "--values-per-parameter is for --groups auto"),
+        (["--target", "hidden", "--time-slope"], "need --target timestep"),
     ],
 )
 def test_usage_errors_are_one_line(tmp_path, script, capsys, flags, complaint):

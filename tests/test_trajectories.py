@@ -27,7 +27,7 @@ from lora_tta import PREFIX
 pytestmark = needs_oracles
 BOTH = entries("tta_adasteer", "methods") + entries("tta_baselines", "methods")
 METHODS = [e for e in BOTH if "split" not in e["name"]]
-LIMITS = {"lora": (2e-5, 1e-3)}  # of losses, of parameters; others (2e-5, 5e-6)
+LOSS_LIMIT = 2e-5
 
 
 def model_of(sign):
@@ -64,32 +64,33 @@ def test_trajectory(entry, recompute):
     model.recompute(recompute)
     method, args = oracle_method(model, name)
     method.losses = oracle_losses(values)
-    of_losses, of_parameters = LIMITS.get(name[:4], (2e-5, 5e-6))
+    # Adam magnifies rounding where a gradient nearly vanishes, by up to its rate
+    limit = 0.1 * args.lr if name.startswith("lora") else 5e-6
     with method.attached():
         record = adapt(model, method, oracle_clip(), args)
         after = oracle_anchor(model, values)()
     model.recompute(0)
-    assert_near(torch.tensor(record["losses"]), torch.tensor(entry["losses"]), of_losses)
-    assert abs(after - entry["anchor_loss_after"]) < of_losses
+    assert_near(torch.tensor(record["losses"]), torch.tensor(entry["losses"]), LOSS_LIMIT)
+    assert abs(after - entry["anchor_loss_after"]) < LOSS_LIMIT
     parameters = method.named_parameters()
     for key, expected in recorded(model, name, sign).items():
         actual = parameters[key].detach()
-        assert_near(actual, expected[: len(actual)], of_parameters)
+        assert_near(actual, expected[: len(actual)], limit)
     assert record["adapted_parameters"] == entry["num_trainable_parameters"]
     if isinstance(entry["target_modules"], list):
         names = [re.sub(r"\.lora_[AB]\.weight", "", n.removeprefix(PREFIX)) for n in parameters]
         assert list(dict.fromkeys(names)) == entry["target_modules"]
     merged = {}
     for key, moved in entry.get("update_l2_per_parameter", {}).items():
-        kind = re.sub(r"\.\d+\.", ".*.", key, count=1)
+        kind = re.sub(r"^blocks\.\d+\.", "blocks.*.", key)
         merged[kind] = merged.get(kind, 0) + moved**2
     for kind, square in merged.items():
         assert record["distances"][kind] == pytest.approx(square**0.5, rel=2e-2, abs=1e-7)
 
 
-@pytest.mark.parametrize("entry", entries("tta_adasteer", "methods")[:1], ids=["delta_a"])
-def test_first_gradient(entry):
-    values, sign = tensors("tta_adasteer"), entry["target_sign"]
+@pytest.mark.parametrize("sign", ["consistent", "reference"])
+def test_first_gradient(sign):
+    values = tensors("tta_adasteer")
     model = model_of(sign)
     for name in ("delta_a", "delta_b_g2", "delta_b_g1_dim8", "delta_b_g2_last2"):
         method, _ = oracle_method(model, name)
