@@ -25,41 +25,13 @@ from adasteer import AdaSteer
 from benchmarks.nano_captions import caption_differences
 from benchmarks.nano_report import study_report
 from common.clip import Window, load_clip
-from common.data import list_videos
+from common.data import list_videos, sha256
 from common.loss import preflight
 from common.metrics import score
 from common.results import fingerprint, read_json, write_json
+from full_tta import FullTTA
 
 RECONSTRUCTED = 16  # frames from the anchor on, for the autoencoder's ceiling
-
-
-class AllWeights:
-    """Every weight of the DiT, put back bit for bit."""
-
-    @staticmethod
-    def add_arguments(parser):
-        pass
-
-    def __init__(self, model, clip, args):
-        self.dit = model.dit
-
-    def parameters(self):
-        return list(self.dit.parameters())
-
-    def optimizer(self, args):
-        return torch.optim.AdamW(self.parameters(), lr=args.lr, weight_decay=0.0)
-
-    @contextlib.contextmanager
-    def attached(self):
-        before = [p.detach().clone() for p in self.parameters()]
-        self.dit.requires_grad_(True)
-        try:
-            yield
-        finally:
-            self.dit.requires_grad_(False)
-            with torch.no_grad():
-                for p, value in zip(self.parameters(), before, strict=True):
-                    p.copy_(value)
 
 
 @dataclass(frozen=True)
@@ -86,10 +58,12 @@ ROWS = [
         for steps in (5, 20)
     ),
     Row(AdaSteer, "--groups 12 --lr 2e-2 --steps 20 --context-latents 2"),
-    *(Row(AllWeights, f"--lr {lr} --steps {s}") for lr in ("1e-4", "3e-4") for s in (5, 20)),
-    Row(AllWeights, "--lr 1e-4 --steps 20 --context-latents 2"),
+    Row(AdaSteer, "--groups 12 --lr 2e-2 --steps 20 --draws 4 --context varying"),
+    *(Row(FullTTA, f"--lr {lr} --steps {s}") for lr in ("1e-4", "3e-4") for s in (5, 20)),
+    Row(FullTTA, "--lr 1e-4 --steps 20 --context-latents 2"),
+    Row(FullTTA, "--lr 3e-4 --steps 20 --draws 4 --context varying"),
     Row(AdaSteer, "--groups 12 --lr 2e-2 --steps 20", flipped=True),
-    Row(AllWeights, "--lr 1e-4 --steps 20", flipped=True),
+    Row(FullTTA, "--lr 1e-4 --steps 20", flipped=True),
 ]
 
 
@@ -141,7 +115,9 @@ def study_clip(video, checkpoint, shared, path):
     global MODEL  # loaded once a process
     if "MODEL" not in globals():
         MODEL = load(checkpoint)
-    found = read_json(path) or {"rows": {}}
+    found, file = read_json(path), sha256(video.path)
+    if found is None or found["video_sha256"] != file:
+        found = {"video_sha256": file, "rows": {}}
     text = MODEL.embed([video.caption, ""])
     texts = text[:1], text[1:]
     if "references" not in found:

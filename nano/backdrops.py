@@ -4,53 +4,12 @@ Every function takes a numpy random generator first and the frames' times `t` (F
 words what it shows.
 """
 
-import functools
 import math
-from pathlib import Path
 
-import numpy as np
-import skimage
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageDraw, ImageFont
 
-HEIGHT = 192  # of every picture, in its own pixels
-WORDS = "NEWS OPEN 24 HOURS WELCOME EXIT SALE TODAY LIVE COFFEE MUSIC STOP TAXI HOTEL".split()
-
-
-@functools.lru_cache
-def photograph(name):
-    """(1, 3, 192, W) in 0..1, one of those that scikit-image installs."""
-    folder = Path(skimage.__file__).parent / "data"
-    (path,) = [p for p in folder.glob(f"{name}.*") if p.suffix in (".png", ".jpg")]
-    image = skimage.img_as_float32(skimage.io.imread(path))
-    image = np.repeat(image[..., None], 3, axis=2) if image.ndim == 2 else image[..., :3]
-    image = torch.from_numpy(image).permute(2, 0, 1)[None]
-    size = (HEIGHT, round(HEIGHT * image.shape[3] / image.shape[2]))
-    return F.interpolate(image, size, mode="bilinear", antialias=True)
-
-
-def two_colours(rng):
-    return (torch.from_numpy(rng.random(3)).float().view(1, 3, 1, 1) for _ in range(2))
-
-
-def procedural(rng):
-    """A smooth random picture (1, 3, 192, 192) between two colours."""
-    coarse = torch.from_numpy(rng.random((1, 1, *rng.integers(3, 24, 2)))).float()
-    field = F.interpolate(coarse, (HEIGHT, HEIGHT), mode="bicubic").clamp(0, 1)
-    low, high = two_colours(rng)
-    return low + (high - low) * field
-
-
-def lettering(rng):
-    """Lines of large words (1, 3, 192, 576)."""
-    image = Image.new("L", (3 * HEIGHT, HEIGHT))
-    draw, font = ImageDraw.Draw(image), ImageFont.load_default(int(rng.integers(36, 64)))
-    for line in range(3):
-        words = " ".join(rng.choice(WORDS, 6))
-        draw.text((4, 4 + 64 * line), words, font=font, fill=255)
-    paper, ink = two_colours(rng)
-    return paper + (ink - paper) * torch.from_numpy(np.array(image)).float().div(255)
+from nano.pictures import HEIGHT, developed, leaves, lettering, photograph, procedural, two_colours
 
 
 def direction(dx, dy):
@@ -126,17 +85,21 @@ def flames(rng, t, size):
 def background(rng, t, size, photos):
     """(F, 3, size, size) and its description; photos are the names that may be used, with what each
     shows."""
-    kind = rng.choice(["photograph", "procedural", "lettering", "field"], p=[0.66, 0.16, 0.08, 0.1])
+    kind = rng.choice(
+        ["photograph", "leaves", "procedural", "lettering", "field"], p=[0.4, 0.36, 0.06, 0.08, 0.1]
+    )
     if kind == "field":
         shown, subject = (water if rng.random() < 0.6 else flames)(rng, t, size)
         return shown, f"{subject} in the background"
     if kind == "photograph":
         name = str(rng.choice(sorted(photos)))
-        picture, subject = photograph(name), photos[name]
+        picture, subject = developed(rng, photograph(name)), photos[name]
     else:
         draw, subject = {
-            "procedural": (procedural, "soft colours"), "lettering": (lettering, "large letters"),
-        }[kind]  # fmt: skip
+            "leaves": (leaves, "a heap of patches"),
+            "procedural": (procedural, "soft colours"),
+            "lettering": (lettering, "large letters"),
+        }[kind]
         picture = draw(rng)
     shown, words = view(rng, t, size, picture)
     return shown, f"{subject} in the background, {words}"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
@@ -9,6 +10,7 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
+import backbones
 from nano import scenes
 from nano.architecture import train_tokenizer
 from nano.autoencoders import fit_linear, train_wan
@@ -25,21 +27,28 @@ def prepare(args):
     path = args.work / "latents.pt"
     if not path.exists():
         torch.manual_seed(0)
-        vae = make_autoencoder(args).to(args.device)
+        vae = backbones.load(args.start).vae if args.start else make_autoencoder(args)
         latents, captions = [], []
         for clips, words in draw(args.clips):
-            latents.append(encode(vae, clips))
+            latents.append(encode(vae.to(args.device), clips))
             captions += words
-        tokenizer = train_tokenizer(captions)
-        vae.save_pretrained(args.work / "vae")
-        tokenizer.save_pretrained(args.work / "tokenizer")
+        if args.start:
+            for part in ("vae", "tokenizer"):
+                shutil.copytree(args.start / part, args.work / part, dirs_exist_ok=True)
+        else:
+            vae.save_pretrained(args.work / "vae")
+            train_tokenizer(captions).save_pretrained(args.work / "tokenizer")
         save_whole({"latents": torch.cat(latents), "captions": captions}, path)
     return torch.load(path), PreTrainedTokenizerFast.from_pretrained(args.work / "tokenizer")
 
 
 def check_settings(args):
-    """A work folder belongs to one set of clips and one autoencoder."""
-    asked = {"clips": args.clips, "autoencoder": args.autoencoder}
+    """A work folder belongs to one set of clips, one autoencoder and one start."""
+    asked = {
+        "clips": args.clips,
+        "autoencoder": args.autoencoder,
+        "start": args.start and str(args.start),
+    }
     path = args.work / "settings.json"
     if path.exists() and (found := json.loads(path.read_text())) != asked:
         raise SystemExit(f"--work {args.work}: holds a training with {found}, asked for {asked}")

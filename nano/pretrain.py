@@ -24,19 +24,23 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
+import backbones
 from nano.architecture import new_dit, new_text_encoder
 from nano.dataset import SIZE, prepare, save_whole
 from nano.progress import draw_curve, draw_samples
 
+SHIFT = 3.0  # of the schedule, as in the sampler
 TEXT_LENGTH = 64  # tokens
 
 
 def draw_sigma(batch, device):
-    """Half logit-normal, half uniform: the middle matters most, the ends must not be forgotten."""
+    """Half logit-normal, half uniform with the sampler's shift: where the noise is strong the
+    motion is decided."""
     normal = torch.sigmoid(torch.randn(batch, device=device))
-    return torch.where(
-        torch.rand(batch, device=device) < 0.5, normal, torch.rand(batch, device=device)
-    ).clamp(0.001, 1)
+    uniform = torch.rand(batch, device=device)
+    shifted = SHIFT * uniform / (1 + (SHIFT - 1) * uniform)
+    half = torch.rand(batch, device=device) < 0.5
+    return torch.where(half, normal, shifted).clamp(0.001, 1)
 
 
 def flow_matching_loss(dit, text_encoder, latents, ids, mask):
@@ -70,9 +74,7 @@ class Trainer:
             tokens.attention_mask.to(self.device),
         )
         torch.manual_seed(1)
-        self.models = torch.nn.ModuleDict(
-            {"dit": new_dit(), "text_encoder": new_text_encoder(len(self.tokenizer))}
-        ).to(self.device)
+        self.models = self.first_models().to(self.device)
         self.average = torch.optim.swa_utils.AveragedModel(
             self.models, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.999)
         )
@@ -89,6 +91,14 @@ class Trainer:
         self.dit = self.models["dit"]
         if args.fast:  # compiled once for each length of the context
             self.dit = torch.compile(self.dit, dynamic=False)
+
+    def first_models(self):
+        models = {"dit": new_dit(), "text_encoder": new_text_encoder(len(self.tokenizer))}
+        if self.args.start:
+            begun = backbones.load(self.args.start)
+            for name, model in models.items():
+                model.load_state_dict(getattr(begun, name).state_dict())
+        return torch.nn.ModuleDict(models)
 
     def save(self):
         parts = {
@@ -161,7 +171,7 @@ class Trainer:
         models["text_encoder"].save_pretrained(out / "text_encoder")
         for part in ("tokenizer", "vae"):
             shutil.copytree(self.args.work / part, out / part, dirs_exist_ok=True)
-        FlowMatchEulerDiscreteScheduler(shift=3.0).save_pretrained(out / "scheduler")
+        FlowMatchEulerDiscreteScheduler(shift=SHIFT).save_pretrained(out / "scheduler")
         index = {
             "height": SIZE, "width": SIZE, "max_sequence_length": TEXT_LENGTH,
             "guidance_scale": 1.0,
@@ -181,6 +191,11 @@ def main():
         help="wan: a small AutoencoderKLWan, trained first; it wants a GPU",
     )  # fmt: skip
     parser.add_argument("--autoencoder-minutes", type=float, default=10, help="for wan")
+    parser.add_argument(
+        "--start", type=Path, metavar="FOLDER",
+        help="a checkpoint that this script made: its autoencoder and tokenizer are kept and its "
+        "weights trained further",
+    )  # fmt: skip
     parser.add_argument("--clips", type=int, default=24000, help="training clips, drawn once")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--lr", type=float, default=1e-3)
@@ -193,7 +208,10 @@ def main():
     )
     parser.add_argument("--out", type=Path, default=Path("nano/checkpoint"))
     args = parser.parse_args()
-    trainer = Trainer(args)
+    try:
+        trainer = Trainer(args)
+    except backbones.CheckpointError as error:
+        parser.error(f"--start: {error}")
     if trainer.run():
         trainer.export(args.out)
         draw_samples(args.out, args.work / "samples.png")

@@ -32,12 +32,12 @@ TRAINING = {
 }
 HELD_OUT = {"chelsea": "a cat", "coffee": "a cup of coffee"}
 UNSEEN = 9_000_000  # seeds from here on are never trained on
-DEMO_SEEDS = (9_000_020, 9_000_007, 9_000_004, 9_000_017)  # from easy to hard
+DEMO_SEEDS = (9_000_017, 9_000_004, 9_000_005, 9_000_024)  # from easy to hard
 
 
 def times(rng, frames):
     """The time (frames,) that motions see: at several speeds, a third of them uneven."""
-    t = torch.arange(frames, dtype=torch.float32) * rng.choice([0.6, 1.0, 1.6])
+    t = torch.arange(frames, dtype=torch.float32) * rng.choice([0.3, 0.6, 1.0, 1.5])
     if rng.random() < 0.33:
         rate, phase = rng.uniform(0.1, 0.4), rng.uniform(0, 6.28)
         t = t + rng.uniform(0.4, 1.0) / rate * torch.sin(rate * t + phase)

@@ -5,7 +5,8 @@ import math
 import torch
 import torch.nn.functional as F
 
-from nano.backdrops import direction, photograph
+from nano.backdrops import direction
+from nano.pictures import developed, leaves, photograph
 
 COLOURS = {
     "red": (0.85, 0.15, 0.12),
@@ -20,7 +21,7 @@ COLOURS = {
     "pink": (0.95, 0.6, 0.7),
 }
 SHAPES = ("ball", "square", "triangle", "ring", "star", "bar", "blob")
-TEXTURES = ("plain", "striped", "checkered", "spotted", "shaded", "picture", "picture")
+TEXTURES = ("plain", "striped", "checkered", "spotted", "shaded", "picture", "patchy")
 
 
 def path(rng, t, size):
@@ -85,13 +86,14 @@ def outline(rng, shape, u, v, t):
 def paint(rng, kind, colour, u, v, photos):
     """Colours (F, 3, size, size) over the sprite's own coordinates, so that they move with it; what
     they look like."""
-    if kind == "picture":
+    if kind in ("picture", "patchy"):
         name = str(rng.choice(sorted(photos)))
         middle, scale = rng.uniform(-0.5, 0.5, 2), rng.uniform(0.2, 0.45)
         grid = torch.stack([middle[0] + scale * u, middle[1] + scale * v], dim=-1).float()
-        picture = photograph(name).expand(len(u), -1, -1, -1)
+        picture = developed(rng, photograph(name)) if kind == "picture" else leaves(rng)
+        picture = picture.expand(len(u), -1, -1, -1)
         shown = F.grid_sample(picture, grid, padding_mode="reflection", align_corners=False)
-        return shown, "{} showing " + photos[name]
+        return shown, "{} showing " + photos[name] if kind == "picture" else "patchy {}"
     n = rng.uniform(3, 6)
     light = {
         "plain": torch.ones_like(u),

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import backbones
 from backbones.linear_autoencoder import LinearVideoAutoencoder
@@ -16,6 +17,8 @@ from benchmarks.nano_study import ROWS
 from common.cli import ROOT
 from common.data import read_frames
 from nano import autoencoders, scenes
+
+DIT = "dit/diffusion_pytorch_model.safetensors"
 
 
 def call(*command):
@@ -52,6 +55,7 @@ def test_scenes_have_all_that_is_promised():
     for words in (
         "pans left", "zooms in", "turns", "is still", "flames", "rippling water", "large letters",
         "post in front", "changing light", "seen through moving water", "soft colours", "blob",
+        "heap of patches", "patchy",
         "spinning", "rocking", "showing", "striped", "bounces", "circles", "swings", "moves up",
     ):  # fmt: skip
         assert words in captions, words
@@ -121,7 +125,7 @@ def test_the_study_reports_every_row_and_goes_on(tmp_path):
     text = report.read_text()
     for words in ("--groups 12 --lr 2e-2 --steps 20, sign flipped", "repeating the last frame"):
         assert words in text
-    assert len(re.findall(r"^\| (AdaSteer|AllWeights) ", text, re.M)) == len(ROWS)
+    assert len(re.findall(r"^\| (AdaSteer|FullTTA) ", text, re.M)) == len(ROWS)
     files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.json")}
     assert len(files) == 2
     assert call(*command, "--", "--sampling-steps", 2).strip() != ""
@@ -142,3 +146,13 @@ def test_pretraining_resumes_and_its_checkpoint_runs(tmp_path):
     assert (tmp_path / "work" / "samples.png").stat().st_size > 1000
     run = ["adasteer.py", "--checkpoint", tmp_path / "out", "--no-preflight", "--limit", 1]
     call(*run, "--sampling-steps", 2, "--out", tmp_path / "results")
+    flags = ["-m", "nano.pretrain", "--clips", 50, "--batch", 4, "--start", tmp_path / "out"]
+    further = tmp_path / "further"
+    call(*flags, "--work", tmp_path / "work2", "--minutes", 0.03, "--out", further)
+    for part in ("vae", "tokenizer"):
+        for path in (tmp_path / "out" / part).iterdir():
+            assert (further / part / path.name).read_bytes() == path.read_bytes()
+    first, second = (load_file(f / DIT) for f in (tmp_path / "out", further))
+    assert any(not torch.equal(first[k], second[k]) for k in first)
+    text = (further / "dit" / "config.json").read_text()
+    assert str(tmp_path) not in text and "_name_or_path" not in text
