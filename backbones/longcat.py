@@ -38,10 +38,8 @@ class LongCat:
         self.native = NATIVE | (native or {})
         self.network_sign = -1
         self.depth = len(dit.blocks)
-        self.embedding_width, self.hidden_width = (
-            dit.config.adaln_tembed_dim,
-            dit.config.hidden_size,
-        )
+        self.embedding_width = dit.config.adaln_tembed_dim
+        self.hidden_width = dit.config.hidden_size
         self.latent_channels = dit.config.out_channels
         self.block_names = [f"blocks.{i}" for i in range(self.depth)]
         self._velocity_site = []

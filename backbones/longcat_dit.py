@@ -104,21 +104,14 @@ class LongCatVideoTransformer3DModel(ModelMixin, ConfigMixin):
         kv_cache_dict to calls that hold the other frames only.
         """
         x = hidden_states.to(self.weight_dtype)
-        _, ph, pw = self.config.patch_size
-        if x.shape[3] % ph or x.shape[4] % pw:
-            raise ValueError(
-                f"latent height and width must be multiples of {ph, pw}, got {x.shape[3:]}"
-            )
-        grid = (x.shape[2], x.shape[3] // ph, x.shape[4] // pw)
+        grid = self._grid(x)
         if timestep.ndim == 1:
             timestep = timestep[:, None].expand(-1, grid[0])
         sigma = timestep.float() / 1000
         x = self.x_embedder.proj(x).flatten(2).transpose(1, 2)
         e = self._embed_timestep(timestep)
-        text, mask = None, None
-        if not skip_crs_attn:
-            text, mask = self._embed_text(encoder_hidden_states, encoder_attention_mask)
-
+        given = encoder_hidden_states, encoder_attention_mask
+        text, mask = (None, None) if skip_crs_attn else self._embed_text(*given)
         run = functools.partial(
             self._run_block, e=e, sigma=sigma, text=text, text_mask=mask, grid=grid,
             num_cond_latents=num_cond_latents,
@@ -131,6 +124,14 @@ class LongCatVideoTransformer3DModel(ModelMixin, ConfigMixin):
         e = self._site("timestep_embedding", len(self.blocks), e, sigma)
         out = self.head(x.unflatten(1, (grid[0], -1)), e, grid)
         return (out, caches) if return_kv else out
+
+    def _grid(self, x):  # (B, C, T, H, W) -> numbers of tokens (T, H', W')
+        _, ph, pw = self.config.patch_size
+        if x.shape[3] % ph or x.shape[4] % pw:
+            raise ValueError(
+                f"latent height and width must be multiples of {ph, pw}, got {x.shape[3:]}"
+            )
+        return x.shape[2], x.shape[3] // ph, x.shape[4] // pw
 
     @property
     def weight_dtype(self):

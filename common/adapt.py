@@ -1,4 +1,12 @@
-"""The adaptation loop that every method runs in, and the continuation that follows it."""
+"""The adaptation loop that every method runs in, and the continuation that follows it.
+
+A method is a class as in the scripts. It has `add_arguments(group)`, `named_parameters()` (a dict),
+`optimizer(args)` and `attached()`, a context in which adaptation and generation run. It may have
+`check(args)` (static; of the command line), `schedule(optimizer)` (of the learning rate),
+`penalty()` (added to the loss), `clipped_together()` (lists of parameters whose joint gradient norm
+is limited; else all), `losses(model, clip, args)` (in place of random_losses), `solve(model, clip,
+args)` (in place of all steps), `details` (added to the record) and `save(folder)`.
+"""
 
 import math
 import re
@@ -21,13 +29,6 @@ MAX_GRAD_NORM = 1.0
 
 def adapt(model, method, clip, args, show=lambda line: None, stopping=None):
     """Runs args.steps updates of the method's parameters on the clip's target latents.
-
-    A method has `named_parameters()` (a dict), `optimizer(args)` and `attached()`, in which this
-    is called. It may have `schedule(optimizer)` (of the learning rate), `penalty()` (added to the
-    loss), `clipped_together()` (lists of parameters whose joint gradient norm is limited; else
-    all), `losses(model, clip, args)` (in place of random_losses), `solve(model, clip, args)` (in
-    place of all steps), `details` (added to the record), `check(args)` (static; of the command
-    line) and `save(folder)`.
 
     Returns the record of the video's JSON: loss and sigmas of every step (before its update),
     checks of the early stopping, whether the adaptation diverged (then the best state is put back,

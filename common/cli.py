@@ -68,6 +68,11 @@ def add_data(group):
         help="CSV with filename,caption; or a folder (not recursive) or a file, with --prompt",
     )  # fmt: skip
     group.add_argument("--prompt", metavar="TEXT", help="caption of a file or of a folder's files")
+    group.add_argument("--caption", metavar="TEXT", help="for every video, whatever the list says")
+    group.add_argument(
+        "--allow-poor-captions", action="store_true",
+        help="run a list whose captions are often empty, the same or say nothing",
+    )  # fmt: skip
     group.add_argument(
         "--checkpoint", type=Path, default=ROOT / "nano" / "checkpoint", metavar="FOLDER",
         help="model folder in the official layout: dit/ vae/ text_encoder/ tokenizer/ scheduler/",
@@ -196,6 +201,14 @@ def add_run(group):
         default="sdpa",
         help="flash needs the flash-attn package",
     )
+    group.add_argument(
+        "--lpips-weights", type=Path, metavar="FILE",
+        help="torchvision's alexnet-owt-7be5be79.pth; that in torch hub's cache where not given",
+    )  # fmt: skip
+    group.add_argument(
+        "--save-frames", action="store_true",
+        help="keep generated and true frames as <id>.npz, 8 bits, for report.fvd",
+    )  # fmt: skip
     group.add_argument(
         "--save-adapter",
         action="store_true",

@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import itertools
 from collections import Counter
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -31,12 +32,13 @@ class Video:
         return self.columns.get("source") or self.id
 
 
-def list_videos(path, prompt=None, flag="--videos"):
+def list_videos(path, prompt=None, flag="--videos", allow_empty=False):
     """The videos of a CSV manifest, of a folder (not recursive) or of one file, and the list's
     SHA-256.
 
     A manifest has the columns filename and caption, perhaps id; files are relative to its folder. A
-    folder or file takes the caption `prompt`. Raises UsageError that names `flag`.
+    folder or file takes the caption `prompt`; captions may be missing with allow_empty. Raises
+    UsageError that names `flag`.
     """
     path = Path(path)
     if path.is_dir():
@@ -50,7 +52,7 @@ def list_videos(path, prompt=None, flag="--videos"):
             raise UsageError(
                 f"--prompt: {path} has its own captions; --prompt is for files and folders"
             )
-        rows, digest = read_manifest(path, flag), hashlib.sha256(path.read_bytes())
+        rows, digest = read_manifest(path, flag, allow_empty), hashlib.sha256(path.read_bytes())
     elif path.is_file():
         rows, digest = [{"filename": path.name}], hashlib.sha256(path.name.encode())
     else:
@@ -76,7 +78,7 @@ def check_prompt(path, prompt, flag):
         )
 
 
-def read_manifest(path, flag):
+def read_manifest(path, flag, allow_empty):
     with open(path, newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
         try:
@@ -90,7 +92,7 @@ def read_manifest(path, flag):
             f"{flag} {path}: no column {' or '.join(sorted(missing))}; it needs filename,caption"
         )
     for line, row in rows:
-        for name in ("filename", "caption"):
+        for name in ("filename",) if allow_empty else ("filename", "caption"):
             if not (row[name] or "").strip():
                 raise UsageError(f"{flag} {path}, line {line}: empty {name}; every video needs one")
     return [row for _, row in rows]
@@ -122,7 +124,7 @@ def ids(rows, path, flag):
 def new_video(row, name, folder):
     known = {"id", "filename", "caption"}
     columns = {key: value for key, value in row.items() if key and key not in known}
-    return Video(name, folder / row["filename"], row["caption"].strip(), columns)
+    return Video(name, folder / row["filename"], (row["caption"] or "").strip(), columns)
 
 
 def sha256(path):
@@ -145,7 +147,8 @@ def read_frames(path, start, stop, size):
     try:
         with av.open(str(path.resolve()), metadata_errors="ignore") as container:
             stream = video_stream(container, path)
-            for frame in decode(container, stream, path):
+            count = seek_before(container, stream, start)
+            for frame in decode(container, stream, path, count):
                 count += 1
                 if count > start:
                     frames.append(fit(frame, stream.sample_aspect_ratio, size))
@@ -165,8 +168,26 @@ def video_stream(container, path):
     return container.streams.video[0]
 
 
-def decode(container, stream, path):
-    for index, frame in enumerate(container.decode(stream)):
+def seek_before(container, stream, start):
+    """Goes to the last keyframe up to frame `start` and gives its index; to the first frame where
+    the file's index does not tell, or pictures after the keyframe are shown before it."""
+    entries = list(stream.index_entries)
+    keys = [i for i, entry in enumerate(entries) if entry.is_keyframe and 0 < i <= start]
+    if not keys or len(entries) != stream.frames:
+        return 0
+    time = entries[keys[-1]].timestamp
+    shown = time - min(0, entries[0].timestamp)  # the index has times of decoding
+    container.seek(shown, stream=stream)
+    packets = container.demux(stream)
+    first = next(packets)
+    until_next = itertools.takewhile(lambda p: not p.is_keyframe and p.pts is not None, packets)
+    whole = first.is_keyframe and first.dts == time and all(p.pts > first.pts for p in until_next)
+    container.seek(shown if whole else entries[0].timestamp, stream=stream)
+    return keys[-1] if whole else 0
+
+
+def decode(container, stream, path, first=0):
+    for index, frame in enumerate(container.decode(stream), first):
         if frame.is_corrupt:
             raise VideoError(f"{path}: frame {index} is damaged")
         yield frame

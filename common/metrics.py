@@ -6,6 +6,8 @@ from pathlib import Path
 import torch
 from skimage.metrics import structural_similarity
 
+from common.errors import UsageError
+
 ALEXNET = "alexnet-owt-7be5be79.pth"  # torchvision's file name
 
 
@@ -20,9 +22,8 @@ def score(frames, truth, lpips=None):
         raise ValueError(
             f"{tuple(frames.shape)} generated against {tuple(truth.shape)} true frames"
         )
-    mse = (frames.double() - truth.double()).square().mean((1, 2, 3))
     per_frame = {
-        "psnr_db": [None if e == 0 else -10 * e.log10().item() for e in mse],
+        "psnr_db": [psnr_db(a, b) for a, b in zip(frames, truth, strict=True)],
         "ssim": [ssim(a, b) for a, b in zip(frames, truth, strict=True)],
         "lpips": [lpips(a, b) for a, b in zip(frames, truth, strict=True)] if lpips else None,
     }
@@ -40,27 +41,51 @@ def mean(values):
     return sum(values) / len(values) if values else None
 
 
-def ssim(a, b):
+def psnr_db(a, b, data_range=1.0):
+    """None where the two are identical."""
+    error = (a.double() - b.double()).square().mean() / data_range**2
+    return None if error == 0 else -10 * error.log10().item()
+
+
+def ssim(a, b, data_range=1.0):
     a, b = (x.double().permute(1, 2, 0).numpy() for x in (a, b))
     return float(
         structural_similarity(
-            a, b, data_range=1.0, channel_axis=2, gaussian_weights=True, sigma=1.5,
+            a, b, data_range=data_range, channel_axis=2, gaussian_weights=True, sigma=1.5,
             use_sample_covariance=False,
         )
     )  # fmt: skip
 
 
 @functools.cache
-def load_lpips():
-    """LPIPS as a function of two frames, and None; or None and why not. Fetches nothing."""
-    weights = Path(torch.hub.get_dir()) / "checkpoints" / ALEXNET
-    if not weights.is_file():
+def load_lpips(weights=None):
+    """LPIPS as a function of two frames, and None; or None and why not. Fetches nothing.
+
+    weights: torchvision's AlexNet file; where None, that in torch hub's cache. Raises UsageError
+    when the file is not AlexNet's.
+    """
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / ALEXNET
+    if weights is None and not cached.is_file():
         return None, f"AlexNet weights are not in torch hub's cache ({ALEXNET})"
     import lpips
 
-    network = lpips.LPIPS(net="alex", verbose=False).eval().requires_grad_(False)
+    network = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)
+    load_alexnet(network.net, weights or cached)
+    network.eval().requires_grad_(False)
 
     def distance(a, b):
         return network(a[None] * 2 - 1, b[None] * 2 - 1).item()
 
     return distance, None
+
+
+def load_alexnet(slices, path):
+    """Puts the convolutions of torchvision's AlexNet file into lpips' slices of it."""
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        own = {f"features.{name.partition('.')[2]}": p for name, p in slices.named_parameters()}
+        with torch.no_grad():
+            for name, parameter in own.items():
+                parameter.copy_(saved[name])
+    except Exception as error:
+        raise UsageError(f"--lpips-weights {path}: not torchvision's AlexNet ({error})") from error

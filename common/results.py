@@ -11,6 +11,7 @@ import uuid
 from pathlib import Path
 
 import diffusers
+import numpy as np
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
@@ -18,6 +19,10 @@ from safetensors.torch import load_file, save_file
 from common.errors import UsageError
 from common.metrics import mean
 
+METRICS = (
+    "psnr_db ssim lpips temporal_psnr_db temporal_ssim flow_error_px warping_error "
+    "truth_warping_error"
+).split()
 BLOCK, BLOCKS = 1 << 18, 64  # bytes and number of the samples of a large weight file
 
 
@@ -41,6 +46,20 @@ def read_json(path):
         return json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return None
+
+
+def save_frames(name, frames, truth):
+    """<name>.npz with `generated` and `truth` (F, H, W, 3), 8 bits."""
+    arrays = {
+        kind: (x * 255).round().byte().permute(0, 2, 3, 1).numpy()
+        for kind, x in (("generated", frames), ("truth", truth))
+    }
+
+    def write(path):
+        with open(path, "wb") as file:  # a name without .npz would be changed
+            np.savez_compressed(file, **arrays)
+
+    replace_file(name.with_name(f"{name.name}.npz"), write)
 
 
 def save_adapter(name, method):
@@ -157,7 +176,11 @@ def summarise(out):
         "videos_done": len(done),
         "videos_diverged": sum(r["diverged"] for r in done),
         "videos_skipped": {r["id"]: r["reason"] for r in found if r and r["status"] == "skipped"},
-        **{f"mean_{name}": mean([r[name] for r in done]) for name in ("psnr_db", "ssim", "lpips")},
+        **{f"mean_{name}": mean([r[name] for r in done]) for name in METRICS},
+        "mean_references": {
+            kind: {name: mean([r["references"][kind][name] for r in done]) for name in METRICS}
+            for kind in ("repeat_last", "reconstruction")
+        },
         "mean_first_loss": mean([r["losses"][0] for r in done if r["losses"]]),
         "mean_last_loss": mean([r["losses"][-1] for r in done if r["losses"]]),
         **{f"{name}_seconds": sum(r[f"{name}_seconds"] for r in done) for name in seconds},

@@ -9,16 +9,18 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from common import results
+from common.captions import poor_captions
 from common.clip import Window, load_clip
 from common.data import list_videos, sha256, write_video
 from common.errors import PreflightError, StopRun, UsageError, VideoError
+from common.evaluate import evaluate, references
 from common.loss import beats_zero, preflight
-from common.metrics import load_lpips, score
+from common.metrics import load_lpips
 
 # what may differ when a run goes on: it changes no number, or is known by its content
 NEUTRAL = {
     "videos", "checkpoint", "out", "batch_start", "batch_end", "limit", "device", "checkpointing",
-    "dry_run", "forgetting",
+    "dry_run", "forgetting", "lpips_weights", "allow_poor_captions", "save_frames", "save_adapter",
 }  # fmt: skip
 FAILED_PREFLIGHTS = 3  # at the start of a range: the run stops
 
@@ -28,7 +30,10 @@ class Run:
 
     def __init__(self, args):
         self.args, self.out, self.window, self.last = args, args.out, Window.of(args), ""
-        videos, manifest_sha256 = list_videos(args.videos, args.prompt)
+        videos, manifest_sha256 = list_videos(
+            args.videos, args.prompt, allow_empty=args.caption or args.allow_poor_captions
+        )
+        videos = self._captioned(videos)
         self.videos = videos[args.batch_start : args.batch_end][: args.limit]
         if not self.videos:
             raise UsageError(
@@ -38,7 +43,7 @@ class Run:
         self.others, others_sha256 = [], None
         if args.forgetting:
             self.others, others_sha256 = list_videos(args.forgetting, flag="--forgetting")
-        self.lpips, no_lpips = load_lpips()
+        self.lpips, no_lpips = load_lpips(args.lpips_weights)
         config = results.describe(args, manifest_sha256, others_sha256, no_lpips)
         self.git_revision = config["git_revision"]
         goes_on = results.same_run(self.out, config, NEUTRAL)
@@ -57,10 +62,21 @@ class Run:
         if not goes_on:
             results.write_json(self.out / "config.json", config)
 
+    def _captioned(self, videos):
+        if self.args.caption:
+            return [replace(video, caption=self.args.caption) for video in videos]
+        poor = poor_captions([video.caption for video in videos])
+        if poor and not self.args.allow_poor_captions:
+            raise UsageError(
+                f"--videos {self.args.videos}: of its captions {poor}; the model adapts and "
+                "samples with them. Better ones, --caption TEXT, or --allow-poor-captions"
+            )
+        return videos
+
     def clips(self, model):
         """Loads the videos still to do, one after the other; those that cannot be used are recorded
         as skipped. Raises StopRun where the model predicts none of the first few."""
-        texts = self._embed(model)
+        texts, self.model = self._embed(model), model
         self.other_clips = self._load_others(model, texts)
         done = len(self.videos) - len(self.todo)
         self.passed = self.missed = 0
@@ -128,8 +144,10 @@ class Run:
             self._skip(clip.video, VideoError("the generated frames are not finite"))
             return
         started = time.perf_counter()
-        record |= score(frames, clip.truth, self.lpips)
+        record |= evaluate(frames, clip.truth, clip.cond_frames[-1], self.lpips)
         name = self.out / "videos" / clip.video.id
+        if self.args.save_frames:
+            results.save_frames(name, frames, clip.truth)
         results.replace_file(
             name.with_name(f"{name.name}.mp4"),
             lambda path: write_video(path, side_by_side(clip, frames), clip.fps),
@@ -141,6 +159,7 @@ class Run:
             "video_sha256": clip.video_sha256,
             "frame_indices": self._frame_indices(),
             "preflight": clip.preflight,
+            "references": references(self.model, clip, self.lpips),
             "device": str(clip.target.device),
             "git_revision": self.git_revision,
             "encode_seconds": clip.encode_seconds,

@@ -2,11 +2,13 @@
 
 from types import SimpleNamespace
 
+import av
 import numpy as np
 import pytest
 import torch
 from oracles import SHARED
 
+from common import data
 from common.clip import Window
 from common.data import list_videos, read_frames, write_video
 from common.errors import UsageError, VideoError
@@ -91,6 +93,33 @@ def test_frames_are_read_by_index(tmp_path):
     frames, fps = read_frames(tmp_path / "ramp.mp4", 5, 9, (32, 32))
     assert fps == 25
     assert torch.allclose(frames.mean((1, 2, 3)), levels[5:9, 0, 0, 0], atol=0.02)
+
+
+@pytest.mark.parametrize(
+    "options", [{"g": "10"}, {"g": "10", "bf": "3", "x264-params": "open-gop=1"}]
+)
+def test_reading_starts_at_a_keyframe(tmp_path, monkeypatch, options):
+    """The same frames as from the start of the file, decoding fewer where the index allows."""
+    path, decoded = tmp_path / "long.mp4", []
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25, options=options)
+        stream.height, stream.width, stream.pix_fmt = 32, 64, "yuv420p"
+        for t in range(60):
+            picture = np.full((32, 64, 3), 4 * t, np.uint8)
+            picture[:, t : t + 4] = 255 - 4 * t
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    plain = data.decode
+    monkeypatch.setattr(data, "decode", lambda *a: (decoded.append(f.pts) or f for f in plain(*a)))
+    whole, _ = read_frames(path, 0, 60, (32, 64))
+    for start in (0, 9, 10, 35, 59):
+        decoded.clear()
+        part, _ = read_frames(path, start, start + 1, (32, 64))
+        assert torch.equal(part, whole[start : start + 1])
+        if len(options) == 1:
+            assert len(decoded) <= 10
+    with pytest.raises(VideoError, match="has 60 frames, 61 are needed"):
+        read_frames(path, 55, 61, (32, 64))
 
 
 def manifest(tmp_path, text):

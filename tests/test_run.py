@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from oracles import SHARED
 
@@ -252,6 +253,34 @@ def test_early_stopping_and_forgetting_are_recorded(tmp_path, script):
         assert record["kept"] == ("adapted" if best else "baseline")
         losses = record["forgetting"]
         assert (losses["loss_before"] == losses["loss_after"]) == (best == 0)
+
+
+def test_captions_frames_and_references(tmp_path, script, capsys):
+    """A list of poor captions is refused, unless one is given for all or they are wanted."""
+    rows = [(path, "videos") for path, _ in demo_rows() * 6]
+    path = write_manifest(tmp_path / "list.csv", [])
+    with open(path, "a", newline="") as file:
+        for n, (video, caption) in enumerate(rows):
+            name = f"{n}.mp4"
+            (tmp_path / name).symlink_to(video)
+            csv.writer(file).writerow([name, caption])
+    flags = ["--videos", path, "--limit", 1, *QUICK, "--save-frames"]
+    assert script(adasteer, *flags, "--out", tmp_path / "a") == 2
+    assert "100 % are the same" in capsys.readouterr().err
+    assert script(adasteer, *flags, "--allow-poor-captions", "--out", tmp_path / "b") == 0
+    assert script(adasteer, *flags, "--caption", "A scene.", "--out", tmp_path / "c") == 0
+    (record,) = results(tmp_path / "c").values()
+    assert record["caption"] == "A scene."
+    ceiling, still = record["references"]["reconstruction"], record["references"]["repeat_last"]
+    assert ceiling["psnr_db"] > 20 and ceiling["psnr_db"] > still["psnr_db"]
+    assert len(record["flow_error_px_per_frame"]) == 14 and record["temporal_psnr_db"] > 10
+    summary = json.loads((tmp_path / "c" / "summary.json").read_text())
+    assert summary["mean_references"]["reconstruction"]["psnr_db"] == ceiling["psnr_db"]
+    with np.load(tmp_path / "c" / "videos" / f"{record['id']}.npz") as saved:
+        assert saved["generated"].shape == saved["truth"].shape == (14, 64, 64, 3)
+        error = (saved["generated"] / 255.0 - saved["truth"] / 255.0) ** 2
+    psnr = -10 * np.log10(error.mean((1, 2, 3))).mean()
+    assert psnr == pytest.approx(record["psnr_db"], abs=0.05)
 
 
 def test_the_official_layout_runs_from_the_command_line(toy_checkpoint, tmp_path, script):

@@ -1,0 +1,38 @@
+"""Are a list's captions good enough to adapt and sample with? The thresholds and the verdict."""
+
+from collections import Counter
+
+ENOUGH = 20  # videos; below it shares say nothing
+GENERIC = {
+    "video", "videos", "a video", "clip", "clips", "untitled", "unknown", "none", "n/a", "test",
+    "movie", "footage",
+}  # fmt: skip
+# shares of the list, at most
+LIMITS = {"empty": 0.05, "repeated": 0.9, "the same": 0.5, "generic": 0.2}
+
+
+def caption_shares(captions):
+    """Shares of captions that are empty, repeat an earlier one, are the commonest one, or say
+    nothing: one word, one of GENERIC, or a list that was written as text."""
+    cleaned = [" ".join(caption.lower().strip(" .").split()) for caption in captions]
+    count, times = max(1, len(cleaned)), Counter(c for c in cleaned if c)
+    generic = [c for c in cleaned if c and (c in GENERIC or " " not in c or c.startswith("['"))]
+    return {
+        "empty": sum(not c for c in cleaned) / count,
+        "repeated": sum(n - 1 for n in times.values()) / count,
+        "the same": max(times.values(), default=0) / count,
+        "generic": len(generic) / count,
+    }
+
+
+def poor_captions(captions):
+    """Why these captions should not be used, or None."""
+    if len(captions) < ENOUGH:
+        return None
+    shares = caption_shares(captions)
+    found = [
+        f"{100 * shares[name]:.0f} % are {name} (at most {100 * limit:.0f} %)"
+        for name, limit in LIMITS.items()
+        if shares[name] > limit
+    ]
+    return ", ".join(found) or None

@@ -1,0 +1,74 @@
+"""Does the video move as the real one did? Differences between successive frames, optical flow, and
+how well a frame predicts the next along its flow.
+
+Flow is Farneback's (2003) in OpenCV, in pixels per frame at the frames' own size.
+"""
+
+import cv2
+import numpy as np
+import torch
+
+from common.metrics import mean, psnr_db, ssim
+
+FARNEBACK = {
+    "pyr_scale": 0.5, "levels": 3, "winsize": 15, "iterations": 3, "poly_n": 5, "poly_sigma": 1.2,
+}  # fmt: skip
+OCCLUDED = 1.0  # pixels that forward and backward flow may disagree
+
+
+def motion_scores(frames, truth, before):
+    """Scores of frames against truth, both (F, 3, H, W) float in 0..1, as they follow the frame
+    before (3, H, W); per frame and as means.
+
+    temporal_psnr_db, temporal_ssim: of the differences to the frame before, which lie in -1..1, so
+    the range is 2. flow_error_px: mean end-point error of the flow. warping_error: mean squared
+    error of each frame warped to the next along its own flow, where that is visible (Lai et al.
+    2018); truth_warping_error is that of the real frames.
+    """
+    ours, real = (torch.cat([before[None], x]) for x in (frames, truth))
+    changes = list(zip(ours.diff(dim=0), real.diff(dim=0), strict=True))
+    flows = [optical_flow(x) for x in (ours, real)]
+    per_frame = {
+        "temporal_psnr_db": [psnr_db(a, b, data_range=2.0) for a, b in changes],
+        "temporal_ssim": [ssim(a, b, data_range=2.0) for a, b in changes],
+        "flow_error_px": np.linalg.norm(flows[0] - flows[1], axis=3).mean((1, 2)).tolist(),
+        "warping_error": warping_errors(ours, flows[0]),
+        "truth_warping_error": warping_errors(real, flows[1]),
+    }
+    return {name: mean(values) for name, values in per_frame.items()} | {
+        f"{name}_per_frame": values for name, values in per_frame.items()
+    }
+
+
+def farneback(a, b):
+    """Flow (H, W, 2) float32, x first, from a to b, both (H, W) 8-bit grey."""
+    return cv2.calcOpticalFlowFarneback(a, b, None, flags=0, **FARNEBACK)
+
+
+def optical_flow(frames):
+    """frames (F, 3, H, W) float in 0..1 -> (F - 1, H, W, 2) float32: from each to the next, x
+    first."""
+    grey = (frames.mean(1) * 255).round().byte().numpy()
+    pairs = zip(grey[:-1], grey[1:], strict=True)
+    return np.stack([farneback(a, b) for a, b in pairs])
+
+
+def warping_errors(frames, forward):
+    """Of each frame but the first; None where nothing of it was visible before."""
+    backward = optical_flow(frames.flip(0))[::-1]
+    pictures = frames.permute(0, 2, 3, 1).contiguous().numpy()
+    errors = []
+    for old, new, there, back in zip(pictures[:-1], pictures[1:], forward, backward, strict=True):
+        visible = np.linalg.norm(back + along(there, back), axis=2) < OCCLUDED
+        squared = ((along(old, back) - new) ** 2).mean(2)
+        errors.append(float(squared[visible].mean()) if visible.any() else None)
+    return errors
+
+
+def along(picture, flow):
+    """picture (H, W, C) looked up where flow (H, W, 2) points; its border goes on outside."""
+    y, x = np.mgrid[: flow.shape[0], : flow.shape[1]].astype(np.float32)
+    return cv2.remap(
+        picture, x + flow[..., 0], y + flow[..., 1], cv2.INTER_LINEAR,
+        borderMode=cv2.BORDER_REPLICATE,
+    )  # fmt: skip

@@ -1,0 +1,151 @@
+"""What is this data set? Prints what a run on it would rest on, and draws a contact sheet.
+
+    python -m prepare.check data/ucf101/manifest.csv
+
+Exit code 1 where something would make a run refuse or mean little: poor captions, files that do not
+decode, the same file twice.
+"""
+
+import argparse
+import sys
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import av
+import numpy as np
+from matplotlib.figure import Figure
+from tqdm import tqdm
+
+from common.captions import LIMITS, caption_shares, poor_captions
+from common.data import decode, fit, list_videos, sha256, video_stream
+from common.errors import UsageError, VideoError
+from prepare.clips import MEASURED, largest_cut, mean_motion, shrink
+
+BINS = (0, 0.05, 0.1, 0.3, 1, 3, float("inf"))  # of motion, pixels per frame at 120x72
+FROZEN = 5  # identical frames in a row that are reported
+
+
+def measure(path):
+    """Every frame decoded: number, rate, motion, cut, longest run of identical ones, a picture."""
+    grey, middle = [], None
+    try:
+        with av.open(str(path), metadata_errors="ignore") as container:
+            stream = video_stream(container, path)
+            for frame in decode(container, stream, path):
+                picture = fit(frame, stream.sample_aspect_ratio, MEASURED)
+                grey.append(shrink(picture))
+                if len(grey) in (1, 24):
+                    middle = picture
+            fps, announced = float(stream.average_rate or 24), stream.frames
+    except av.FFmpegError as error:
+        raise VideoError(f"{len(grey)} frames decode ({error.strerror})") from error
+    if not grey:
+        raise VideoError("no frame decodes")
+    grey = np.stack(grey)
+    return {
+        "frames": len(grey), "lost": max(0, announced - len(grey)), "fps": fps,
+        "motion": mean_motion(grey), "cut": largest_cut(grey), "still": longest_still(grey),
+        "picture": middle.permute(1, 2, 0).numpy(),
+    }  # fmt: skip
+
+
+def longest_still(grey):
+    """Longest run of frames that differ from the one before by less than coding noise."""
+    still = np.abs(np.diff(grey.astype(np.float32), axis=0)).mean((1, 2)) < 0.3
+    longest = run = 1
+    for same in still:
+        run = run + 1 if same else 1
+        longest = max(longest, run)
+    return longest
+
+
+def report(videos, found, broken):
+    lines = [f"{len(videos)} videos, {len({v.source for v in videos})} sources"]
+    lines += [f"  {n} {name}" for name, n in categories(videos)]
+    if found:
+        lengths = [m["frames"] for m in found.values()]
+        seconds = sum(m["frames"] / m["fps"] for m in found.values())
+        rates = Counter(round(m["fps"], 2) for m in found.values())
+        lines.append(f"frames {min(lengths)} to {max(lengths)}, {seconds:.0f} s in all")
+        lines.append("rates " + ", ".join(f"{fps:g} ({n})" for fps, n in rates.most_common(6)))
+        lines += ["motion, pixels per frame at 120x72", *histogram(found)]
+    shares = caption_shares([v.caption for v in videos])
+    lines.append("captions")
+    lines += [f"  {100 * shares[k]:5.1f} % {k} (limit {100 * LIMITS[k]:.0f} %)" for k in LIMITS]
+    lines += [
+        f"CUT {name}: a jump of {m['cut']:.2f}" for name, m in found.items() if m["cut"] > 0.22
+    ]
+    lines += [
+        f"STILL {name}: {m['still']} frames in a row are the same"
+        for name, m in found.items()
+        if m["still"] >= FROZEN
+    ]
+    lines += [
+        f"LOST {name}: {m['lost']} announced frames" for name, m in found.items() if m["lost"]
+    ]
+    return lines + [f"BROKEN {name}: {why}" for name, why in broken.items()]
+
+
+def categories(videos):
+    return Counter(v.columns.get("category") or "no category" for v in videos).most_common()
+
+
+def histogram(found):
+    counts, _ = np.histogram([m["motion"] for m in found.values()], BINS)
+    names = [f"{low:g} to {high:g}" for low, high in zip(BINS[:-1], BINS[1:], strict=True)]
+    return [
+        f"  {name:>12} {'#' * count} {count}" for name, count in zip(names, counts, strict=True)
+    ]
+
+
+def same_files(videos):
+    by_hash = defaultdict(list)
+    for video in videos:
+        if video.path.is_file():
+            by_hash[sha256(video.path)].append(video.id)
+    return [f"TWICE {' '.join(ids)}: the same file" for ids in by_hash.values() if len(ids) > 1]
+
+
+def contact_sheet(found, path):
+    """One frame of each video, with its name."""
+    columns = 8
+    rows = -(-len(found) // columns)
+    figure = Figure(figsize=(2 * columns, 1.5 * rows), layout="constrained")
+    for place, (name, m) in enumerate(found.items(), 1):
+        axes = figure.add_subplot(rows, columns, place)
+        axes.imshow(m["picture"])
+        axes.set_title(name[:28], fontsize=6)
+        axes.axis("off")
+    figure.savefig(path, dpi=100)
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("manifest", type=Path, metavar="MANIFEST")
+    parser.add_argument("--sheet", type=Path, help="PNG; by default contact_sheet.png beside it")
+    args = parser.parse_args()
+    try:
+        videos, _ = list_videos(args.manifest, flag="MANIFEST", allow_empty=True)
+    except UsageError as error:
+        parser.error(str(error))
+    found, broken = {}, {}
+    for video in tqdm(videos, "decoding", unit="video", disable=None):
+        try:
+            found[video.id] = measure(video.path)
+        except (VideoError, OSError) as error:
+            broken[video.id] = str(error)
+    twice, poor = same_files(videos), poor_captions([v.caption for v in videos])
+    print("\n".join([*report(videos, found, broken), *twice]))
+    if poor:
+        print(f"POOR CAPTIONS: {poor}; a run refuses them without --allow-poor-captions")
+    if found:
+        sheet = args.sheet or args.manifest.parent / "contact_sheet.png"
+        contact_sheet(found, sheet)
+        print(f"contact sheet: {sheet}")
+    return 1 if broken or twice or poor else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

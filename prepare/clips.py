@@ -1,0 +1,148 @@
+"""One clip out of a source video: every frame decoded once, measured, judged and written."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+
+from common.data import decode, fit, sha256, video_stream, write_video
+from common.errors import VideoError
+from common.motion import farneback
+
+MEASURED = (72, 120)  # height and width of the grey frames that motion and cuts are measured on
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A stretch of a video that may become a clip. `source` is what must not be chosen twice."""
+
+    name: str
+    path: Path
+    caption: str
+    category: str
+    source: str
+    start: float = 0.0  # seconds
+    stop: float = float("inf")
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What a clip must be: size (height, width), rate (the file's own where None), number of
+    frames, mean motion in pixels per frame at 120x72, and the largest jump between two frames."""
+
+    size: tuple
+    fps: float | None
+    min_frames: int
+    max_frames: int
+    min_motion: float
+    max_cut: float
+
+
+def make_clip(candidate, rules, folder):
+    """Writes folder/<name>.mp4 and gives its columns of the manifest, or {"rejected": why}."""
+    path = folder / f"{candidate.name}.mp4"
+    try:
+        grey, fps, start_frame = copy_frames(candidate, rules, path)
+        motion, cut = mean_motion(grey), largest_cut(grey)
+        if motion < rules.min_motion:
+            raise VideoError(f"static: motion {motion:.3f} is below --min-motion")
+        if cut > rules.max_cut:
+            raise VideoError(f"cut: a jump of {cut:.3f} is above --max-cut")
+    except VideoError as error:
+        path.unlink(missing_ok=True)
+        return {"rejected": str(error)}
+    return {
+        "filename": f"clips/{path.name}",
+        "caption": candidate.caption,
+        "category": candidate.category,
+        "source": candidate.source,
+        "start_frame": start_frame,
+        "frames": len(grey),
+        "fps": round(fps, 3),
+        "width": rules.size[1],
+        "height": rules.size[0],
+        "motion": round(motion, 4),
+        "sha256": sha256(path),
+    }
+
+
+def copy_frames(candidate, rules, path):
+    """Writes the stretch's frames; gives them grey and small, the rate, and the index of the first
+    in the source. Raises VideoError when one is damaged or they are too few."""
+    if not candidate.path.is_file() or candidate.path.stat().st_size == 0:
+        raise VideoError(f"{candidate.path}: no such file, or an empty one")
+    grey, first = [], []
+    try:
+        with av.open(str(candidate.path), metadata_errors="ignore") as container:
+            stream = video_stream(container, candidate.path)
+            fps = rules.fps or float(stream.average_rate or 24)
+
+            def frames():
+                for index, frame in stretch(container, stream, candidate, rules):
+                    first.append(index)
+                    picture = fit(frame, stream.sample_aspect_ratio, rules.size)
+                    grey.append(shrink(picture))
+                    yield picture
+
+            write_video(path, frames(), fps)
+            announced = stream.frames
+    except av.FFmpegError as error:
+        raise VideoError(f"damaged: {len(grey)} frames decode ({error.strerror})") from error
+    if len(grey) < rules.min_frames:
+        raise VideoError(f"short: {len(grey)} frames, {rules.min_frames} are needed")
+    whole = candidate.stop == float("inf") and not rules.fps and len(grey) < rules.max_frames
+    if whole and announced > len(grey):
+        raise VideoError(f"damaged: {len(grey)} of {announced} announced frames decode")
+    return np.stack(grey), fps, first[0]
+
+
+def stretch(container, stream, candidate, rules):
+    """(index in the source, frame) of the wanted frames: stored ones, or at --fps the newest that
+    is there at each time."""
+    kept, last, last_time, origin = 0, None, 0.0, None
+    for index, frame in enumerate(decode(container, stream, candidate.path)):
+        time = frame.time if frame.time is not None else index / float(stream.average_rate or 24)
+        origin = time if origin is None else origin
+        time -= origin
+        if time >= candidate.stop or kept == rules.max_frames:
+            break
+        if time < candidate.start - 1e-6:
+            continue
+        if not rules.fps:
+            kept += 1
+            yield index, frame
+            continue
+        last = last or (index, frame)
+        while candidate.start + kept / rules.fps < time - 1e-6 and kept < rules.max_frames:
+            kept += 1
+            yield last
+        last, last_time = (index, frame), time
+    if last and kept < rules.max_frames and candidate.start + kept / rules.fps <= last_time + 1e-6:
+        yield last
+
+
+def shrink(picture):
+    """(3, H, W) float -> (72, 120) 8-bit grey."""
+    grey = (picture.mean(0) * 255).round().byte().numpy()
+    return cv2.resize(grey, MEASURED[::-1], interpolation=cv2.INTER_AREA)
+
+
+def mean_motion(grey):
+    """Mean length of Farneback's flow, pixels per frame."""
+    lengths = [
+        np.linalg.norm(farneback(a, b), axis=2).mean()
+        for a, b in zip(grey[:-1], grey[1:], strict=True)
+    ]
+    return float(np.mean(lengths)) if lengths else 0.0
+
+
+def largest_cut(grey):
+    """How far the largest frame difference (mean, in 0..1) stands above those beside it: a cut is a
+    single spike, fast motion is not."""
+    d = np.abs(np.diff(grey.astype(np.float32), axis=0)).mean((1, 2)) / 255
+    if len(d) < 3:
+        return 0.0
+    beside = np.maximum(np.r_[0, d[:-1]], np.r_[d[1:], 0])
+    return float((d - beside).max())

@@ -1,0 +1,145 @@
+"""Panda-70M -> clips and a manifest.
+
+    python -m prepare.panda70m panda70m_testing.csv --videos downloads --out data/panda70m
+
+With --download, videos that are missing there are fetched first.
+
+SOURCE is one of the official CSVs, in which `timestamp` and `caption` are lists written as text: a
+row is a video of several clips. --videos holds the videos as <videoID>.<suffix>.
+"""
+
+import argparse
+import ast
+import csv
+import random
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+from common.data import SUFFIXES
+from common.errors import UsageError
+from prepare.clips import Candidate
+from prepare.select import add_arguments, prepare
+
+CATEGORIES = {  # by the first word found; others are "other"
+    "people": "man woman person people boy girl hands baby crowd",
+    "animals": "dog cat bird horse fish animal lion elephant bear",
+    "vehicles": "car truck train boat plane motorcycle bus bicycle",
+    "nature": "mountain river beach forest ocean sky tree snow flower",
+    "food": "food cooking kitchen cake meat bowl plate",
+    "sport": "football soccer basketball tennis game player",
+    "city": "street building city house road room",
+}
+FORMAT = "bestvideo[height<=720][ext=mp4]/best[height<=720]"
+
+
+def seconds(text):
+    """'0:01:02.500' -> 62.5"""
+    total = 0.0
+    for part in text.split(":"):
+        total = 60 * total + float(part)
+    return total
+
+
+def as_list(text, column, line):
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = None
+    if not isinstance(value, list):
+        raise UsageError(f"SOURCE, line {line}: {column} is not a list: {text[:60]!r}")
+    return value
+
+
+def category(caption):
+    words = set(re.findall(r"[a-z]+", caption.lower()))
+    for name, known in CATEGORIES.items():
+        if words & {w for word in known.split() for w in (word, word + "s")}:
+            return name
+    return "other"
+
+
+def read_csv(path):
+    """Rows (videoID, url, [(start, stop, caption)]). Raises UsageError."""
+    csv.field_size_limit(10_000_000)
+    rows = []
+    with open(path, newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file)
+        missing = {"videoID", "url", "timestamp", "caption"} - set(reader.fieldnames or [])
+        if missing:
+            raise UsageError(f"SOURCE {path}: no column {' or '.join(sorted(missing))}")
+        for row in reader:
+            times = as_list(row["timestamp"], "timestamp", reader.line_num)
+            captions = as_list(row["caption"], "caption", reader.line_num)
+            if len(times) != len(captions):
+                raise UsageError(
+                    f"SOURCE, line {reader.line_num}: {len(times)} timestamps, "
+                    f"{len(captions)} captions"
+                )
+            clips = [
+                (seconds(start), seconds(stop), caption)
+                for (start, stop), caption in zip(times, captions, strict=True)
+            ]
+            rows.append((row["videoID"], row["url"], clips))
+    return rows
+
+
+def candidates(rows, folder):
+    """The clips of all videos that the folder holds, one source a video."""
+    files = {p.stem: p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES}
+    found = [
+        Candidate(f"{video}_{n:03d}", files[video], caption, category(caption), video, start, stop)
+        for video, _, clips in rows
+        if video in files
+        for n, (start, stop, caption) in enumerate(clips)
+    ]
+    if not found:
+        raise UsageError(
+            f"--videos {folder}: holds none of the CSV's {len(rows)} videos as <videoID>.mp4; "
+            "fetch them, perhaps with --download"
+        )
+    return found
+
+
+def download(rows, folder, args):
+    """Fetches three videos for each clip that is asked for, since many are gone or rejected."""
+    if not shutil.which("yt-dlp"):
+        raise UsageError("--download: needs yt-dlp (pip install yt-dlp)")
+    folder.mkdir(parents=True, exist_ok=True)
+    wanted = sorted(rows)
+    random.Random(args.seed).shuffle(wanted)
+    have = {p.stem for p in folder.iterdir()}
+    for video, url, _ in tqdm(wanted[: 3 * args.count], "downloading", unit="video"):
+        if video not in have:
+            output = str(folder / f"{video}.%(ext)s")
+            subprocess.run(["yt-dlp", "--quiet", "-f", FORMAT, "-o", output, "--", url])
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("source", type=Path, metavar="SOURCE", help="an official CSV")
+    parser.add_argument("--videos", type=Path, required=True, metavar="DIR", help="the videos")
+    parser.add_argument("--download", action="store_true", help="fetch missing ones with yt-dlp")
+    add_arguments(parser)
+    args = parser.parse_args()
+    try:
+        if not args.source.is_file():
+            raise UsageError(f"SOURCE {args.source}: no such file")
+        rows = read_csv(args.source)
+        if args.download:
+            download(rows, args.videos, args)
+        if not args.videos.is_dir():
+            raise UsageError(f"--videos {args.videos}: no such folder")
+        return prepare(candidates(rows, args.videos), args)
+    except UsageError as error:
+        parser.error(str(error))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

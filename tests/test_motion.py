@@ -1,0 +1,113 @@
+"""Metrics of motion with known answers, and the Frechet video distance."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from common.cli import ROOT
+from common.motion import motion_scores, optical_flow
+from report.fvd import frechet_distance, fvd
+
+
+def shifted(count, dx, dy=0, size=64, seed=0):
+    """count + 1 frames (3, size, size) of a smooth texture that moves by (dx, dy) a frame."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(1, 3, 24, 24, generator=generator)
+    picture = torch.nn.functional.interpolate(coarse, (192, 192), mode="bicubic").clamp(0, 1)[0]
+    places = [(64 - round(t * dy), 64 - round(t * dx)) for t in range(count + 1)]
+    return torch.stack([picture[:, y : y + size, x : x + size] for y, x in places])
+
+
+def test_the_flow_of_a_shifted_texture_is_the_shift():
+    flow = optical_flow(shifted(3, 2, -1))[:, 12:-12, 12:-12]
+    assert flow.shape == (3, 40, 40, 2)
+    assert np.abs(flow.reshape(-1, 2).mean(0) - (2, -1)).max() < 0.1
+
+
+def test_the_same_motion_has_no_error():
+    video = shifted(4, 2)
+    found = motion_scores(video[1:], video[1:], video[0])
+    assert found["temporal_psnr_db"] is None and found["temporal_ssim"] == pytest.approx(1)
+    assert found["flow_error_px"] == 0
+    assert found["warping_error"] == found["truth_warping_error"] < 1e-3
+    assert len(found["flow_error_px_per_frame"]) == len(found["warping_error_per_frame"]) == 4
+
+
+def test_a_frozen_video_misses_the_flow_and_the_differences():
+    video = shifted(4, 3)
+    frozen = video[:1].expand(4, -1, -1, -1)
+    found = motion_scores(frozen, video[1:], video[0])
+    assert found["flow_error_px"] == pytest.approx(3, abs=0.4)
+    expected = -10 * (video.diff(dim=0).double().square().mean((1, 2, 3)) / 4).log10()
+    assert found["temporal_psnr_db"] == pytest.approx(expected.mean().item(), rel=1e-6)
+    assert found["warping_error"] < 1e-5
+
+
+def test_flicker_warps_badly():
+    video = shifted(4, 1)
+    flicker = (video + 0.2 * torch.tensor([0, 1, 0, 1, 0]).view(5, 1, 1, 1)).clamp(0, 1)
+    found = motion_scores(flicker[1:], video[1:], video[0])
+    assert (
+        found["warping_error"] is None or found["warping_error"] > 3 * found["truth_warping_error"]
+    )
+
+
+def test_black_frames_have_finite_scores():
+    black = torch.zeros(3, 3, 32, 32)
+    found = motion_scores(black, black, black[0])
+    assert (
+        found["flow_error_px"] == found["warping_error"] == 0 and found["temporal_psnr_db"] is None
+    )
+
+
+def test_frechet_distance_of_known_gaussians():
+    generator = np.random.default_rng(0)
+    a = generator.normal(size=(200_000, 2))
+    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-6)
+    b = generator.normal(size=(200_000, 2)) * (2, 1) + (3, 0)
+    assert frechet_distance(a, b) == pytest.approx(9 + 1, rel=0.02)  # |3|^2 + (2 - 1)^2
+
+
+class StandIn(torch.nn.Module):
+    """Takes what I3D takes; a few means and products in place of a network."""
+
+    def forward(self, x: torch.Tensor, rescale: bool, resize: bool, return_features: bool):
+        assert not rescale and not resize and return_features and x.shape[3] == 224
+        steps = (x[:, :, 1:] - x[:, :, :-1]).abs().mean((2, 3, 4))
+        return torch.cat([x.mean((2, 3, 4)), steps], dim=1)
+
+
+@pytest.fixture
+def run_folder(tmp_path):
+    (tmp_path / "videos").mkdir()
+    rng = np.random.default_rng(0)
+    for n in range(12):
+        truth = rng.integers(0, 256, (4, 16, 16, 3), dtype=np.uint8)
+        np.savez_compressed(
+            tmp_path / "videos" / f"{n}.npz", generated=truth, truth=truth if n else truth
+        )
+    return tmp_path
+
+
+def test_fvd_of_a_folder_against_itself_is_zero(run_folder):
+    distance, count = fvd(run_folder, torch.jit.script(StandIn()))
+    assert count == 12 and distance == pytest.approx(0, abs=1e-6)
+
+
+def test_fvd_from_the_command_line(run_folder, tmp_path):
+    torch.jit.script(StandIn()).save(tmp_path / "network.pt")
+    for path in sorted((run_folder / "videos").glob("*.npz")):
+        with np.load(path) as saved:
+            truth = saved["truth"]
+        np.savez_compressed(path, generated=truth // 2, truth=truth)
+    command = [sys.executable, "-m", "report.fvd", run_folder, "--weights", tmp_path / "network.pt"]
+    done = subprocess.run([*map(str, command)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "over 12 videos; fewer than 256" in done.stdout
+    assert float(done.stdout.split()[1]) > 0.1
+    missing = [*command[:3], tmp_path / "nothing", *command[4:]]
+    done = subprocess.run([*map(str, missing)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and "run it with --save-frames" in done.stderr

@@ -1,0 +1,298 @@
+"""Preparing data sets: synthetic downloads of the real layouts, real encodes, damage."""
+
+import csv
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import av
+import numpy as np
+import pytest
+import torch
+from oracles import SHARED
+
+import adasteer
+from common.captions import caption_shares, poor_captions
+from common.cli import ROOT
+from common.data import list_videos, read_frames
+from common.errors import UsageError
+from prepare import check, panda70m, ucf101
+from prepare.clips import Candidate, Rules, make_clip
+
+RULES = Rules((32, 48), None, 46, 300, 0.05, 0.22)
+QUICK = ["--size", "48x32", "--min-frames", "20"]
+
+
+def texture(seed):
+    coarse = torch.rand(1, 3, 12, 40, generator=torch.Generator().manual_seed(seed))
+    return torch.nn.functional.interpolate(coarse, (96, 320), mode="bicubic").clamp(0, 1)[0]
+
+
+def pan(seed, count, speed=2):
+    """count pictures (48, 64, 3) 8-bit of a camera over a texture."""
+    picture = (texture(seed) * 255).byte().permute(1, 2, 0).numpy()
+    return [picture[20:68, (x := int(t * speed)) : x + 64] for t in range(count)]
+
+
+def write_avi(path, pictures, fps=25):
+    """MPEG-4 in AVI, as UCF-101 is stored."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w", format="avi") as container:
+        stream = container.add_stream("mpeg4", rate=fps, options={"q:v": "3"})
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        for picture in pictures:
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+@pytest.fixture(scope="module")
+def ucf(tmp_path_factory):
+    """Three classes of three groups of two cuts; in one class most are of no use."""
+    source = tmp_path_factory.mktemp("UCF-101")
+    for c, action in enumerate(("ApplyEyeMakeup", "TaiChi", "YoYo")):
+        for group in (1, 2, 3):
+            for cut in (1, 2):
+                name = f"v_{action}_g{group:02d}_c{cut:02d}.avi"
+                write_avi(source / action / name, pan(100 * c + 10 * group + cut, 24))
+    tai = source / "TaiChi"
+    write_avi(tai / "v_TaiChi_g01_c01.avi", pan(1, 24, speed=0))
+    write_avi(tai / "v_TaiChi_g01_c02.avi", pan(1, 12))
+    write_avi(tai / "v_TaiChi_g02_c01.avi", pan(1, 12) + [p // 4 for p in pan(2, 12)])
+    whole = (tai / "v_TaiChi_g02_c02.avi").read_bytes()
+    (tai / "v_TaiChi_g02_c02.avi").write_bytes(whole[: len(whole) // 2])
+    (tai / "notes.txt").write_text("not a video")
+    (source / "README.md").write_text("about")
+    return source
+
+
+def prepared(module, monkeypatch, *flags):
+    """Runs a preparation in this process; gives its exit code."""
+    monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, flags)])
+    try:
+        return module.main()
+    except SystemExit as end:
+        return end.code
+
+
+def manifest_rows(out):
+    with open(out / "manifest.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_ucf101(ucf, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "ucf"
+    assert prepared(ucf101, monkeypatch, ucf, "--out", out, "--count", 7, *QUICK) == 0
+    rows, said = manifest_rows(out), capsys.readouterr().out
+    assert len(rows) == 7 and len({row["source"] for row in rows}) == 7
+    counts = {name: sum(r["category"] == name for r in rows) for name in ("YoYo", "TaiChi")}
+    assert counts == {"YoYo": 3, "TaiChi": 1}  # of TaiChi only one group is of use
+    (tai,) = [row for row in rows if row["category"] == "TaiChi"]
+    assert tai["source"] == "v_TaiChi_g03" and tai["caption"] == "A video of a person: tai chi."
+    for reason in ("static", "short", "cut"):
+        assert f": {reason}" in said
+    for row in rows:
+        assert (row["width"], row["height"], row["frames"]) == ("48", "32", "24")
+        assert float(row["motion"]) > 0.5 and float(row["fps"]) == 25 and len(row["sha256"]) == 64
+    videos, _ = list_videos(out / "manifest.csv")
+    assert {p.name for p in (out / "clips").iterdir()} == {v.path.name for v in videos}
+    frames, _ = read_frames(videos[0].path, 0, 24, (32, 48))
+    assert frames.shape == (24, 3, 32, 48)
+
+
+def test_another_seed_is_another_choice_and_other_rules_are_refused(ucf, tmp_path, monkeypatch):
+    chosen = []
+    for seed in (42, 42, 7):
+        out = tmp_path / f"{len(chosen)}"
+        flags = ["--out", out, "--count", 3, "--seed", seed, *QUICK]
+        assert prepared(ucf101, monkeypatch, ucf, *flags) == 0
+        chosen.append((out / "manifest.csv").read_bytes())
+    assert chosen[0] == chosen[1] != chosen[2]
+    flags = ["--out", tmp_path / "0", "--count", 3, "--size", "64x48", "--min-frames", 20]
+    assert prepared(ucf101, monkeypatch, ucf, *flags) == 2
+
+
+def test_too_few_clips_are_an_error(ucf, tmp_path, monkeypatch, capsys):
+    flags = ["--out", tmp_path, "--count", 8, *QUICK]
+    assert prepared(ucf101, monkeypatch, ucf, *flags) == 1
+    assert "--count 8: only 7 clips pass" in capsys.readouterr().err
+    assert not (tmp_path / "manifest.csv").exists()
+    assert prepared(ucf101, monkeypatch, tmp_path / "nowhere", *flags) == 2
+    assert "SOURCE" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("ApplyEyeMakeup", "apply eye makeup"), ("YoYo", "yo yo"), ("TaiChi", "tai chi"),
+        ("HandstandPushups", "handstand pushups"), ("Archery", "archery"),
+    ],
+)  # fmt: skip
+def test_class_names_in_words(name, words):
+    assert ucf101.in_words(name) == words
+
+
+def test_a_killed_preparation_ends_with_the_same_manifest(ucf, tmp_path, monkeypatch):
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    assert prepared(ucf101, monkeypatch, ucf, "--out", whole, "--count", 7, *QUICK) == 0
+    command = [sys.executable, "-m", "prepare.ucf101", ucf, "--out", out, "--count", 7, *QUICK]
+    process = subprocess.Popen(
+        [*map(str, command)], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )  # fmt: skip
+    while len(list(out.glob("verdicts/v_*.json"))) < 2:
+        assert process.poll() is None
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait(timeout=30)
+    assert not (out / "manifest.csv").exists()
+    assert prepared(ucf101, monkeypatch, ucf, "--out", out, "--count", 7, *QUICK) == 0
+    assert (out / "manifest.csv").read_bytes() == (whole / "manifest.csv").read_bytes()
+
+
+@pytest.fixture
+def panda(tmp_path):
+    """Two videos of the CSV are there, the third is not."""
+    folder = tmp_path / "videos"
+    for n, name in enumerate(("-aBc_1", "x y")):
+        write_avi(folder / f"{name}.avi", pan(50 + n, 110, speed=1.5))
+    rows = [
+        ("-aBc_1", "[['0:00:00.000', '0:00:01.000'], ['0:00:01.000', '0:00:04.400']]",
+         """['A dog, "Rex", runs.', "It's a man in a caf\u00e9."]"""),
+        ("x y", "[['0:00:00.500', '0:00:03.500']]", "['A red car on a street.']"),
+        ("gone", "[['0:00:00.000', '0:00:03.000']]", "['Nobody sees this.']"),
+    ]  # fmt: skip
+    path = tmp_path / "panda70m_testing.csv"
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["videoID", "url", "timestamp", "caption", "matching_score"])
+        writer.writerows((v, f"https://example.org/{v}", t, c, "[0.4]") for v, t, c in rows)
+    return path, folder
+
+
+def test_panda70m(panda, tmp_path, monkeypatch):
+    path, folder = panda
+    out = tmp_path / "out"
+    flags = ["--videos", folder, "--out", out, "--count", 2, *QUICK, "--min-frames", 60]
+    assert prepared(panda70m, monkeypatch, path, *flags) == 0
+    first, second = sorted(manifest_rows(out), key=lambda row: row["source"])
+    assert first["caption"] == "It's a man in a caf\u00e9." and first["category"] == "people"
+    assert first["source"] == "-aBc_1" and first["filename"] == "clips/-aBc_1_001.mp4"
+    assert (first["start_frame"], first["frames"]) == ("25", "85")
+    assert second["caption"] == "A red car on a street." and second["category"] == "vehicles"
+    frames, _ = read_frames(out / first["filename"], 0, 1, (32, 48))
+    whole, _ = read_frames(folder / "-aBc_1.avi", 22, 29, (32, 48))
+    assert (frames - whole).abs().mean((1, 2, 3)).argmin() == 3  # frame 25 of the source
+
+
+def test_panda70m_at_another_rate(panda, tmp_path, monkeypatch):
+    path, folder = panda
+    flags = ["--videos", folder, "--out", tmp_path / "out", "--count", 2, "--fps", 10, *QUICK]
+    assert prepared(panda70m, monkeypatch, path, *flags) == 0
+    rows = {row["source"]: row for row in manifest_rows(tmp_path / "out")}
+    assert rows["x y"]["frames"] == "30" and rows["x y"]["fps"] == "10.0"
+
+
+@pytest.mark.parametrize(
+    ("column", "text", "complaint"),
+    [
+        ("timestamp", "0:00-0:03", "line 2: timestamp is not a list: '0:00-0:03'"),
+        ("caption", "['one', 'two', 'three']", "line 2: 2 timestamps, 3 captions"),
+        ("videoID", None, "no column videoID"),
+    ],
+)
+def test_a_csv_that_is_not_panda(panda, tmp_path, column, text, complaint):
+    with open(panda[0], newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        if text is None:
+            del row[column]
+        else:
+            row[column] = text
+    with open(tmp_path / "bad.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(rows)
+    with pytest.raises(UsageError, match=complaint):
+        panda70m.read_csv(tmp_path / "bad.csv")
+
+
+@pytest.mark.skipif(not (SHARED / "bad_inputs").is_dir(), reason="odd files not found")
+@pytest.mark.parametrize(
+    ("name", "verdict"),
+    [
+        ("two_hard_cuts", "cut"), ("glitch_and_freeze", "cut"), ("frozen_73f", "static"),
+        ("black_73f", "static"), ("truncated_data_lost", "short"), ("corrupted", "damaged"),
+        ("empty", "no such file, or an empty one"), ("not_a_video", "damaged"),
+        ("audio_only", "no video stream"), ("three_frames", "short"), ("png_named", "short"),
+        ("ten_bit", None), ("variable_frame_rate", None), ("rotated_90_73f", None),
+        ("with audio and spaces", None), ("portrait_184x240", None),
+    ],
+)  # fmt: skip
+def test_odd_files(name, verdict, tmp_path):
+    path = SHARED / "bad_inputs" / f"{name}.mp4"
+    found = make_clip(Candidate("x", path, "", "", ""), RULES, tmp_path)
+    if verdict:
+        assert verdict in found["rejected"] and not list(tmp_path.iterdir())
+    else:
+        assert found["frames"] == 73 and (tmp_path / "x.mp4").is_file()
+
+
+def test_check_says_what_a_list_is(ucf, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "ucf"
+    assert prepared(ucf101, monkeypatch, ucf, "--out", out, "--count", 4, *QUICK) == 0
+    assert prepared(check, monkeypatch, out / "manifest.csv") == 0
+    said = capsys.readouterr().out
+    assert "4 videos, 4 sources" in said and "frames 24 to 24" in said and "rates 25 (4)" in said
+    assert (out / "contact_sheet.png").stat().st_size > 5000
+    name = manifest_rows(out)[0]["filename"]
+    shutil.copy(out / name, out / "clips" / "again.mp4")
+    (out / "clips" / "broken.mp4").write_bytes(b"x" * 100)
+    with open(out / "manifest.csv", "a") as file:
+        file.write("clips/again.mp4,once more,,,,,,,,,\nclips/broken.mp4,never,,,,,,,,,\n")
+    assert prepared(check, monkeypatch, out / "manifest.csv") == 1
+    said = capsys.readouterr().out
+    assert "TWICE" in said and "BROKEN broken" in said
+    (tmp_path / "empty.csv").write_text("filename,caption\na.mp4,\nb.mp4,a dog runs\n")
+    assert prepared(check, monkeypatch, tmp_path / "empty.csv") == 1
+    assert "50.0 % empty (limit 5 %)" in capsys.readouterr().out
+
+
+def test_poor_captions():
+    good = [f"clip number {n} shows a dog" for n in range(30)]
+    assert poor_captions(good) is None and poor_captions(["videos"] * 5) is None
+    assert "the same (at most 50 %)" in poor_captions(["videos"] * 30)
+    assert "generic" in poor_captions([*good[:20], *["video"] * 10])
+    assert "empty" in poor_captions([*good, "", "", ""])
+    shares = caption_shares(["A dog.", "a dog", "", "['a', 'b']"])
+    assert shares == {"empty": 0.25, "repeated": 0.25, "the same": 0.5, "generic": 0.25}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (SHARED / "clips").is_dir(), reason=f"no real clips at {SHARED}")
+def test_the_real_clips_as_a_download(tmp_path, monkeypatch, script):
+    """As Panda-70M: an official CSV and a folder of videos; then a run on two of them."""
+    with open(SHARED / "clips" / "metadata.csv", newline="") as file:
+        clips = list(csv.DictReader(file))
+    with open(tmp_path / "panda70m_testing.csv", "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["videoID", "url", "timestamp", "caption"])
+        for row in clips:
+            name = row["filename"].removesuffix(".mp4")
+            times = str([["0:00:00.000", "0:00:59.000"]])
+            writer.writerow([name, "https://example.org", times, str([row["caption"]])])
+    out = tmp_path / "data"
+    flags = ["--videos", SHARED / "clips", "--out", out, "--count", 45, "--size", "240x144"]
+    assert prepared(panda70m, monkeypatch, tmp_path / "panda70m_testing.csv", *flags) == 0
+    rows = manifest_rows(out)
+    motion = {row["filename"].removesuffix(".mp4"): float(row["motion"]) for row in clips}
+    assert len(rows) == 45 and all(row["frames"] == "73" for row in rows)
+    for row in rows:
+        assert float(row["motion"]) == pytest.approx(motion[row["source"]], rel=0.1, abs=0.02)
+    assert prepared(check, monkeypatch, out / "manifest.csv") == 0
+    run = ["--videos", out / "manifest.csv", "--limit", 2, "--steps", 1, "--sampling-steps", 2]
+    assert script(adasteer, *run, "--out", tmp_path / "run") == 0
+    assert len(list((tmp_path / "run" / "videos").glob("*.json"))) == 2
