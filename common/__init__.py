@@ -2,8 +2,9 @@
 
 from common.adapt import adapt, generate, warm_up
 from common.capacity import add_groups, chosen_blocks, number_of_groups
-from common.cli import parse_args, run_script
+from common.cli import parse_args
 from common.errors import UsageError
+from common.exits import STOPPED, run_script
 from common.loading import load_model
 from common.loss import (
     Problem,
@@ -18,6 +19,7 @@ from common.run import Run
 from common.values import at_least, blocks, not_negative, positive
 
 __all__ = [
+    "STOPPED",
     "Masters",
     "Problem",
     "Run",

@@ -1,6 +1,9 @@
 """Are a list's captions good enough to adapt and sample with? The thresholds and the verdict."""
 
 from collections import Counter
+from dataclasses import replace
+
+from common.errors import UsageError
 
 ENOUGH = 20  # videos; below it shares say nothing
 GENERIC = {
@@ -36,3 +39,17 @@ def poor_captions(captions):
         if shares[name] > limit
     ]
     return ", ".join(found) or None
+
+
+def captioned(videos, args):
+    """The videos with the captions of a run: --caption, or their own. Raises UsageError where those
+    are poor."""
+    if args.caption:
+        return [replace(video, caption=args.caption) for video in videos]
+    poor = poor_captions([video.caption for video in videos])
+    if poor and not args.allow_poor_captions:
+        raise UsageError(
+            f"--videos {args.videos}: of its captions {poor}; the model adapts and samples with "
+            "them. Better ones, --caption TEXT, or --allow-poor-captions"
+        )
+    return videos

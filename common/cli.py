@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from common.clip import Window
-from common.errors import StopRun, UsageError
+from common.errors import UsageError
 from common.values import (
     at_least,
     count_of_blocks,
@@ -14,6 +14,7 @@ from common.values import (
     not_negative,
     numbers,
     positive,
+    shard,
 )
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -190,6 +191,9 @@ def add_run(group):
         "--batch-end", type=at_least(0), metavar="J", help="end before this video of the list"
     )
     group.add_argument(
+        "--shard", type=shard, default="0/1", metavar="I/N", help="the I-th of N parts of the range"
+    )
+    group.add_argument(
         "--limit", type=at_least(1), metavar="N", help="at most N videos of the range"
     )
     group.add_argument(
@@ -215,17 +219,3 @@ def add_run(group):
         help="keep each video's adapted parameters (full_tta.py: all weights, each time)",
     )
     group.add_argument("--dry-run", action="store_true", help="print what would run, and end")
-
-
-def run_script(main):
-    """Runs a script's main and ends the program with its exit code; user errors become one line."""
-    try:
-        code = main()
-    except UsageError as error:
-        code = f"{Path(sys.argv[0]).name}: error: {error}", 2
-    except StopRun as error:
-        code = f"{Path(sys.argv[0]).name}: stopped: {error}", 1
-    if isinstance(code, tuple):
-        print(code[0], file=sys.stderr)
-        code = code[1]
-    sys.exit(code)

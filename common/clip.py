@@ -4,6 +4,7 @@ import time
 from dataclasses import dataclass, field, replace
 
 import torch
+import torch.nn.functional as F
 
 from common.data import LATENT_FRAMES, Video, read_frames, sha256
 from common.errors import UsageError
@@ -117,3 +118,11 @@ def load_clip(model, video, window, size, text, negative_text, seed):
 
 def encode(model, frames):  # (F, 3, H, W) -> (1, C, 1 + F // 4, h, w)
     return model.encode(frames.transpose(0, 1)[None])
+
+
+def side_by_side(clip, frames):
+    """Conditioning and what followed, truth left, generated right, at least 256 pixels high."""
+    pair = [torch.cat([clip.cond_frames, x]) for x in (clip.truth, frames)]
+    both = torch.cat(pair, dim=3)
+    factor = -(-256 // both.shape[2])
+    return F.interpolate(both, scale_factor=factor, mode="nearest") if factor > 1 else both

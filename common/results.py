@@ -1,5 +1,6 @@
 """Files of a run: one JSON per video, config.json, summary.json. Each is whole or not there."""
 
+import glob
 import hashlib
 import json
 import os
@@ -23,6 +24,12 @@ METRICS = (
     "psnr_db ssim lpips temporal_psnr_db temporal_ssim flow_error_px warping_error "
     "truth_warping_error"
 ).split()
+# flags that the continuation depends on where nothing is adapted: runs that agree in them share a
+# baseline and can be compared
+GENERATION = (
+    "videos prompt caption checkpoint size anchor cond_frames gen_frames seed attention "
+    "sampling_steps guidance_scale negative_prompt enhance_hf"
+).split()
 BLOCK, BLOCKS = 1 << 18, 64  # bytes and number of the samples of a large weight file
 
 
@@ -36,8 +43,25 @@ def replace_file(path, write):
     """write(temporary path), then take its name: a reader sees the old file or the whole new
     one."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    write(temporary)
-    os.replace(temporary, path)
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    except BaseException:  # a full disk, a signal
+        discard(temporary)
+        raise
+
+
+def remove_unfinished(folder, name):
+    """Of a video's files, what a killed worker was writing."""
+    for kind in ("json", "mp4", "npz", "safetensors", "adapter"):
+        for path in folder.glob(f".{glob.escape(name)}.{kind}.????????.tmp"):
+            discard(path)
+
+
+def discard(path):
+    if path.is_dir():
+        shutil.rmtree(path)
+    path.unlink(missing_ok=True)
 
 
 def read_json(path):
@@ -86,12 +110,9 @@ def load_adapter(path, method):
 
 def describe(args, manifest_sha256, forgetting_sha256, no_lpips):
     """config.json: what was asked for, on what data, with which weights and versions."""
-    arguments = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
     return {
         "method": args.method,
-        "arguments": json.loads(
-            json.dumps(arguments)
-        ),  # tuples become lists, as they are read back
+        "arguments": plain_arguments(args),
         "manifest_sha256": manifest_sha256,
         "forgetting_sha256": forgetting_sha256,
         "checkpoint_sha256": fingerprint(args.checkpoint),
@@ -104,6 +125,12 @@ def describe(args, manifest_sha256, forgetting_sha256, no_lpips):
         "git_revision": git_revision(),
         "lpips": no_lpips or "alex",
     }
+
+
+def plain_arguments(args):
+    """As they are read back from JSON: paths are text, tuples lists."""
+    arguments = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
+    return json.loads(json.dumps(arguments))
 
 
 def fingerprint(checkpoint):
@@ -149,6 +176,12 @@ def same_run(out, config, neutral):
         raise UsageError(f"--out {out}: is a file; give a folder")
     if not any((read_json(p) or {}).get("status") == "done" for p in out.glob("videos/*.json")):
         return False
+    refuse_other(out, config, neutral)
+    return True
+
+
+def refuse_other(out, config, neutral):
+    """Raises UsageError where config.json in `out` is not that of this run."""
     old = read_json(out / "config.json")
     if old is None:
         raise UsageError(f"--out {out}: holds results without config.json; choose another folder")
@@ -164,7 +197,6 @@ def same_run(out, config, neutral):
                 f"--out {out}: holds another run ({name} is {there} there, {here} here); "
                 "choose another folder"
             )
-    return True
 
 
 def summarise(out):

@@ -4,13 +4,12 @@ import sys
 import time
 from dataclasses import replace
 
-import torch
-import torch.nn.functional as F
 from tqdm import tqdm
 
 from common import results
-from common.captions import poor_captions
-from common.clip import Window, load_clip
+from common.captions import captioned
+from common.claims import Claims
+from common.clip import Window, load_clip, side_by_side
 from common.data import list_videos, sha256, write_video
 from common.errors import PreflightError, StopRun, UsageError, VideoError
 from common.evaluate import evaluate, references
@@ -20,7 +19,8 @@ from common.metrics import load_lpips
 # what may differ when a run goes on: it changes no number, or is known by its content
 NEUTRAL = {
     "videos", "checkpoint", "out", "batch_start", "batch_end", "limit", "device", "checkpointing",
-    "dry_run", "forgetting", "lpips_weights", "allow_poor_captions", "save_frames", "save_adapter",
+    "dry_run", "forgetting", "shard", "lpips_weights", "allow_poor_captions", "save_frames",
+    "save_adapter",
 }  # fmt: skip
 FAILED_PREFLIGHTS = 3  # at the start of a range: the run stops
 
@@ -33,23 +33,20 @@ class Run:
         videos, manifest_sha256 = list_videos(
             args.videos, args.prompt, allow_empty=args.caption or args.allow_poor_captions
         )
-        videos = self._captioned(videos)
-        self.videos = videos[args.batch_start : args.batch_end][: args.limit]
-        if not self.videos:
-            raise UsageError(
-                f"--batch-start {args.batch_start}: {args.videos} lists {len(videos)} videos, "
-                "the range holds none of them"
-            )
+        self.videos = in_range(captioned(videos, args), args)
         self.others, others_sha256 = [], None
         if args.forgetting:
             self.others, others_sha256 = list_videos(args.forgetting, flag="--forgetting")
         self.lpips, no_lpips = load_lpips(args.lpips_weights)
-        config = results.describe(args, manifest_sha256, others_sha256, no_lpips)
-        self.git_revision = config["git_revision"]
-        goes_on = results.same_run(self.out, config, NEUTRAL)
+        self.config = results.describe(args, manifest_sha256, others_sha256, no_lpips)
+        goes_on = results.same_run(self.out, self.config, NEUTRAL)
+        self.before = {video.id: self._changed(video) for video in self.videos}
         self.todo = [video for video in self.videos if not self._is_done(video)]
         if args.dry_run:
             self._print_plan()
+            raise SystemExit(0)
+        if not self.videos:
+            print("--shard {}/{}: holds no video".format(*args.shard))
             raise SystemExit(0)
         if not self.todo:
             raise SystemExit(self.exit_code())
@@ -60,18 +57,8 @@ class Run:
         if no_lpips:
             print(f"LPIPS is not computed: {no_lpips}", file=sys.stderr)
         if not goes_on:
-            results.write_json(self.out / "config.json", config)
-
-    def _captioned(self, videos):
-        if self.args.caption:
-            return [replace(video, caption=self.args.caption) for video in videos]
-        poor = poor_captions([video.caption for video in videos])
-        if poor and not self.args.allow_poor_captions:
-            raise UsageError(
-                f"--videos {self.args.videos}: of its captions {poor}; the model adapts and "
-                "samples with them. Better ones, --caption TEXT, or --allow-poor-captions"
-            )
-        return videos
+            results.write_json(self.out / "config.json", self.config)
+        self.claims = Claims(self.out / "videos")
 
     def clips(self, model):
         """Loads the videos still to do, one after the other; those that cannot be used are recorded
@@ -81,7 +68,11 @@ class Run:
         done = len(self.videos) - len(self.todo)
         self.passed = self.missed = 0
         with tqdm(total=len(self.videos), initial=done, unit="video", disable=None) as self.bar:
-            for video in self.todo:
+            for video in self.claims.in_turn(self.todo, self.show):
+                if self._changed(video) != self.before[video.id]:  # another worker has done it
+                    self.bar.update()
+                    continue
+                results.remove_unfinished(self.out / "videos", video.id)
                 self.started = time.perf_counter()
                 results.reset_peak_memory(model.device)
                 self.show(f"{video.id} loading")
@@ -91,6 +82,10 @@ class Run:
                     self._skip(video, error)
                 if self.missed == FAILED_PREFLIGHTS and not self.passed and not done:
                     raise StopRun(self._suspicion())
+
+    def _changed(self, video):  # in nanoseconds
+        path = self._path(video)
+        return path.stat().st_mtime_ns if path.exists() else None
 
     def _embed(self, model):
         """Text of every caption and of the negative prompt, by prompt."""
@@ -143,6 +138,7 @@ class Run:
         if not frames.isfinite().all():
             self._skip(clip.video, VideoError("the generated frames are not finite"))
             return
+        results.refuse_other(self.out, self.config, NEUTRAL)  # one that began beside this one
         started = time.perf_counter()
         record |= evaluate(frames, clip.truth, clip.cond_frames[-1], self.lpips)
         name = self.out / "videos" / clip.video.id
@@ -161,7 +157,7 @@ class Run:
             "preflight": clip.preflight,
             "references": references(self.model, clip, self.lpips),
             "device": str(clip.target.device),
-            "git_revision": self.git_revision,
+            "git_revision": self.config["git_revision"],
             "encode_seconds": clip.encode_seconds,
             "metrics_seconds": time.perf_counter() - started,
             "total_seconds": time.perf_counter() - self.started,
@@ -237,9 +233,14 @@ class Run:
             print(f"{'to do' if video in self.todo else 'done '}  {video.id}: {video.caption}")
 
 
-def side_by_side(clip, frames):
-    """Conditioning and what followed, truth left, generated right, at least 256 pixels high."""
-    pair = [torch.cat([clip.cond_frames, x]) for x in (clip.truth, frames)]
-    both = torch.cat(pair, dim=3)
-    factor = -(-256 // both.shape[2])
-    return F.interpolate(both, scale_factor=factor, mode="nearest") if factor > 1 else both
+def in_range(videos, args):
+    """From --batch-start to --batch-end, of those the shard, of those the first --limit."""
+    chosen = videos[args.batch_start : args.batch_end]
+    if not chosen:
+        raise UsageError(
+            f"--batch-start {args.batch_start}: {args.videos} lists {len(videos)} videos, the "
+            "range holds none of them"
+        )
+    index, count = args.shard
+    first, last = (len(chosen) * i // count for i in (index, index + 1))
+    return chosen[first:last][: args.limit]

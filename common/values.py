@@ -72,3 +72,14 @@ def numbers(text):
     if not all(0 < value <= 1 for value in values):
         raise argparse.ArgumentTypeError(f"must be sigmas in (0, 1], as 0.25,0.5, got {text}")
     return values
+
+
+def shard(text):
+    """'2/8' -> (2, 8): part 2 of the parts 0..7."""
+    try:
+        index, count = (int(part) for part in text.split("/"))
+    except ValueError:
+        index, count = 0, 0
+    if not 0 <= index < count:
+        raise argparse.ArgumentTypeError(f"must be I/N with I in 0..N-1, as 0/4, got {text}")
+    return index, count

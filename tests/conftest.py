@@ -1,9 +1,12 @@
 import os
+import signal
 import sys
 
 import pytest
 from oracles import LONGCAT, SHARED
 from toy import make_checkpoint
+
+from common.exits import SIGNALS
 
 
 def pytest_configure(config):
@@ -28,4 +31,7 @@ def script(monkeypatch):
             module.common.run_script(module.main)
         return end.value.code
 
-    return call
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    yield call
+    for number, handler in handlers.items():
+        signal.signal(number, handler)

@@ -1,0 +1,96 @@
+"""Compares runs, video by video: is the adaptation better than no adaptation, and by how much?
+
+    python compare.py results/baseline results/adasteer --out results/report
+    python compare.py --sweep results/groups_5_steps --out results/groups_5_steps/report
+
+Gains are differences to the baseline (--steps 0) on the videos that all runs share, positive where
+the method is better; the interval is a 95 % BCa bootstrap over sources, p a signed-rank test with
+Holm's correction over the methods. Runs that differ in the seed only are averaged.
+"""
+
+import argparse
+from pathlib import Path
+
+import common
+from common.results import read_json, write_json
+from report.comparison import COMPARED, compare, table
+from report.runs import read_run
+from report.table import as_markdown, as_text, readable, write_csv
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", nargs="*", type=Path, help="folders of runs, one with --steps 0")
+    parser.add_argument("--sweep", type=Path, metavar="FOLDER", help="all runs of a sweep")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the report")
+    args = parser.parse_args()
+    if bool(args.sweep) == bool(args.runs):
+        parser.error("give either folders of runs or --sweep FOLDER")
+    return args
+
+
+def sets_of(args):
+    """The runs to compare, by the name of their baseline, and notes on what a sweep lacks."""
+    if not args.sweep:
+        return {"": [read_run(path) for path in args.runs]}, []
+    sweep = read_json(args.sweep / "sweep.json")
+    if sweep is None:
+        raise common.UsageError(f"--sweep {args.sweep}: no sweep.json in it; run sweep.py first")
+    sets, notes = {}, []
+    for row in sweep["rows"]:
+        folder = args.sweep / row["name"]
+        if (folder / "config.json").is_file():
+            sets.setdefault(row["baseline"] or row["name"], []).append(read_run(folder))
+        else:
+            notes.append(f"{row['name']}: not begun")
+    return sets, notes
+
+
+def compared(sets, notes):
+    """Comparisons by name. Of a sweep a set without results is a note, else an error."""
+    found = {}
+    for name, runs in sets.items():
+        try:
+            found[name] = compare(runs)
+        except common.UsageError as error:
+            if not name:
+                raise
+            notes.append(str(error))
+    return found
+
+
+def write_tables(out, comparisons, notes):
+    """table.md for people, table.csv and results.json for programs."""
+    text, flat, everything = [], [], {}
+    for name, comparison in comparisons.items():
+        tables = {metric: table(comparison, metric) for metric in COMPARED}
+        everything[name or "runs"] = {"notes": comparison.notes, "tables": tables}
+        text.append(f"# {name}\n" if name else "")
+        for metric, rows in tables.items():
+            if rows:
+                text.append(f"## {metric}\n\n{as_markdown(readable(rows))}")
+            flat += [{"set": name, "metric": metric, **row} for row in rows]
+        text.append("\n".join(f"- {note}" for note in comparison.notes) + "\n")
+        print(*filter(None, [name]), as_text(readable(tables["psnr_db"])), sep="\n")
+        print(*comparison.notes, "", sep="\n")
+    print(*notes, sep="\n")
+    (out / "table.md").write_text("\n".join([*text, *(f"- {n}" for n in notes)]), encoding="utf-8")
+    write_csv(out / "table.csv", flat)
+    write_json(out / "results.json", {"comparisons": everything, "notes": notes})
+
+
+def main():
+    args = parse_args()
+    sets, notes = sets_of(args)
+    comparisons = compared(sets, notes)
+    if not comparisons:
+        raise common.UsageError("nothing to compare: " + "; ".join(notes))
+    args.out.mkdir(parents=True, exist_ok=True)
+    write_tables(args.out, comparisons, notes)
+    return 0
+
+
+if __name__ == "__main__":
+    common.run_script(main)

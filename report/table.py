@@ -1,0 +1,64 @@
+"""Tables of dicts as text, Markdown and CSV."""
+
+import csv
+
+
+def readable(rows):
+    """The rows of a comparison's table as strings for people."""
+    return [
+        {
+            "method": row["method"],
+            "videos": row["videos"],
+            "mean": number(row["mean"]),
+            "gain": number(row["gain"], "+"),
+            "95 %": interval(row),
+            "p": number(row["p"]),
+            "improved": "" if row["improved"] is None else f"{100 * row['improved']:.0f} %",
+            "noise": number(row["noise"]),
+            "worst": " ".join(row["worst"]),
+            "adapt s": number(row["adapt_seconds"]),
+            "GB": number(row["peak_memory_gb"]),
+            "parameters": f"{row['parameters']:,}",
+        }
+        for row in rows
+    ]
+
+
+def interval(row):
+    return "" if row["low"] is None else f"{number(row['low'], '+')} to {number(row['high'], '+')}"
+
+
+def number(value, sign=""):
+    """Three digits after the point where it is small, else three that count."""
+    if value is None:
+        return ""
+    return f"{value:{sign}.3f}" if abs(value) < 10 else f"{value:{sign}.4g}"
+
+
+def as_text(rows):
+    """Columns side by side, for a terminal."""
+    cells = as_cells(rows)
+    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in cells
+    ]
+    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+
+
+def as_markdown(rows):
+    head, *body = [[cell.replace("|", "\\|") for cell in row] for row in as_cells(rows)]
+    lines = [head, ["---"] * len(head), *body]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def as_cells(rows):
+    """The header and the rows as strings."""
+    return [[*rows[0].keys()], *([str(value) for value in row.values()] for row in rows)]
+
+
+def write_csv(path, rows):
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, rows[0].keys() if rows else [])
+        writer.writeheader()
+        writer.writerows(rows)

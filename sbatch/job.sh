@@ -1,0 +1,62 @@
+#!/usr/bin/env bash
+# One task of an array: sbatch/job.sh SCRIPT FLAGS...; the *.sbatch files call it.
+#
+# Takes settings from sbatch/site.sh where the flags do not give them, and this task's part of the
+# videos. On SIGUSR1 (near the time limit) or SIGTERM (preemption) the script drops the video in hand
+# and ends with 75; then the job goes back to the queue and finishes later.
+script=$1
+shift
+CHECKPOINT= VIDEOS= OUT=
+if [ -f sbatch/site.sh ]; then
+    . sbatch/site.sh
+elif [ -f .venv/bin/activate ]; then
+    . .venv/bin/activate
+fi
+set -u # not before: activation scripts break under it
+
+name=$(basename "$script" .py)
+run=$(printf '%s_' "$name" "$@" | sed 's/_$//; s/_--*/_/g' | tr -c 'A-Za-z0-9.,_\n-' '-' | cut -c -120)
+flags=("$@")
+setting() { # flag, value, variable
+    local flag
+    for flag in "${flags[@]}"; do
+        case $flag in "$1" | "$1="*) return ;; esac
+    done
+    if [ -z "$2" ]; then
+        echo "$name.sbatch: no $1: pass it after the file name, or write $3=... into sbatch/site.sh" \
+            "(cp sbatch/site.example.sh sbatch/site.sh)" >&2
+        exit 2
+    fi
+    flags+=("$1" "$2")
+}
+setting --checkpoint "$CHECKPOINT" CHECKPOINT
+setting --videos "$VIDEOS" VIDEOS
+setting --out "${OUT:+$OUT/$run}" OUT
+
+# the place of this task among those of the array; of an array with gaps each task takes the whole
+# list, and claims share it out
+index=0 count=${SLURM_ARRAY_TASK_COUNT:-1}
+if [ "$count" -gt 1 ]; then
+    step=${SLURM_ARRAY_TASK_STEP:-1}
+    index=$(((SLURM_ARRAY_TASK_ID - SLURM_ARRAY_TASK_MIN) / step))
+    if [ $((SLURM_ARRAY_TASK_MIN + (count - 1) * step)) -ne "$SLURM_ARRAY_TASK_MAX" ]; then
+        index=0 count=1
+    fi
+fi
+
+stopped() {
+    trap '' USR1 TERM
+    kill -USR1 "$child" 2>/dev/null
+    wait "$child"
+    code=$?
+    if [ "$code" -eq 75 ] || [ "$code" -gt 128 ]; then # over 128: before it could listen
+        scontrol requeue "$SLURM_JOB_ID" || echo "$name.sbatch: submit the same line again" >&2
+        code=75
+    fi
+    exit "$code"
+}
+trap stopped USR1 TERM
+echo "$name.sbatch: python $script ${flags[*]} --shard $index/$count"
+python "$script" "${flags[@]}" --shard "$index/$count" &
+child=$!
+wait "$child"

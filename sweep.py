@@ -1,0 +1,157 @@
+"""Runs a sweep file: every row, and one baseline for each way of generating, then compares them.
+
+    python sweep.py sweeps/groups_5_steps.yaml --nano --limit 4 --local
+    python sweep.py sweeps/groups_5_steps.yaml --slurm      # an array a row, then compare.py
+    python sweep.py sweeps/groups_5_steps.yaml --status
+
+The same command goes on where it was stopped. Checkpoint and videos come from the flags, from
+sbatch/site.sh, or with --nano from the bundled ones. A sweep file has the keys
+
+    baseline: the script that runs without adaptation (--steps 0)
+    shared:   flags of every row
+    rows:     a list of {name, script, flags, over}; over: {key: [values]} makes a row of every
+              combination, with {key} in name and flags replaced
+"""
+
+import argparse
+import importlib
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import common
+from common.cli import ROOT
+from common.results import write_json
+from report.table import as_text
+from sweeps.rows import read_sweep
+from sweeps.slurm import submit
+from sweeps.status import is_complete, status
+
+SETTINGS = {"--checkpoint": "CHECKPOINT", "--videos": "VIDEOS"}
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("file", type=Path, help="a sweep, as in sweeps/")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--local", action="store_true", help="run the rows here, one after the other")
+    what.add_argument("--slurm", action="store_true", help="submit an array of jobs for each row")
+    what.add_argument(
+        "--status", action="store_true", help="videos done, running, skipped, missing"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print the commands only")
+    parser.add_argument("--nano", action="store_true", help="the bundled checkpoint and demo clips")
+    parser.add_argument("--checkpoint", type=Path, metavar="FOLDER")
+    parser.add_argument("--videos", type=Path, metavar="LIST")
+    parser.add_argument("--limit", type=common.at_least(1), metavar="N", help="first N videos only")
+    parser.add_argument(
+        "--out", type=Path, help="folder of the rows' folders; results/<file>, with nano_ before it"
+    )
+    parser.add_argument(
+        "--array", type=common.at_least(1), default=8, metavar="N", help="tasks of a row (slurm)"
+    )
+    args = parser.parse_args()
+    if not (args.local or args.slurm or args.status or args.dry_run):
+        parser.error("say what to do: --local, --slurm, --status or --dry-run")
+    if args.nano and args.checkpoint:
+        parser.error("--nano: has its own checkpoint, --checkpoint another; give one of them")
+    return args
+
+
+def settings(args):
+    """Flags that hold where the file says nothing, and flags that hold in any case."""
+    after = ["--batch-end", str(args.limit)] if args.limit else []
+    for flag in SETTINGS:
+        value = getattr(args, flag.removeprefix("--"))
+        after += [flag, str(value)] if value else []
+    if args.nano:
+        nano = ROOT / "nano"
+        after = ["--checkpoint", str(nano / "checkpoint"), *after]
+        if not args.videos:
+            after += ["--videos", str(nano / "demo" / "manifest.csv")]
+        return [], after
+    site, before = ROOT / "sbatch" / "site.sh", []
+    text = site.read_text() if site.is_file() else ""
+    for flag, variable in SETTINGS.items():
+        value = re.search(rf"^\s*{variable}=(.+)$", text, re.MULTILINE)
+        before += [flag, shlex.split(value[1], comments=True)[0]] if value else []
+        if flag not in before + after:
+            raise common.UsageError(
+                f"no {flag}: pass it, write {variable}=... into sbatch/site.sh, or try --nano"
+            )
+    return before, after
+
+
+def command(row):
+    return [row.script, *row.flags, "--out", str(row.out)]
+
+
+def run_here(rows, compare):
+    """Runs what is not complete, then compares. 1 where a row failed, 3 where one lacks videos."""
+    codes = {}
+    importlib.import_module("backbones.longcat")  # once, for all the forks
+    for number, row in enumerate(rows, 1):
+        print(f"[{number}/{len(rows)}] {row.name}: {row.script} {shlex.join(row.flags)}")
+        codes[row.name] = 0 if is_complete(row) else call(*command(row))
+        if codes[row.name] == common.STOPPED:
+            return common.STOPPED
+    codes["compare.py"] = call("compare.py", *compare)
+    for name, code in codes.items():
+        if code not in (0, 3):
+            print(f"{name} failed with exit code {code}; its message stands above", file=sys.stderr)
+    return 1 if set(codes.values()) - {0, 3} else max(codes.values())
+
+
+def call(script, *flags):
+    """The exit code of a script, in a process of its own: a fork, which has everything imported,
+    where forks are safe."""
+    if sys.platform != "linux":
+        return subprocess.call([sys.executable, str(ROOT / script), *flags])
+    sys.stdout.flush()
+    child = os.fork()
+    if child == 0:
+        sys.argv = [script, *flags]
+        common.run_script(importlib.import_module(Path(script).stem).main)
+    try:
+        _, status = os.waitpid(child, 0)
+    except BaseException:  # a signal: the row ends as well, and keeps what it has
+        os.kill(child, signal.SIGTERM)
+        os.waitpid(child, 0)
+        raise
+    return os.waitstatus_to_exitcode(status)
+
+
+def print_status(rows):
+    table = [{"row": row.name, **status(row)} for row in rows]
+    print(as_text(table))
+    return 0
+
+
+def main():
+    args = parse_args()
+    out = args.out or Path("results") / (("nano_" if args.nano else "") + args.file.stem)
+    rows = read_sweep(args.file, out, *settings(args))
+    compare = ["--sweep", str(out), "--out", str(out / "report")]
+    if args.status:
+        return print_status(rows)
+    if args.dry_run and not args.slurm:
+        for row in rows:
+            print(shlex.join([sys.executable, *command(row)]))
+        return 0
+    described = [{"name": r.name, "baseline": r.baseline, "over": r.over} for r in rows]
+    if not args.dry_run:
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(out / "sweep.json", {"file": args.file.name, "rows": described})
+    if args.slurm:
+        return submit(rows, out, args.array, compare, args.dry_run)
+    return run_here(rows, compare)
+
+
+if __name__ == "__main__":
+    common.run_script(main)

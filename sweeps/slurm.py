@@ -1,0 +1,62 @@
+"""Submits the rows of a sweep: an array of jobs each, and the comparison after them."""
+
+import shlex
+import subprocess
+from pathlib import Path
+
+import common
+from common.cli import ROOT
+from common.results import read_json, write_json
+from sweeps.status import is_complete, videos_of
+
+
+def submit(rows, out, tasks, compare, dry_run):
+    """One array of at most `tasks` tasks per row that is not complete nor in the queue already; the
+    numbers of the jobs go into jobs.json."""
+    if Path.cwd() != ROOT:
+        raise common.UsageError(f"--slurm: the jobs start where this is run; cd {ROOT} first")
+    jobs = read_json(out / "jobs.json") or {}
+    queued = set() if dry_run else set(slurm("squeue", "--me", "--noheader", "--format=%F").split())
+    waits_for = []
+    for row in rows:
+        if jobs.get(row.name) in queued:
+            print(f"{row.name}: in the queue as job {jobs[row.name]}")
+        elif is_complete(row):
+            print(f"{row.name}: complete")
+            continue
+        else:
+            last = min(tasks, len(videos_of(row.args))) - 1
+            jobs[row.name] = sbatch(
+                [f"--array=0-{last}", f"--job-name={row.name}"],
+                [str(Path(row.script).with_suffix(".sbatch")), *row.flags, "--out", str(row.out)],
+                dry_run,
+            )
+            if not dry_run:
+                write_json(out / "jobs.json", jobs)
+        waits_for.append(jobs[row.name])
+    after = [f"--dependency=afterany:{':'.join(waits_for)}"] if waits_for else []
+    sbatch(after, ["compare.sbatch", *compare], dry_run)
+    return 0
+
+
+def sbatch(options, batch_file_and_flags, dry_run):
+    """Submits and gives the number of the job; every value is an argument, none is exported."""
+    name, *flags = batch_file_and_flags
+    command = ["sbatch", "--parsable", *options, f"sbatch/{name}", *flags]
+    print(shlex.join(command))
+    if dry_run:
+        return "JOB"
+    if not (ROOT / "sbatch" / name).is_file():
+        raise common.UsageError(f"sbatch/{name}: no such file; a script needs one to be submitted")
+    job = slurm(*command).strip().partition(";")[0]
+    print(f"  job {job}")
+    return job
+
+
+def slurm(*command):
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    except FileNotFoundError as error:
+        raise common.UsageError(f"--slurm: there is no {command[0]} on this machine") from error
+    except subprocess.CalledProcessError as error:
+        raise common.UsageError(f"{command[0]}: {error.stderr.strip()}") from error

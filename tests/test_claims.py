@@ -1,0 +1,181 @@
+"""Several workers on one folder: claims, takeovers, signals, and a storm of kills."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from multiprocessing import get_context
+
+import pytest
+import torch
+from cluster import wait_for
+from oracles import SHARED
+from test_run import QUICK, ROOT, results
+
+import adasteer
+import common
+from common import claims
+
+
+@pytest.fixture
+def two(tmp_path):
+    """Two workers: neither knows what the other holds."""
+    return claims.Claims(tmp_path), claims.Claims(tmp_path)
+
+
+def test_a_video_has_one_worker(two):
+    first, second = two
+    assert first.take("a") and not second.take("a") and second.take("b")
+    assert first.take("a")  # it has it
+    first.release("a")
+    assert second.take("a") and not first.take("a")
+
+
+def test_a_claim_says_who_has_it(two, tmp_path, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    two[0].take("a")
+    owner = json.loads((tmp_path / "a.claim").read_text())
+    assert owner["process"] == os.getpid() and owner["slurm_job"] == "17" and owner["host"]
+    assert claims.is_live(tmp_path / "a.claim")
+    monkeypatch.setattr(claims, "OURS", set())  # made by a process before us with our number
+    assert not claims.is_live(tmp_path / "a.claim")
+
+
+def foreign(path, **changes):
+    """A claim of a process that lives: that which started the tests."""
+    claims.create(path)
+    owner = json.loads(path.read_text()) | {"process": os.getppid()} | changes
+    path.write_text(json.dumps(owner))
+    return path
+
+
+def test_stale_claims_are_taken_over(two, tmp_path):
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    alive = foreign(tmp_path / "alive.claim")
+    dead = foreign(tmp_path / "dead.claim", process=ended.pid)
+    far = foreign(tmp_path / "far.claim", host="another", process=ended.pid)
+    old = foreign(tmp_path / "old.claim", host="another")
+    os.utime(old, (0, time.time() - claims.STALE - 1))
+    empty = tmp_path / "empty.claim"  # its worker has only just created it
+    empty.touch()
+    assert [claims.is_live(p) for p in (alive, dead, far, old, empty)] == [1, 0, 1, 0, 1]
+    assert [two[0].take(p.stem) for p in (alive, dead, far, old, empty)] == [0, 1, 0, 1, 0]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        f"{name}.claim" for name in ("alive", "dead", "empty", "far", "old")
+    ]
+
+
+def test_a_claim_made_meanwhile_is_put_back(tmp_path):
+    path = foreign(tmp_path / "a.claim", key="new")
+    assert not claims.remove(path, {"key": "stale"})
+    assert json.loads(path.read_text())["key"] == "new" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_claims_are_kept_fresh(tmp_path, monkeypatch):
+    monkeypatch.setattr(claims, "REFRESH", 0.05)
+    worker = claims.Claims(tmp_path)
+    worker.take("a")
+    os.utime(tmp_path / "a.claim", (0, 0))
+    assert wait_for(lambda: (tmp_path / "a.claim").stat().st_mtime > time.time() - 60, 5)
+
+
+def start(*flags):
+    command = [sys.executable, ROOT / "adasteer.py", *QUICK, *flags]
+    return subprocess.Popen([*map(str, command)], stderr=subprocess.PIPE, text=True)
+
+
+def test_two_workers_share_a_folder(tmp_path, script):
+    """Each video is done by one of them, and the one that ends first waits for the other."""
+    workers = [start("--out", tmp_path / "both") for _ in range(2)]
+    said = [worker.communicate(timeout=120)[1] for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0], said
+    assert script(adasteer, *QUICK, "--out", tmp_path / "one") == 0
+    assert results(tmp_path / "both") == results(tmp_path / "one")
+    assert not list(tmp_path.rglob("*.claim")) and not list(tmp_path.rglob("*.tmp"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM, signal.SIGINT])
+def test_a_signal_drops_the_video_and_keeps_the_rest(number, tmp_path, script):
+    worker = start("--steps", 200, "--out", tmp_path)
+    assert wait_for(lambda: list(tmp_path.rglob("*.claim")), 60)
+    time.sleep(0.5)
+    worker.send_signal(number)
+    said = worker.communicate(timeout=30)[1]
+    assert worker.returncode == 75 and f"stopped by {number.name}" in said
+    assert "Traceback" not in said
+    assert not list(tmp_path.rglob("*.claim")) and not list(tmp_path.rglob("*.tmp"))
+
+
+def test_what_a_killed_worker_was_writing_goes(tmp_path, script):
+    (tmp_path / "videos").mkdir()
+    for name in (".scene_0.json.0123abcd.tmp", ".scene_0.mp4.0123abcd.tmp", ".other.json.1.tmp"):
+        (tmp_path / "videos" / name).touch()
+    assert script(adasteer, *QUICK, "--limit", 1, "--out", tmp_path) == 0
+    assert [p.name for p in tmp_path.rglob("*.tmp")] == [".other.json.1.tmp"]
+
+
+def test_a_run_that_began_beside_this_one_is_not_mixed_in(tmp_path):
+    args = common.parse_args(None, adasteer.AdaSteer, [*map(str, QUICK), "--out", str(tmp_path)])
+    run = common.Run(args)
+    config = tmp_path / "config.json"
+    config.write_text(config.read_text().replace('"lr": 0.005', '"lr": 0.1'))
+    with pytest.raises(common.UsageError, match="--lr is 0.1 there, 0.005 here"):
+        run.write(None, {}, torch.zeros(1), None)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+def test_shards_share_out_the_range(count, script, tmp_path, capsys):
+    flags = ["--videos", ROOT / "nano" / "demo" / "manifest.csv", "--dry-run", "--out", tmp_path]
+    listed = []
+    for index in range(count):
+        assert script(adasteer, *flags, "--batch-start", 1, "--shard", f"{index}/{count}") == 0
+        listed += [line for line in capsys.readouterr().out.splitlines() if "to do" in line]
+    assert [line.split()[2] for line in listed] == ["scene_1:", "scene_2:", "scene_3:"]
+
+
+def work(flags):
+    torch.set_num_threads(1)
+    sys.argv = ["adasteer.py", *flags]
+    sys.stdout = sys.stderr = open(os.devnull, "w")
+    common.run_script(adasteer.main)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (SHARED / "clips").is_dir(), reason=f"no real clips at {SHARED}")
+def test_storm(tmp_path):
+    """30 rounds of SIGKILL at random moments over two workers, then a clean finish."""
+    context = get_context("forkserver")  # imports once, not at every start
+    context.set_forkserver_preload(["adasteer"])
+    listed = ["--videos", SHARED / "clips" / "metadata.csv", "--limit", 40]
+
+    def worker(out):
+        flags = [*map(str, [*QUICK, *listed, "--device", "cpu", "--out", tmp_path / out])]
+        process = context.Process(target=work, args=(flags,))
+        process.start()
+        return process
+
+    moments, written, unfinished = random.Random(0), {}, 0
+    for _ in range(30):
+        workers = [worker("storm") for _ in range(2)]
+        for process in workers:
+            time.sleep(moments.uniform(0.3, 2.0))
+            process.kill()
+        for process in workers:
+            process.join()
+        found = {p: p.stat().st_mtime_ns for p in (tmp_path / "storm" / "videos").glob("*.json")}
+        assert all(found[path] == then for path, then in written.items()), "done twice"
+        written = found
+        unfinished += bool(list((tmp_path / "storm").rglob("*.claim")))
+    assert unfinished > 10 and 0 < len(written), "the kills hit nothing"
+    for out in ("storm", "calm"):
+        workers = [worker(out) for _ in range(2 if out == "storm" else 1)]
+        for process in workers:
+            process.join()
+            assert process.exitcode == 0
+    assert results(tmp_path / "storm") == results(tmp_path / "calm")
+    assert len(results(tmp_path / "storm")) == 40
+    assert not list(tmp_path.rglob("*.claim")) and not list((tmp_path / "storm").rglob("*.tmp"))

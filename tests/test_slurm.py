@@ -1,0 +1,181 @@
+"""The batch files in a real Slurm on this machine: shards, requeues, signals, sweeps."""
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from cluster import Cluster, wait_for
+from test_run import ROOT, demo_rows, results
+from test_sweep import THREE
+
+pytestmark = pytest.mark.slow
+FLAGS = "--steps 2 --sampling-steps 2 --no-enhance-hf".split()
+SITE = f"""
+CHECKPOINT=nano/checkpoint
+VIDEOS=list.csv
+OUT=results
+PATH={Path(sys.executable).parent}:$PATH
+export OMP_NUM_THREADS=1
+"""
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory):
+    cluster = Cluster(tmp_path_factory.mktemp("slurm"))
+    if cluster.why_not:
+        pytest.skip(cluster.why_not)
+    yield cluster
+    cluster.stop()
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    """A copy of the repository with a site file and a list of eight clips."""
+    folder = tmp_path_factory.mktemp("checkout") / "adasteer"
+    left_out = shutil.ignore_patterns(".*", "results", "data", "weights", "work", "__pycache__")
+    shutil.copytree(ROOT, folder, ignore=left_out)
+    (folder / "sbatch" / "site.sh").write_text(SITE)
+    with open(folder / "list.csv", "w", newline="") as file:
+        rows = [[f"{path.stem}{copy}", path, text] for copy in "ab" for path, text in demo_rows()]
+        csv.writer(file).writerows([["id", "filename", "caption"], *rows])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def local(checkout):
+    """Results of the same flags in the same copy, without Slurm."""
+
+    def call(*flags, script="adasteer.py", out="local"):
+        command = [sys.executable, script, *flags, "--out", out]
+        settings = ["--checkpoint", "nano/checkpoint", "--videos", "list.csv"]
+        done = subprocess.run(
+            [*map(str, command + settings)], cwd=checkout, capture_output=True, text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return results(checkout / out)
+
+    return call
+
+
+def submit(slurm, checkout, *flags, options=(), name="adasteer"):
+    return slurm("sbatch", "--parsable", *options, f"sbatch/{name}.sbatch", *flags, cwd=checkout)
+
+
+def said(checkout, job, name="adasteer"):
+    return "\n".join(p.read_text() for p in sorted(checkout.glob(f"{name}_{job}*.out")))
+
+
+def states(slurm, job):
+    """State and exit code of every task of an array."""
+    records = slurm("scontrol", "show", "job", job).split("\n\n")
+    words = [dict(w.split("=", 1) for w in record.split() if "=" in w) for record in records]
+    return {(word["JobState"], word["ExitCode"]) for word in words}
+
+
+def test_the_readmes_line(slurm, checkout, local):
+    (line,) = [x for x in (ROOT / "README.md").read_text().splitlines() if x[:7] == "sbatch "]
+    job = slurm(*line.replace("sbatch", "sbatch --parsable", 1).split(), cwd=checkout)
+    slurm.wait()
+    assert states(slurm, job) == {("COMPLETED", "0:0")}, said(checkout, job)
+    assert {f"--shard {i}/8" in said(checkout, job) for i in range(8)} == {True}
+    found = results(checkout / "results" / "adasteer_groups_1_steps_5")
+    assert len(found) == 8 and found == local("--groups", 1, "--steps", 5, out="local_readme")
+
+
+@pytest.mark.parametrize("array", ["0-2", "4-9:5", "1,2,6"])
+def test_any_array_leaves_nothing_out(array, slurm, checkout, local):
+    out = f"array_{array}"
+    job = submit(slurm, checkout, *FLAGS, "--out", out, options=[f"--array={array}"])
+    slurm.wait()
+    assert states(slurm, job) == {("COMPLETED", "0:0")}, said(checkout, job)
+    assert results(checkout / out) == local(*FLAGS) and len(results(checkout / out)) == 8
+
+
+def begun(checkout, out, count):
+    return lambda: len(list((checkout / out / "videos").glob("*.json"))) >= count
+
+
+def test_a_requeue_in_the_middle(slurm, checkout, local):
+    job = submit(slurm, checkout, "--steps", 5, "--out", "requeued", options=["--array=0-0"])
+    assert wait_for(begun(checkout, "requeued", 2), 60), said(checkout, job)
+    kept = {p: p.stat().st_mtime_ns for p in (checkout / "requeued" / "videos").glob("*.json")}
+    slurm("scontrol", "requeue", f"{job}_0")
+    slurm.wait()
+    assert slurm.job(f"{job}_0")["Restarts"] == "1" and "stopped by" in said(checkout, job)
+    assert results(checkout / "requeued") == local("--steps", 5, out="local_steps")
+    assert all(p.stat().st_mtime_ns == then for p, then in kept.items())
+
+
+def test_a_signal_before_the_limit(slurm, checkout, local):
+    """Slurm's own USR1, a minute before the end at the latest: the job queues itself again."""
+    options = ["--array=0-0", "--time=1", "--signal=B:USR1@50"]
+    job = submit(slurm, checkout, "--steps", 40, "--out", "limited", options=options)
+    slurm.wait(400)
+    assert int(slurm.job(f"{job}_0")["Restarts"]) >= 1, said(checkout, job)
+    assert "stopped by SIGUSR1" in said(checkout, job)
+    assert states(slurm, job) == {("COMPLETED", "0:0")}
+    assert results(checkout / "limited") == local("--steps", 40, out="local_limited")
+
+
+def test_a_cancelled_job_does_not_come_back(slurm, checkout):
+    job = submit(slurm, checkout, "--steps", 40, "--out", "cancelled", options=["--array=0-0"])
+    assert wait_for(begun(checkout, "cancelled", 1), 60), said(checkout, job)
+    slurm("scancel", job)
+    slurm.wait(60)
+    assert slurm.job(f"{job}_0")["JobState"] == "CANCELLED"
+    assert not list((checkout / "cancelled").rglob("*.claim"))
+
+
+@pytest.mark.parametrize("name", ["full_tta", "lora_tta", "delta_c", "norm_tta", "film_tta"])
+def test_every_script_has_its_batch_file(name, slurm, checkout, local):
+    job = submit(slurm, checkout, *FLAGS, "--limit", 1, options=["--array=0-0"], name=name)
+    slurm.wait()
+    assert states(slurm, job) == {("COMPLETED", "0:0")}, said(checkout, job, name)
+    (folder,) = (checkout / "results").glob(f"{name}_*")
+    assert results(folder) == local(*FLAGS, "--limit", 1, script=f"{name}.py", out=f"local_{name}")
+
+
+def test_without_settings_the_job_says_what_to_write(slurm, checkout):
+    site = checkout / "sbatch" / "site.sh"
+    site.write_text("CHECKPOINT=nano/checkpoint\n")
+    job = submit(slurm, checkout, options=["--array=0-0"])
+    slurm.wait(60)
+    site.write_text(SITE)
+    assert states(slurm, job) == {("FAILED", "2:0")}
+    assert "no --videos: pass it after the file name, or write VIDEOS=" in said(checkout, job)
+
+
+def test_a_sweep_is_the_same_as_at_home(slurm, checkout):
+    """Arrays for the rows, compare.py after them; what is complete is not submitted again."""
+    (checkout / "three.yaml").write_text(THREE)
+    environment = slurm.environment | {"OMP_NUM_THREADS": "1"}
+
+    def sweep(*flags):
+        command = [sys.executable, "sweep.py", "three.yaml", "--limit", "3", *flags]
+        done = subprocess.run(
+            command, cwd=checkout, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    flags = ["--slurm", "--array", "2", "--out", "far"]
+    first = sweep(*flags)
+    jobs = json.loads((checkout / "far" / "jobs.json").read_text())
+    assert len(jobs) == 4 and f"--dependency=afterany:{':'.join(jobs.values())}" in first
+    assert sweep(*flags).count("in the queue as job") >= 1
+    slurm.wait()
+    assert "groups4" in (checkout / "far" / "report" / "table.md").read_text()
+    assert sweep(*flags).count(": complete\n") == 4
+    assert sweep("--status", "--out", "far").count("3     0        0        0") == 4
+    sweep("--local", "--out", "home")
+    for row in jobs:
+        assert results(checkout / "far" / row) == results(checkout / "home" / row)
+    slurm.wait()
+    tables = [(checkout / out / "report" / "table.md").read_text() for out in ("far", "home")]
+    assert tables[0] == tables[1]

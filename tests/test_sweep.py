@@ -1,0 +1,163 @@
+"""Sweep files: what they become, what is refused, and a sweep that is stopped and goes on."""
+
+import signal
+import subprocess
+import sys
+
+import pytest
+from cluster import wait_for
+from test_run import ROOT
+
+import common
+import sweep
+from sweeps.rows import read_sweep
+
+FILES = sorted((ROOT / "sweeps").glob("*.yaml"))
+THREE = """
+baseline: adasteer.py
+shared: --sampling-steps 2 --no-enhance-hf --steps 2
+rows:
+  - name: groups{groups}
+    script: adasteer.py
+    flags: --groups {groups}
+    over: {groups: [1, 4]}
+  - {name: two_layers, script: lora_tta.py, flags: --targets attn.qkv cross_attn.q_linear --rank 2}
+"""
+
+
+def write(tmp_path, text):
+    path = tmp_path / "three.yaml"
+    path.write_text(text)
+    return path
+
+
+def command(tmp_path, text, *flags):
+    path, out = write(tmp_path, text), tmp_path / "out"
+    return [*map(str, [sys.executable, ROOT / "sweep.py", path, "--nano", "--out", out, *flags])]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_every_file_is_sound_and_says_where_it_comes_from(path, tmp_path):
+    rows = read_sweep(path, tmp_path)
+    assert len(rows) >= 4 and rows[0].baseline is None and rows[0].args.steps == 0
+    assert all(row.baseline in {r.name for r in rows} for row in rows if row.baseline)
+    comment = [line for line in path.read_text().splitlines() if line.startswith("#")]
+    assert len(comment) >= 3 and "wrong sign" in " ".join(comment)
+
+
+def test_rows_of_one_way_to_generate_share_a_baseline(tmp_path):
+    rows = read_sweep(ROOT / "sweeps" / "conditioning_methods.yaml", tmp_path)
+    baselines = [row for row in rows if row.baseline is None]
+    assert [row.args.cond_frames for row in baselines] == [1, 5, 13, 21]
+    for row in rows[len(baselines) :]:
+        (base,) = [b for b in baselines if b.name == row.baseline]
+        assert base.args.cond_frames == row.args.cond_frames
+
+
+def test_a_comma_and_a_list_reach_the_script_whole(tmp_path):
+    rows = read_sweep(ROOT / "sweeps" / "early_stopping.yaml", tmp_path)
+    assert (0.1, 0.3, 0.5, 0.7, 0.9) in [row.args.stop_sigmas for row in rows]
+    (row,) = [r for r in read_sweep(write(tmp_path, THREE), tmp_path) if r.name == "two_layers"]
+    assert row.args.targets == ["attn.qkv", "cross_attn.q_linear"]
+
+
+WRONG = {
+    "unknown key 'row'": ("rows:", "row:"),
+    "unknown key 'flag'": ("flags: --targets", "flag: --targets"),
+    "has no baseline": ("baseline: adasteer.py\n", ""),
+    "has no script": ("script: lora_tta.py, ", ""),
+    "there is no script 'lora.py'": ("lora_tta.py", "lora.py"),
+    "unrecognized arguments: --rnk 2": ("--rank", "--rnk"),
+    "two rows are called 'groups4'": ("two_layers", "groups4"),
+    "two rows are called 'baseline'": ("two_layers", "baseline"),
+    "uses 'group'": ("--groups {groups}", "--groups {group}"),
+    "cannot name a folder": ("two_layers", "two/layers"),
+    "not YAML": ("rows:", "rows: ["),
+    "must be at least 1, got 0": ("--rank 2", "--rank 0"),
+    "has no method to run": ("lora_tta.py", "compare.py"),
+}
+
+
+@pytest.mark.parametrize("message", WRONG)
+def test_mistakes_are_found_before_anything_starts(message, script, tmp_path, capsys):
+    path = write(tmp_path, THREE.replace(*WRONG[message]))
+    assert script(sweep, path, "--nano", "--local", "--out", tmp_path / "out") == 2
+    said = capsys.readouterr().err
+    assert message in said and "three.yaml" in said and not (tmp_path / "out").exists()
+
+
+def test_without_site_file_or_flags_nothing_is_chosen(script, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sweep, "ROOT", tmp_path)
+    assert script(sweep, write(tmp_path, THREE), "--local") == 2
+    assert "no --checkpoint: pass it, write CHECKPOINT=" in capsys.readouterr().err
+    (tmp_path / "sbatch").mkdir()
+    site = tmp_path / "sbatch" / "site.sh"
+    site.write_text("CHECKPOINT=weights/big  # here\nVIDEOS='a list.csv'\n")
+    assert script(sweep, write(tmp_path, THREE), "--dry-run") == 0
+    said = capsys.readouterr().out
+    assert said.count("--checkpoint weights/big --videos 'a list.csv'") == 4
+
+
+def test_dry_run_prints_the_commands(script, tmp_path, capsys):
+    assert script(sweep, *command(tmp_path, THREE, "--dry-run", "--limit", 2)[2:]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4 and not (tmp_path / "out").exists()
+    assert "--steps 0" in lines[0] and "--batch-end 2" in lines[0] and "--groups" not in lines[0]
+    assert "--targets attn.qkv cross_attn.q_linear --rank 2" in lines[3]
+
+
+@pytest.fixture
+def status(script, tmp_path, capsys):
+    """What --status prints: by row the four numbers, and the rest of the line."""
+
+    def call(text, *flags):
+        capsys.readouterr()
+        assert script(sweep, *command(tmp_path, text, "--status", *flags)[2:]) == 0
+        lines = [line.split(maxsplit=5) for line in capsys.readouterr().out.splitlines()[2:]]
+        return {line[0]: (tuple(map(int, line[1:5])), "".join(line[5:])) for line in lines}
+
+    return call
+
+
+def test_a_stopped_sweep_goes_on(status, tmp_path):
+    assert set(status(THREE, "--limit", 2).values()) == {((0, 0, 0, 2), "")}
+    out, line = tmp_path / "out", command(tmp_path, THREE, "--limit", 2, "--local")
+    process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    assert wait_for(lambda: list((out / "groups1").rglob("*.claim")), 90)
+    counts, _ = status(THREE, "--limit", 2)["groups1"]
+    assert counts in [(0, 1, 0, 1), (1, 1, 0, 0), (1, 0, 0, 1)]
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=30) == 75
+    found = status(THREE, "--limit", 2)
+    assert found["baseline"][0] == (2, 0, 0, 0) and found["two_layers"][0] == (0, 0, 0, 2)
+    assert not list(out.rglob("*.claim"))
+    done = subprocess.run(line, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert set(status(THREE, "--limit", 2).values()) == {((2, 0, 0, 0), "")}
+    assert "| groups4 | 2 " in (out / "report" / "table.md").read_text()
+    kept = {p: p.stat().st_mtime_ns for p in out.rglob("videos/*.json")}
+    assert subprocess.run(line, capture_output=True).returncode == 0
+    assert {p: p.stat().st_mtime_ns for p in out.rglob("videos/*.json")} == kept
+
+
+def test_rows_that_cannot_run_say_so_and_stop_no_other(status, tmp_path):
+    """A window that no clip holds is a skipped video, too many groups are an error."""
+    text = THREE.replace("1, 4", "1, 400") + (
+        "  - {name: far, script: adasteer.py, flags: --gen-frames 400}\n"
+    )
+    done = subprocess.run(
+        command(tmp_path, text, "--local", "--limit", 1), capture_output=True, text=True
+    )
+    assert done.returncode == 1 and "groups400 failed with exit code 2" in done.stderr
+    assert "--groups must be in 1..12, got 400" in done.stderr
+    found = status(text, "--limit", 1)
+    assert found["two_layers"][0] == (1, 0, 0, 0) and found["groups400"][0] == (0, 0, 0, 1)
+    counts, reason = found["far"]
+    assert counts == (0, 0, 1, 0) and "frames, 432 are needed" in reason
+
+
+def test_jobs_start_in_the_repository(script, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    flags = ["--nano", "--out", tmp_path / "out", "--slurm"]
+    assert script(sweep, write(tmp_path, THREE), *flags) == 2
+    assert f"cd {common.cli.ROOT}" in capsys.readouterr().err
