@@ -14,6 +14,7 @@ from pathlib import Path
 import common
 from common.results import read_json, write_json
 from report.comparison import COMPARED, compare, table
+from report.page import write_page
 from report.runs import read_run
 from report.table import as_markdown, as_text, readable, write_csv
 
@@ -25,6 +26,9 @@ def parse_args():
     parser.add_argument("runs", nargs="*", type=Path, help="folders of runs, one with --steps 0")
     parser.add_argument("--sweep", type=Path, metavar="FOLDER", help="all runs of a sweep")
     parser.add_argument("--out", type=Path, required=True, help="folder of the report")
+    parser.add_argument(
+        "--show", type=common.at_least(0), default=4, metavar="N", help="clips to show side by side"
+    )
     args = parser.parse_args()
     if bool(args.sweep) == bool(args.runs):
         parser.error("give either folders of runs or --sweep FOLDER")
@@ -32,9 +36,9 @@ def parse_args():
 
 
 def sets_of(args):
-    """The runs to compare, by the name of their baseline, and notes on what a sweep lacks."""
+    """The runs to compare, by the name of their baseline; the rows of a sweep; what it lacks."""
     if not args.sweep:
-        return {"": [read_run(path) for path in args.runs]}, []
+        return {"": [read_run(path) for path in args.runs]}, [], []
     sweep = read_json(args.sweep / "sweep.json")
     if sweep is None:
         raise common.UsageError(f"--sweep {args.sweep}: no sweep.json in it; run sweep.py first")
@@ -45,7 +49,7 @@ def sets_of(args):
             sets.setdefault(row["baseline"] or row["name"], []).append(read_run(folder))
         else:
             notes.append(f"{row['name']}: not begun")
-    return sets, notes
+    return sets, sweep["rows"], notes
 
 
 def compared(sets, notes):
@@ -83,12 +87,14 @@ def write_tables(out, comparisons, notes):
 
 def main():
     args = parse_args()
-    sets, notes = sets_of(args)
+    sets, rows, notes = sets_of(args)
     comparisons = compared(sets, notes)
     if not comparisons:
         raise common.UsageError("nothing to compare: " + "; ".join(notes))
     args.out.mkdir(parents=True, exist_ok=True)
     write_tables(args.out, comparisons, notes)
+    write_page(args.out, comparisons, notes, rows, args.show)
+    print(f"{args.out}/index.html")
     return 0
 
 

@@ -14,12 +14,8 @@ sbatch/site.sh, or with --nano from the bundled ones. A sweep file has the keys
 """
 
 import argparse
-import importlib
-import os
 import re
 import shlex
-import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -27,9 +23,10 @@ import common
 from common.cli import ROOT
 from common.results import write_json
 from report.table import as_text
+from sweeps.local import run_here
 from sweeps.rows import read_sweep
 from sweeps.slurm import submit
-from sweeps.status import is_complete, status
+from sweeps.status import status
 
 SETTINGS = {"--checkpoint": "CHECKPOINT", "--videos": "VIDEOS"}
 
@@ -88,45 +85,6 @@ def settings(args):
     return before, after
 
 
-def command(row):
-    return [row.script, *row.flags, "--out", str(row.out)]
-
-
-def run_here(rows, compare):
-    """Runs what is not complete, then compares. 1 where a row failed, 3 where one lacks videos."""
-    codes = {}
-    importlib.import_module("backbones.longcat")  # once, for all the forks
-    for number, row in enumerate(rows, 1):
-        print(f"[{number}/{len(rows)}] {row.name}: {row.script} {shlex.join(row.flags)}")
-        codes[row.name] = 0 if is_complete(row) else call(*command(row))
-        if codes[row.name] == common.STOPPED:
-            return common.STOPPED
-    codes["compare.py"] = call("compare.py", *compare)
-    for name, code in codes.items():
-        if code not in (0, 3):
-            print(f"{name} failed with exit code {code}; its message stands above", file=sys.stderr)
-    return 1 if set(codes.values()) - {0, 3} else max(codes.values())
-
-
-def call(script, *flags):
-    """The exit code of a script, in a process of its own: a fork, which has everything imported,
-    where forks are safe."""
-    if sys.platform != "linux":
-        return subprocess.call([sys.executable, str(ROOT / script), *flags])
-    sys.stdout.flush()
-    child = os.fork()
-    if child == 0:
-        sys.argv = [script, *flags]
-        common.run_script(importlib.import_module(Path(script).stem).main)
-    try:
-        _, status = os.waitpid(child, 0)
-    except BaseException:  # a signal: the row ends as well, and keeps what it has
-        os.kill(child, signal.SIGTERM)
-        os.waitpid(child, 0)
-        raise
-    return os.waitstatus_to_exitcode(status)
-
-
 def print_status(rows):
     table = [{"row": row.name, **status(row)} for row in rows]
     print(as_text(table))
@@ -142,7 +100,7 @@ def main():
         return print_status(rows)
     if args.dry_run and not args.slurm:
         for row in rows:
-            print(shlex.join([sys.executable, *command(row)]))
+            print(shlex.join([sys.executable, row.script, *row.flags, "--out", str(row.out)]))
         return 0
     described = [{"name": r.name, "baseline": r.baseline, "over": r.over} for r in rows]
     if not args.dry_run:

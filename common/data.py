@@ -209,11 +209,12 @@ def fit(frame, pixel_aspect, size):
     return x[:, top : top + size[0], left : left + size[1]]
 
 
-def write_video(path, frames, fps):
-    """Writes frames, any iterable of (3, H, W) float in 0..1, as H.264, visually lossless."""
+def write_video(path, frames, fps, options=None):
+    """Writes frames, any iterable of (3, H, W) float in 0..1, as H.264, visually lossless unless
+    the encoder's options say otherwise."""
     with av.open(str(path), "w", format="mp4") as container:
         rate = Fraction(fps).limit_denominator(1001)
-        stream = container.add_stream("libx264", rate=rate, options={"crf": "12"})
+        stream = container.add_stream("libx264", rate=rate, options=options or {"crf": "12"})
         stream.pix_fmt = "yuv420p"
         for frame in frames:
             pixels = (frame.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()

@@ -155,6 +155,7 @@ class Run:
             "video_sha256": clip.video_sha256,
             "frame_indices": self._frame_indices(),
             "preflight": clip.preflight,
+            "target_values": clip.target.numel(),
             "references": references(self.model, clip, self.lpips),
             "device": str(clip.target.device),
             "git_revision": self.config["git_revision"],

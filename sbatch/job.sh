@@ -50,8 +50,11 @@ stopped() {
     wait "$child"
     code=$?
     if [ "$code" -eq 75 ] || [ "$code" -gt 128 ]; then # over 128: before it could listen
-        scontrol requeue "$SLURM_JOB_ID" || echo "$name.sbatch: submit the same line again" >&2
         code=75
+        # a job that was cancelled, or that Slurm requeues itself, is not running any more
+        if scontrol show job "$SLURM_JOB_ID" | grep -q JobState=RUNNING; then
+            scontrol requeue "$SLURM_JOB_ID" || echo "$name.sbatch: submit the same line again" >&2
+        fi
     fi
     exit "$code"
 }

@@ -116,7 +116,7 @@ def test_the_study_reports_every_row_and_goes_on(tmp_path):
         "--videos",
         manifest,
         "--limit",
-        2,
+        1,
         "--work",
         tmp_path,
     ]
@@ -127,7 +127,7 @@ def test_the_study_reports_every_row_and_goes_on(tmp_path):
         assert words in text
     assert len(re.findall(r"^\| (AdaSteer|FullTTA) ", text, re.M)) == len(ROWS)
     files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.json")}
-    assert len(files) == 2
+    assert len(files) == 1
     assert call(*command, "--", "--sampling-steps", 2).strip() != ""
     assert files == {path: path.stat().st_mtime_ns for path in files}
 

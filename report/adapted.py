@@ -1,0 +1,66 @@
+"""What was learned: norms of the adapted parameters and how alike they are between videos."""
+
+import math
+
+import numpy as np
+from safetensors.torch import load_file
+
+from report.figures import as_svg, colour, drawing
+
+ADAPTERS_READ = 100  # of each run at most
+
+
+def moved(record):
+    """Distance from the start over all parameters."""
+    return math.sqrt(sum(d**2 for d in record["distances"].values()))
+
+
+def distances_figure(comparison):
+    """How far the parameters went from their start, on every video."""
+    figure, (axis,) = drawing()
+    found = [[moved(m.record(v)) for v in comparison.videos] for m in comparison.methods]
+    if not found:
+        return None
+    boxes = axis.boxplot(found, tick_labels=[m.name for m in comparison.methods])
+    for i, line in enumerate(boxes["medians"]):
+        line.set_color(colour(i))
+    axis.set_ylabel("distance from the start")
+    axis.tick_params(axis="x", rotation=20)
+    if all(value > 0 for values in found for value in values):
+        axis.set_yscale("log")
+    return as_svg(figure)
+
+
+def cosines(run, videos):
+    """(videos, videos) cosines between the adapted parameters of different videos; None without
+    --save-adapter."""
+    vectors = []
+    for video in videos[:ADAPTERS_READ]:
+        path = run.path / "videos" / f"{video}.safetensors"
+        if not path.is_file():
+            return None
+        tensors = load_file(path)
+        vectors.append(
+            np.concatenate([tensors[k].float().numpy().ravel() for k in sorted(tensors)])
+        )
+    if len(vectors) < 2 or len({len(v) for v in vectors}) > 1:
+        return None
+    lengths = [max(np.linalg.norm(v), 1e-30) for v in vectors]
+    units = np.stack([v / length for v, length in zip(vectors, lengths, strict=True)])
+    return units @ units.T
+
+
+def cosine_figure(comparison):
+    """A matrix for each method that kept its adapters; the title has the mean over pairs."""
+    found = [(m.name, cosines(m.runs[0], comparison.videos)) for m in comparison.methods]
+    found = [(name, matrix) for name, matrix in found if matrix is not None]
+    if not found:
+        return None
+    figure, axes = drawing(min(3.4 * len(found) + 0.6, 14), 3.2, len(found))
+    for axis, (name, matrix) in zip(axes, found, strict=True):
+        pairs = matrix[~np.eye(len(matrix), dtype=bool)]
+        image = axis.imshow(matrix, vmin=-1, vmax=1, cmap="coolwarm")
+        axis.set_title(f"{name}: mean {pairs.mean():+.2f}", fontsize=9)
+        axis.grid(False)
+    figure.colorbar(image, ax=list(axes), label="cosine")
+    return as_svg(figure)

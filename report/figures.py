@@ -1,0 +1,196 @@
+"""Figures of a comparison as SVG text, in colours that read on light and on dark."""
+
+import io
+import re
+from collections import defaultdict
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from report.statistics import clustered_interval
+
+matplotlib.rcParams["svg.hashsalt"] = "adasteer"  # the same figure is the same text
+INK = "#7f7f80"  # becomes the text's colour in the page
+STYLE = {
+    "svg.fonttype": "none", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False,
+    "axes.grid": True, "grid.alpha": 0.25, "text.color": INK, "axes.edgecolor": INK,
+    "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK, "grid.color": INK,
+    "legend.frameon": False, "figure.facecolor": "none", "axes.facecolor": "none",
+    "savefig.facecolor": "none",
+}  # fmt: skip
+COLOURS = ["#4c8fd6", "#e0803a", "#45a565", "#c65353", "#9a77c9", "#a5744f", "#d678b4", "#8a8f3c"]
+MANY = 30  # videos: from here on no names below the bars
+
+
+def drawing(width=6.4, height=3.2, panels=1, **keywords):
+    with matplotlib.rc_context(STYLE):
+        figure = Figure((width, height), layout="constrained")
+        axes = figure.subplots(1, panels, squeeze=False, **keywords)[0]
+    return figure, axes
+
+
+def as_svg(figure):
+    text = io.StringIO()
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(text, format="svg", metadata={"Date": None})
+    svg = text.getvalue()
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    return svg.replace(INK, "currentColor")
+
+
+def colour(index):
+    return COLOURS[index % len(COLOURS)]
+
+
+def loss_curves(comparison):
+    """Mean loss of each step, and of the checks of early stopping; dots are where it stopped."""
+    figure, (steps, checks) = drawing(8, 3.2, 2)
+    for i, method in enumerate(comparison.methods):
+        records = [run.done[video] for run in method.runs for video in comparison.videos]
+        plot_means(steps, by_step(enumerate(r["losses"], 1) for r in records), colour(i), method)
+        anchored = by_step(r.get("anchor_losses", []) for r in records)
+        plot_means(checks, anchored, colour(i), method)
+        for step in {record.get("stop_step") for record in records} & anchored.keys():
+            checks.plot(step, np.mean(anchored[step]), "o", color=colour(i))
+    steps.set(xlabel="step", ylabel="loss, mean over videos", title="adaptation (noisy draws)")
+    checks.set(xlabel="step", title="held-out latents, fixed draws")
+    if not checks.lines:
+        checks.text(0.5, 0.5, "no run has --stop-every", ha="center", transform=checks.transAxes)
+    if comparison.methods:
+        steps.legend()
+    return as_svg(figure)
+
+
+def by_step(curves):
+    """Values by step over all curves of (step, value or None)."""
+    values = defaultdict(list)
+    for curve in curves:
+        for step, value in curve:
+            values[step] += [] if value is None else [value]
+    return {step: found for step, found in values.items() if found}
+
+
+def plot_means(axis, values, color, method):
+    if values:
+        steps = sorted(values)
+        means = [np.mean(values[step]) for step in steps]
+        marker = "." if len(steps) < 9 else None
+        axis.plot(steps, means, color=color, label=method.name, marker=marker)
+
+
+def sorted_gains(comparison, metric):
+    """A bar for each video, sorted, a panel for each method."""
+    videos = comparison.scored(metric)
+    count = max(1, len(comparison.methods))
+    figure, axes = drawing(min(3.4 * count, 14), 3, count, sharey=True)
+    for i, (axis, method) in enumerate(zip(axes, comparison.methods, strict=False)):
+        gains = comparison.gains(method, metric, videos)
+        order = np.argsort(gains)
+        axis.bar(range(len(videos)), gains[order], color=colour(i))
+        names = [videos[j] for j in order] if len(videos) < MANY else []
+        axis.set_xticks(range(len(names)), names, rotation=90, fontsize=6)
+        axis.set_title(method.name, fontsize=9)
+    axes[0].set_ylabel(f"gain, {metric}")
+    return as_svg(figure)
+
+
+def gains_by_category(comparison, metric):
+    """Box plots; None where the manifest has no categories."""
+    videos = comparison.scored(metric)
+    categories = defaultdict(list)
+    for i, video in enumerate(videos):
+        categories[comparison.baseline.record(video)["columns"].get("category") or ""].append(i)
+    if len(categories) < 2:
+        return None
+    names, count = sorted(categories), len(comparison.methods)
+    figure, (axis,) = drawing(max(6.4, 0.25 * len(names) * count), 3.4)
+    for i, method in enumerate(comparison.methods):
+        gains = comparison.gains(method, metric, videos)
+        places = [j * (count + 1) + i for j in range(len(names))]
+        axis.boxplot(
+            [gains[categories[name]] for name in names], positions=places, widths=0.7,
+            flierprops={"markersize": 2}, **{
+                f"{part}props": {"color": colour(i)}
+                for part in ("box", "median", "whisker", "cap")
+            },
+        )  # fmt: skip
+        axis.plot([], color=colour(i), label=method.name)
+    middle = [j * (count + 1) + (count - 1) / 2 for j in range(len(names))]
+    axis.set_xticks(middle, names, rotation=90, fontsize=7)
+    axis.set_ylabel(f"gain, {metric}")
+    axis.legend()
+    return as_svg(figure)
+
+
+def by_frame(comparison, metric):
+    """How the score falls with the horizon; None where no run has it per frame."""
+    key = f"{metric}_per_frame"
+    figure, (axis,) = drawing()
+    for i, method in enumerate([comparison.baseline, *comparison.methods]):
+        records = [run.done[video] for run in method.runs for video in comparison.videos]
+        frames = by_step(enumerate(r.get(key) or [], 1) for r in records)
+        plot_means(axis, frames, INK if i == 0 else colour(i - 1), method)
+    if not axis.lines:
+        return None
+    axis.set(xlabel="generated frame", ylabel=metric)
+    axis.legend()
+    return as_svg(figure)
+
+
+def gain_against(comparison, metric):
+    """Gain of every video against motion, caption length, the baseline's score and values per
+    parameter, where the records have them."""
+    videos = comparison.scored(metric)
+    records = [comparison.baseline.record(video) for video in videos]
+    features = {
+        "motion": [number(r["columns"].get("motion")) for r in records],
+        "words in the caption": [len(r["caption"].split()) for r in records],
+        f"{metric} of the baseline": [r[metric] for r in records],
+    }
+    figure, axes = drawing(11, 3, 4, sharey=True)
+    for i, method in enumerate(comparison.methods):
+        gains = comparison.gains(method, metric, videos)
+        own = [method.record(v) for v in videos]
+        ratios = [r.get("target_values", np.nan) / max(1, r["adapted_parameters"]) for r in own]
+        for axis, values in zip(axes, [*features.values(), ratios], strict=True):
+            axis.plot(values, gains, ".", color=colour(i), alpha=0.6, label=method.name)
+    for axis, name in zip(axes, [*features, "latent values per parameter"], strict=True):
+        axis.set_xlabel(name)
+    axes[3].set_xscale("log")
+    axes[0].set_ylabel(f"gain, {metric}")
+    axes[0].legend()
+    return as_svg(figure)
+
+
+def number(text):
+    try:
+        return float(text)
+    except (TypeError, ValueError):
+        return np.nan
+
+
+def quality_against_cost(comparison, metric):
+    """Mean gain and its interval against adaptation time; ringed: no other is better for less."""
+    videos = comparison.scored(metric)
+    sources = [comparison.baseline.record(video)["source"] for video in videos]
+    figure, (axis,) = drawing()
+    points = []
+    for i, method in enumerate(comparison.methods):
+        mean, low, high = clustered_interval(comparison.gains(method, metric, videos), sources)
+        seconds = method.mean_of("adapt_seconds", videos)
+        points.append((seconds, mean))
+        errors = None if low is None else [[mean - low], [high - mean]]
+        axis.errorbar(seconds, mean, errors, fmt="o", color=colour(i), label=method.name)
+    for seconds, mean in pareto([(0.0, 0.0), *points]):
+        axis.plot(seconds, mean, "o", ms=12, mfc="none", color=INK)
+    axis.axhline(0, color=INK, lw=1)
+    axis.set(xlabel="adaptation, seconds a video", ylabel=f"gain, {metric}")
+    if points:
+        axis.legend()
+    return as_svg(figure)
+
+
+def pareto(points):
+    """Of (cost, quality) those that none beats in both."""
+    return [p for p in points if not any(q[0] <= p[0] and q[1] >= p[1] and q != p for q in points)]

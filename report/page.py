@@ -1,0 +1,183 @@
+"""The report as one page, index.html, that opens from disk and needs no network."""
+
+from html import escape
+from pathlib import Path
+
+from report import adapted, figures
+from report.comparison import COMPARED, table
+from report.media import chosen_videos, write_panels
+from report.swept import swept_figures
+from report.table import readable
+
+HERE = Path(__file__).parent
+SHOWN = "psnr_db"  # the metric of the figures
+
+
+def write_page(out, comparisons, notes, rows, count):
+    """Writes index.html and media/ into `out`. comparisons by name; rows: those of a sweep;
+    count: clips of each comparison to show side by side."""
+    (out / "media").mkdir(parents=True, exist_ok=True)
+    parts, links = [], []
+    for number, (name, comparison) in enumerate(comparisons.items()):
+        sections = sections_of(comparison, rows, out / "media", f"{number}", count)
+        if name:
+            parts.append(f"<h1>{escape(name)}</h1>")
+        for title, content in sections:
+            anchor = f"{number}-{title.replace(' ', '-')}"
+            parts.append(f'<section id="{anchor}"><h2>{title}</h2>{content}</section>')
+            if number == 0:
+                links.append(f'<a href="#{anchor}">{title}</a>')
+    parts += [f"<p>{escape(note)}</p>" for note in notes]
+    page = (HERE / "page.html").read_text(encoding="utf-8")
+    for key, text in {
+        "title": "Does the adaptation help?",
+        "style": (HERE / "page.css").read_text(encoding="utf-8"),
+        "script": (HERE / "page.js").read_text(encoding="utf-8"),
+        "navigation": " ".join(links),
+        "body": "\n".join(parts),
+    }.items():
+        page = page.replace("{{" + key + "}}", text)
+    (out / "index.html").write_text(page, encoding="utf-8")
+
+
+def sections_of(comparison, rows, media, name, count):
+    """(title, HTML) in the order of the page."""
+    draw = [
+        ("loss", figures.loss_curves(comparison), LOSS),
+        ("every video", figures.sorted_gains(comparison, SHOWN), EVERY),
+        ("categories", figures.gains_by_category(comparison, SHOWN), ""),
+        ("horizon", figures.by_frame(comparison, SHOWN), HORIZON),
+        ("what goes with the gain", figures.gain_against(comparison, SHOWN), ""),
+        ("cost", figures.quality_against_cost(comparison, SHOWN), COST),
+        ("what was learned", adapted.distances_figure(comparison), LEARNED),
+        ("one direction", adapted.cosine_figure(comparison), DIRECTION),
+    ]
+    return [
+        ("result", result_tables(comparison, name)),
+        ("side by side", players(comparison, media, name, count)),
+        *[(f"over {t}", figure(svg)) for t, svg in swept_figures(comparison, rows, SHOWN)],
+        *[(title, figure(svg, caption)) for title, svg, caption in draw if svg],
+        ("preflight", preflight(comparison)),
+        ("videos", video_table(comparison, name)),
+    ]
+
+
+LOSS = (
+    "Left: loss of each update's own draws, which mostly shows the noise of the draws. Right: loss "
+    "on latents that adaptation does not see, with the same noise at every check; a dot is where "
+    "it stopped."
+)
+EVERY = (
+    "Each bar is a video: its gain over its own baseline with the same noise. Above zero is better."
+)
+HORIZON = "The further from the given frames, the harder."
+COST = "Ringed: no other method gains more for less time. The bar is the 95 % interval."
+LEARNED = "How far the adapted parameters went from their start, a box over the videos."
+DIRECTION = (
+    "Cosine between what was learned on different videos. Near one: all videos ask for the same\
+ change, a bias of the model that could be fixed once; near zero: each video its own."
+)
+
+
+def figure(svg, caption=""):
+    return f"<figure>{svg}<figcaption>{caption}</figcaption></figure>"
+
+
+def result_tables(comparison, name):
+    """The table of the main metric, the others folded below, and what is left out."""
+    parts = ["<ul>" + "".join(f"<li>{escape(n)}</li>" for n in comparison.notes) + "</ul>"]
+    for metric in COMPARED:
+        rows = table(comparison, metric)
+        if not rows:
+            parts.append(f"<p>{metric}: not measured in all of these runs.</p>")
+            continue
+        html = f'<div class="wide">{html_table(linked(readable(rows), name))}</div>'
+        opened = " open" if metric == SHOWN else ""
+        parts.append(f"<details{opened}><summary>{metric}</summary>{html}</details>")
+    return "".join(parts)
+
+
+def linked(rows, name):
+    """Cells as HTML: gains coloured, the worst videos as links to their rows."""
+    for row in rows:
+        worst = row["worst"].split()
+        cells = {key: escape(str(value)) for key, value in row.items()}
+        cells["gain"] = coloured(row["gain"])
+        cells["worst"] = " ".join(
+            f'<a href="#{name}-video-{escape(video)}">{escape(video)}</a>' for video in worst
+        )
+        yield cells
+
+
+def coloured(text):
+    kind = {"+": "good", "-": "bad"}.get(str(text)[:1], "")
+    return f'<span class="{kind}">{text}</span>'
+
+
+def html_table(rows):
+    rows = list(rows)
+    head = "".join(f"<th>{escape(key)}</th>" for key in rows[0])
+    body = "".join(
+        "<tr>" + "".join(f"<td>{cell}</td>" for cell in row.values()) + "</tr>" for row in rows
+    )
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def preflight(comparison):
+    """Loss of the unadapted model against predicting zero: is the sign right?"""
+    found = [comparison.baseline.record(video)["preflight"] for video in comparison.videos]
+    mean = {key: sum(losses[key] for losses in found) / len(found) for key in found[0]}
+    ratios = sorted(losses["loss"] / losses["zero_loss"] for losses in found)
+    return (
+        f"<p>Before adapting the model's loss is {mean['loss']:.3f} on average, that of predicting "
+        f"zero {mean['zero_loss']:.3f} and of the negated prediction {mean['negated_loss']:.3f}. "
+        f"As a share of predicting zero it is {ratios[0]:.2f} to {ratios[-1]:.2f} over the videos; "
+        "where it is not below 1 a video is skipped.</p>"
+    )
+
+
+def video_table(comparison, name):
+    """One sortable row a video."""
+    videos = comparison.scored(SHOWN)
+    gains = [comparison.gains(method, SHOWN, videos) for method in comparison.methods]
+    names = ["video", "source", "baseline", *(m.name for m in comparison.methods), "caption"]
+    head = "".join(f"<th><button>{escape(n)}</button></th>" for n in names)
+    lines = []
+    for i, video in enumerate(videos):
+        record = comparison.baseline.record(video)
+        base = float(comparison.baseline.scores(SHOWN, [video]).mean())
+        cells = [f"<td>{escape(video)}</td><td>{escape(record['source'])}</td>"]
+        cells.append(f'<td data-value="{base}">{base:.2f}</td>')
+        cells += [f'<td data-value="{g[i]}">{coloured(f"{g[i]:+.3f}")}</td>' for g in gains]
+        cells.append(f'<td class="text">{escape(record["caption"])}</td>')
+        lines.append(f'<tr id="{name}-video-{escape(video)}">{"".join(cells)}</tr>')
+    return (
+        f'<div class="wide tall"><table class="sortable"><thead><tr>{head}</tr></thead>'
+        f"<tbody>{''.join(lines)}</tbody></table></div>"
+    )
+
+
+def players(comparison, media, name, count):
+    parts = []
+    for number, video in enumerate(chosen_videos(comparison, SHOWN, count)):
+        written = write_panels(comparison, video, media, f"{name}_{number}")
+        if written is None:
+            parts.append(f"<p>{escape(video)}: a run has no mp4 of it.</p>")
+            continue
+        files, fps, given = written
+        record = comparison.baseline.record(video)
+        start, stop = record["frame_indices"]["generated"]
+        panels = "".join(
+            f'<figure><video src="media/{file}" muted playsinline preload="auto"></video>'
+            f"<figcaption>{escape(label)}</figcaption></figure>"
+            for label, file in files
+        )
+        parts.append(
+            f'<div class="player" data-fps="{fps}" data-given="{given}">'
+            f'<h3><a href="#{name}-video-{escape(video)}">{escape(video)}</a>: '
+            f"{escape(record['caption'])}</h3>"
+            f'<div class="controls"><button>play</button><input type="range" min="0" '
+            f'max="{given + stop - start - 1}" value="0" aria-label="frame"><output></output></div>'
+            f'<div class="panels">{panels}</div></div>'
+        )
+    return "".join(parts) or "<p>No video to show.</p>"

@@ -1,0 +1,204 @@
+"""Statistics with known answers, what can be compared and what is refused, tables and figures."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from scipy.stats import wilcoxon
+
+import compare as compare_script
+from common.errors import UsageError
+from report import figures
+from report.comparison import compare, table
+from report.media import chosen_videos
+from report.runs import read_run
+
+METRICS = {
+    "psnr_db": 20.0, "ssim": 0.6, "lpips": None, "temporal_psnr_db": 25.0, "temporal_ssim": 0.5,
+    "flow_error_px": 1.0, "warping_error": 0.1, "truth_warping_error": 0.1,
+}  # fmt: skip
+
+
+def make_run(folder, gains, steps=5, seed=42, sources=None, **arguments):
+    """A run's folder as the scripts write it; gains in dB by video, None for a skipped one."""
+    videos = folder / "videos"
+    videos.mkdir(parents=True)
+    flags = {
+        "steps": steps, "seed": seed, "lr": 5e-3, "videos": "list.csv", "out": str(folder),
+        "checkpoint": "nano", "anchor": 32, "cond_frames": 13, "gen_frames": 14,
+    }  # fmt: skip
+    config = {
+        "method": "AdaSteer", "arguments": flags | arguments, "manifest_sha256": "a" * 64,
+        "checkpoint_sha256": "b" * 64,
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    for i, gain in enumerate(gains):
+        name = f"v{i:03d}"
+        record = {"id": name, "source": sources[i] if sources else name, "caption": "a red ball"}
+        if gain is None:
+            record |= {"status": "skipped", "reason": "too short"}
+        else:
+            record |= METRICS | {
+                "status": "done", "video_sha256": "c" * 64, "columns": {"motion": str(i)},
+                "psnr_db": 20 + i % 7 + gain, "psnr_db_per_frame": [22.0 + gain, 20.0, None],
+                "losses": [0.5, None, 0.4][:steps], "anchor_losses": [[0, 0.5], [2, 0.4]],
+                "stop_step": None, "diverged": False, "kept": "adapted", "seed": seed,
+                "preflight": {"loss": 0.4, "zero_loss": 1.5, "negated_loss": 6.0},
+                "frame_indices": {"conditioning": [19, 32], "generated": [32, 46]},
+                "adapt_seconds": 0.1 * steps, "peak_memory_gb": 1.0, "adapted_parameters": 64,
+                "target_values": 12288, "norms": {"delta.0": 1.0}, "distances": {"delta.0": 1.0},
+            }  # fmt: skip
+        (videos / f"{name}.json").write_text(json.dumps(record))
+    return folder
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Gives run folders in a row: (name, gains, flags)."""
+
+    def call(*rows):
+        return [read_run(make_run(tmp_path / name, gains, **kw)) for name, gains, kw in rows]
+
+    return call
+
+
+def test_the_table_is_paired(runs):
+    comparison = compare(
+        runs(
+            ("base", [0] * 12, {"steps": 0}),
+            ("better", [0.5, 0.6] * 6, {}),
+            ("worse", [-1, -1.2, 0.1] * 4, {"lr": 1e-2}),
+        )
+    )
+    base, better, worse = table(comparison, "psnr_db")
+    assert base["gain"] is None and better["mean"] == pytest.approx(base["mean"] + 0.55)
+    assert better["gain"] == pytest.approx(0.55) and 0.5 <= better["low"] < 0.55 < better["high"]
+    assert better["improved"] == 1 and worse["improved"] == pytest.approx(1 / 3)
+    raw = wilcoxon([0.5, 0.6] * 6).pvalue
+    assert better["p"] == pytest.approx(2 * raw) and better["worst"] == []
+    assert len(worse["worst"]) == 5 and worse["worst"][0] in ("v001", "v004", "v007", "v010")
+    assert table(comparison, "lpips") == []
+    assert table(comparison, "flow_error_px")[1]["gain"] == 0
+
+
+def test_lower_is_better_where_it_is(runs):
+    base, run = runs(("base", [0, 0], {"steps": 0}), ("run", [0, 0], {}))
+    for record in run.done.values():
+        record["flow_error_px"] = 0.4
+    assert table(compare([base, run]), "flow_error_px")[1]["gain"] == pytest.approx(0.6)
+
+
+def test_seeds_are_averaged_and_are_the_noise_floor(runs):
+    found = runs(
+        ("base_1", [0, 0, 0], {"steps": 0, "seed": 1}),
+        ("base_2", [0, 0, 0], {"steps": 0, "seed": 2}),
+        ("run_1", [1, 2, 3], {"seed": 1}),
+        ("run_2", [2, 3, 4], {"seed": 2}),
+    )
+    base, run = table(compare(found), "psnr_db")
+    assert base["noise"] == 0 and run["noise"] == pytest.approx(np.sqrt(0.5))
+    assert run["gain"] == pytest.approx(2.5) and run["method"] == "run_1 run_2"
+    with pytest.raises(UsageError, match=r"has the seeds \[1\], its baseline \[1, 2\]"):
+        compare(found[:3])
+
+
+def test_shared_videos_only_and_what_is_missing(runs):
+    found = runs(("base", [0, 0, 0, None], {"steps": 0}), ("run", [1, None, 3, 4], {}))
+    comparison = compare(found)
+    assert comparison.videos == ["v000", "v002"]
+    notes = "\n".join(comparison.notes)
+    assert "2 of 4 videos are in every run" in notes and "run lacks 1 videos: too short" in notes
+    found[1].done["v000"]["diverged"] = True
+    assert "run: adaptation diverged on v000" in "\n".join(compare(found).notes)
+
+
+MISMATCHES = {
+    "--seed .*42 there, 43 here|seeds": {"seed": 43},
+    "--anchor .32 there, 48 here": {"anchor": 48},
+    "--gen-frames": {"gen_frames": 4},
+    "--guidance-scale .None there, 2.0 here": {"guidance_scale": 2.0},
+}
+
+
+@pytest.mark.parametrize("message", MISMATCHES)
+def test_runs_that_generate_otherwise_are_refused(message, runs):
+    found = runs(("base", [0], {"steps": 0}), ("run", [1], MISMATCHES[message]))
+    with pytest.raises(UsageError, match=message):
+        compare(found)
+
+
+@pytest.mark.parametrize("fact", ["manifest_sha256", "checkpoint_sha256"])
+def test_other_data_or_weights_are_refused(fact, runs):
+    base, run = runs(("base", [0], {"steps": 0}), ("run", [1], {}))
+    run.config[fact] = "0" * 64
+    with pytest.raises(UsageError, match=f"{fact} .*aaaa|{fact} .*bbbb"):
+        compare([base, run])
+    run.config[fact] = base.config[fact]
+    run.done["v000"]["video_sha256"] = "0" * 64
+    with pytest.raises(UsageError, match="the file of video v000"):
+        compare([base, run])
+
+
+def test_one_baseline_is_needed(runs):
+    first, second = runs(("a", [0], {"steps": 0}), ("b", [0], {"steps": 0, "lr": 1}))
+    with pytest.raises(UsageError, match="got a, b"):
+        compare([first, second])
+    (other,) = runs(("c", [0], {}))
+    with pytest.raises(UsageError, match="got none"):
+        compare([other])
+    with pytest.raises(UsageError, match="are the same run"):
+        compare([first, other, other])
+
+
+def test_broken_folders(tmp_path, script, capsys):
+    def refused(*folders):
+        assert script(compare_script, *folders, "--out", tmp_path / "report") == 2
+        return capsys.readouterr().err
+
+    base = make_run(tmp_path / "base", [0, 0], steps=0)
+    assert "no such folder" in refused(base, tmp_path / "absent")
+    (tmp_path / "empty").mkdir()
+    assert "no run; it has no whole config.json" in refused(base, tmp_path / "empty")
+    run = make_run(tmp_path / "run", [1, 1])
+    config = run / "config.json"
+    whole = config.read_text()
+    for text in (whole[:50], whole.replace("arguments", "args")):
+        config.write_text(text)
+        assert str(run) in refused(base, run)
+    config.write_text(whole)
+    half = make_run(tmp_path / "half", [None, None], lr=1e-2)
+    assert "no video of the baseline is done" in refused(
+        make_run(tmp_path / "new", [None], steps=0), run
+    )
+    (run / "videos" / "v001.json").write_text('{"id": "v001", "status": "do')
+    assert script(compare_script, base, run, half, "--out", tmp_path / "report") == 0
+    said = capsys.readouterr().out
+    assert "run: v001.json is damaged" in said and "half lacks 2 videos: too short" in said
+
+
+def test_tables_are_written(tmp_path, script):
+    base = make_run(tmp_path / "base", [0] * 4, steps=0)
+    run = make_run(tmp_path / "run", [1, 2, 3, -4])
+    assert script(compare_script, base, run, "--out", tmp_path / "report") == 0
+    with open(tmp_path / "report" / "table.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["metric"] for row in rows} >= {"psnr_db", "ssim", "flow_error_px"}
+    found = json.loads((tmp_path / "report" / "results.json").read_text())
+    assert found["comparisons"]["runs"]["tables"]["psnr_db"][1]["gain"] == pytest.approx(0.5)
+    assert "| run | 4 |" in (tmp_path / "report" / "table.md").read_text()
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert page.count("<svg") >= 6 and "{{" not in page and "http" not in page.replace(
+        "http://www.w3.org", ""
+    )  # fmt: skip
+
+
+def test_shown_clips_are_best_worst_and_between(runs):
+    comparison = compare(runs(("base", [0] * 5, {"steps": 0}), ("run", [3, 1, 5, 2, 4], {})))
+    assert chosen_videos(comparison, "psnr_db", 3) == ["v002", "v000", "v001"]
+    assert len(chosen_videos(comparison, "psnr_db", 9)) == 5
+
+
+def test_pareto():
+    points = [(0, 0), (1, 2), (2, 1), (3, 3)]
+    assert figures.pareto(points) == [(0, 0), (1, 2), (3, 3)]
