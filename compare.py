@@ -15,6 +15,7 @@ import common
 from common.results import read_json, write_json
 from report.comparison import COMPARED, compare, table
 from report.page import write_page
+from report.predict import lines, predict
 from report.runs import read_run
 from report.table import as_markdown, as_text, readable, write_csv
 
@@ -28,6 +29,9 @@ def parse_args():
     parser.add_argument("--out", type=Path, required=True, help="folder of the report")
     parser.add_argument(
         "--show", type=common.at_least(0), default=4, metavar="N", help="clips to show side by side"
+    )
+    parser.add_argument(
+        "--predict", action="store_true", help="can it be known beforehand which videos gain?"
     )
     args = parser.parse_args()
     if bool(args.sweep) == bool(args.runs):
@@ -65,12 +69,26 @@ def compared(sets, notes):
     return found
 
 
-def write_tables(out, comparisons, notes):
+def predictions_of(comparison):
+    """By method: from the conditioning frames and the losses before generating."""
+    found = {m.name: predict(comparison, m, "psnr_db") for m in comparison.methods}
+    for name, result in found.items():
+        auc = "AUC {auc:.2f} ({auc_low:.2f} to {auc_high:.2f}); chance is 0.5".format
+        print(f"{name}:", "" if "why not" in result else auc(**result))
+        print(as_text(lines(result)), end="\n\n")
+    return found
+
+
+def write_tables(out, comparisons, predictions, notes):
     """table.md for people, table.csv and results.json for programs."""
     text, flat, everything = [], [], {}
     for name, comparison in comparisons.items():
         tables = {metric: table(comparison, metric) for metric in COMPARED}
-        everything[name or "runs"] = {"notes": comparison.notes, "tables": tables}
+        everything[name or "runs"] = {
+            "notes": comparison.notes,
+            "tables": tables,
+            "predictions": predictions.get(name),
+        }
         text.append(f"# {name}\n" if name else "")
         for metric, rows in tables.items():
             if rows:
@@ -92,8 +110,9 @@ def main():
     if not comparisons:
         raise common.UsageError("nothing to compare: " + "; ".join(notes))
     args.out.mkdir(parents=True, exist_ok=True)
-    write_tables(args.out, comparisons, notes)
-    write_page(args.out, comparisons, notes, rows, args.show)
+    found = {n: predictions_of(c) for n, c in comparisons.items()} if args.predict else {}
+    write_tables(args.out, comparisons, found, notes)
+    write_page(args.out, comparisons, notes, rows, found, args.show)
     print(f"{args.out}/index.html")
     return 0
 

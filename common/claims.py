@@ -13,6 +13,7 @@ import time
 import uuid
 from pathlib import Path
 
+from common.exits import BEFORE_STOP
 from common.results import read_json
 
 REFRESH, STALE = 20.0, 120.0  # seconds
@@ -27,6 +28,7 @@ class Claims:
         self.folder, self.held = folder, set()
         threading.Thread(target=self._keep_fresh, daemon=True).start()
         atexit.register(self._release_all)
+        BEFORE_STOP.append(self._release_all)
 
     def take(self, name):
         """Whether this worker has `name` now; not while another, live one has it."""

@@ -1,5 +1,6 @@
 """How a program of ours ends: errors of the user as one line, signals, exit codes."""
 
+import os
 import signal
 import sys
 from pathlib import Path
@@ -8,6 +9,11 @@ from common.errors import StopRun, UsageError
 
 SIGNALS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
 STOPPED = 75  # by one of these: the same command goes on
+BEFORE_STOP = []  # functions to call when a signal ends the program, beside those of atexit
+
+
+class Stopped(BaseException):
+    """Raised in the main thread by a signal; no `except Exception` keeps it."""
 
 
 def run_script(main):
@@ -26,12 +32,17 @@ def run_script(main):
     except StopRun as error:
         print(f"{name}: stopped: {error}", file=sys.stderr)
         code = 1
+    except Stopped as error:
+        print(f"\nstopped by {error}; the same command goes on where this ended", file=sys.stderr)
+        for function in BEFORE_STOP:
+            function()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(STOPPED)  # at once: torch may be in the middle of what an orderly end would break
     sys.exit(code)
 
 
 def stop(number, frame):
     for each in SIGNALS:  # let it end in peace
         signal.signal(each, signal.SIG_IGN)
-    name = signal.Signals(number).name
-    print(f"\nstopped by {name}; the same command goes on where this ended", file=sys.stderr)
-    sys.exit(STOPPED)
+    raise Stopped(signal.Signals(number).name)

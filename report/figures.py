@@ -10,30 +10,30 @@ from matplotlib.figure import Figure
 
 from report.statistics import clustered_interval
 
-matplotlib.rcParams["svg.hashsalt"] = "adasteer"  # the same figure is the same text
 INK = "#7f7f80"  # becomes the text's colour in the page
 STYLE = {
-    "svg.fonttype": "none", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False,
+    "svg.hashsalt": "adasteer",  # the same figure is the same text
+    "svg.fonttype": "none", "axes.axisbelow": True, "font.size": 9,
+    "axes.spines.top": False, "axes.spines.right": False,
     "axes.grid": True, "grid.alpha": 0.25, "text.color": INK, "axes.edgecolor": INK,
     "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK, "grid.color": INK,
     "legend.frameon": False, "figure.facecolor": "none", "axes.facecolor": "none",
     "savefig.facecolor": "none",
+    **{f"boxplot.{part}props.color": INK for part in ("box", "whisker", "cap")},
 }  # fmt: skip
+matplotlib.rcParams.update(STYLE)
 COLOURS = ["#4c8fd6", "#e0803a", "#45a565", "#c65353", "#9a77c9", "#a5744f", "#d678b4", "#8a8f3c"]
 MANY = 30  # videos: from here on no names below the bars
 
 
 def drawing(width=6.4, height=3.2, panels=1, **keywords):
-    with matplotlib.rc_context(STYLE):
-        figure = Figure((width, height), layout="constrained")
-        axes = figure.subplots(1, panels, squeeze=False, **keywords)[0]
-    return figure, axes
+    figure = Figure((width, height), layout="constrained")
+    return figure, figure.subplots(1, panels, squeeze=False, **keywords)[0]
 
 
 def as_svg(figure):
     text = io.StringIO()
-    with matplotlib.rc_context(STYLE):
-        figure.savefig(text, format="svg", metadata={"Date": None})
+    figure.savefig(text, format="svg", metadata={"Date": None})
     svg = text.getvalue()
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     return svg.replace(INK, "currentColor")
@@ -148,16 +148,16 @@ def gain_against(comparison, metric):
         "words in the caption": [len(r["caption"].split()) for r in records],
         f"{metric} of the baseline": [r[metric] for r in records],
     }
-    figure, axes = drawing(11, 3, 4, sharey=True)
+    features = {name: x for name, x in features.items() if np.isfinite(x).any()}
+    figure, axes = drawing(10, 2.8, len(features) + 1, sharey=True)
     for i, method in enumerate(comparison.methods):
         gains = comparison.gains(method, metric, videos)
         own = [method.record(v) for v in videos]
         ratios = [r.get("target_values", np.nan) / max(1, r["adapted_parameters"]) for r in own]
-        for axis, values in zip(axes, [*features.values(), ratios], strict=True):
-            axis.plot(values, gains, ".", color=colour(i), alpha=0.6, label=method.name)
-    for axis, name in zip(axes, [*features, "latent values per parameter"], strict=True):
+        for axis, x in zip(axes, [*features.values(), np.log10(ratios)], strict=True):
+            axis.plot(x, gains, ".", color=colour(i), alpha=0.6, label=method.name)
+    for axis, name in zip(axes, [*features, "log10 of values per parameter"], strict=True):
         axis.set_xlabel(name)
-    axes[3].set_xscale("log")
     axes[0].set_ylabel(f"gain, {metric}")
     axes[0].legend()
     return as_svg(figure)

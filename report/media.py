@@ -1,5 +1,7 @@
 """Videos of a report: panels of one clip as files of one length, for playing side by side."""
 
+import itertools
+
 import av
 import torch
 import torch.nn.functional as F
@@ -24,36 +26,42 @@ def write_panels(comparison, video, folder, name):
     first = comparison.baseline.record(video)["frame_indices"]["conditioning"]
     count = first[1] - first[0]
     truth, fps = found[0][0], found[0][2]
-    held = truth[:count], truth[count - 1 :][:1].expand(len(truth) - count, -1, -1, -1)
-    panels = [("conditioning", torch.cat(held)), ("truth", truth)]
+    held = [*truth[:count], *[truth[count - 1]] * (len(truth) - count)]
+    panels = [("conditioning", held), ("truth", truth)]
     panels += [(m.name, made) for m, (_, made, _) in zip(shown, found, strict=True)]
     panels += [
-        (f"{m.name}: difference x{DIFFERENCE:g}", ((made - truth).abs() * DIFFERENCE).clamp(0, 1))
+        (f"{m.name}: difference x{DIFFERENCE:g}", differences(made, truth))
         for m, (_, made, _) in zip(shown, found, strict=True)
     ]
     files = []
     for number, (label, frames) in enumerate(panels):
         files.append((label, f"{name}_{number}.mp4"))
         # every frame a key frame: the scrubber lands where it is put
-        write_video(folder / files[-1][1], frames, fps, {"crf": "20", "g": "1"})
+        options = {"crf": "20", "g": "1", "preset": "ultrafast"}
+        write_video(folder / files[-1][1], (frame / 255 for frame in frames), fps, options)
     return files, fps, count
 
 
-def read_pair(path):
-    """Left and right half of a run's mp4, (F, 3, H, W) in 0..1 and small enough, and its rate; None
-    where there is no whole file."""
+def differences(made, truth):
+    for one, other in zip(made, truth, strict=True):
+        yield ((one.float() - other).abs() * DIFFERENCE).clamp(0, 255)
+
+
+def read_pair(path, count=None):
+    """Left and right half of the first frames of a run's mp4, (F, 3, H, W) in 8 bits and
+    small enough, and its rate; None where there is no whole file."""
     try:
         with av.open(str(path)) as container:
             rate = float(container.streams.video[0].average_rate)
-            frames = [torch.from_numpy(f.to_ndarray(format="rgb24")) for f in container.decode(0)]
+            decoded = itertools.islice(container.decode(video=0), count)
+            frames = [torch.from_numpy(f.to_ndarray(format="rgb24")) for f in decoded]
     except (av.FFmpegError, OSError, IndexError):
         return None
-    pair = torch.stack(frames).permute(0, 3, 1, 2).float() / 255
-    left, right = pair.chunk(2, dim=3)
+    left, right = torch.stack(frames).permute(0, 3, 1, 2).chunk(2, dim=3)
     factor = WIDTH / left.shape[3]
     if factor < 1:
         size = [round(side * factor / 2) * 2 for side in left.shape[2:]]
-        left, right = (F.interpolate(x, size, mode="area") for x in (left, right))
+        left, right = (F.interpolate(x.float(), size, mode="area").byte() for x in (left, right))
     return left, right, rate
 
 

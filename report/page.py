@@ -6,6 +6,7 @@ from pathlib import Path
 from report import adapted, figures
 from report.comparison import COMPARED, table
 from report.media import chosen_videos, write_panels
+from report.predict import lines
 from report.swept import swept_figures
 from report.table import readable
 
@@ -13,13 +14,15 @@ HERE = Path(__file__).parent
 SHOWN = "psnr_db"  # the metric of the figures
 
 
-def write_page(out, comparisons, notes, rows, count):
+def write_page(out, comparisons, notes, rows, predictions, count):
     """Writes index.html and media/ into `out`. comparisons by name; rows: those of a sweep;
-    count: clips of each comparison to show side by side."""
+    predictions by name, then method; count: clips of each comparison to show side by side."""
     (out / "media").mkdir(parents=True, exist_ok=True)
     parts, links = [], []
     for number, (name, comparison) in enumerate(comparisons.items()):
         sections = sections_of(comparison, rows, out / "media", f"{number}", count)
+        if name in predictions:
+            sections.insert(-1, ("who benefits", predicted(predictions[name])))
         if name:
             parts.append(f"<h1>{escape(name)}</h1>")
         for title, content in sections:
@@ -79,6 +82,13 @@ DIRECTION = (
 )
 
 
+PREDICTED = (
+    "Models of the gain from the conditioning frames and the losses before generating, tested on "
+    "sources they have not seen. An AUC of 0.5 is chance. The gains are means over all videos when "
+    "only those that the rule picks are adapted."
+)
+
+
 def figure(svg, caption=""):
     return f"<figure>{svg}<figcaption>{caption}</figcaption></figure>"
 
@@ -134,6 +144,19 @@ def preflight(comparison):
         f"As a share of predicting zero it is {ratios[0]:.2f} to {ratios[-1]:.2f} over the videos; "
         "where it is not below 1 a video is skipped.</p>"
     )
+
+
+def predicted(found):
+    """Can it be known beforehand? A table for each method."""
+    parts = [f"<p>{PREDICTED}</p>"]
+    for name, result in found.items():
+        title = escape(name)
+        if "auc" in result:
+            title += (
+                f": AUC {result['auc']:.2f} ({result['auc_low']:.2f} to {result['auc_high']:.2f})"
+            )
+        parts.append(f'<h3>{title}</h3><div class="wide">{html_table(lines(result))}</div>')
+    return "".join(parts)
 
 
 def video_table(comparison, name):

@@ -2,12 +2,20 @@
 
 import csv
 import json
+import os
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 from scipy.stats import wilcoxon
+from test_run import ROOT
 
 import compare as compare_script
+from common.data import write_video
 from common.errors import UsageError
 from report import figures
 from report.comparison import compare, table
@@ -202,3 +210,34 @@ def test_shown_clips_are_best_worst_and_between(runs):
 def test_pareto():
     points = [(0, 0), (1, 2), (2, 1), (3, 3)]
     assert figures.pareto(points) == [(0, 0), (1, 2), (3, 3)]
+
+
+@pytest.mark.slow
+def test_a_hundred_videos_and_ten_runs(tmp_path):
+    """Under 20 seconds and 1 GB, everything included."""
+    generator = np.random.default_rng(0)
+    names = [tmp_path / f"run_{i}" for i in range(10)]
+    for i, name in enumerate(names):
+        sources = [f"s{j // 4}" for j in range(100)]
+        make_run(name, list(generator.normal(0.1 * i, 1, 100)), 5 * (i > 0), lr=i, sources=sources)
+    clip = tmp_path / "clip.mp4"
+    pictures = F.interpolate(torch.rand(27, 3, 8, 16), (256, 512), mode="bilinear")
+    write_video(clip, pictures, 24)
+    for name in names:
+        for j in range(100):
+            os.link(clip, name / "videos" / f"v{j:03d}.mp4")
+    measured = (  # not getrusage, which begins with what the parent had
+        "import re, runpy, sys; sys.argv = sys.argv[1:]\n"
+        "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "finally: sys.exit(re.search('VmHWM.*', open('/proc/self/status').read())[0])"
+    )
+    flags = [*names, "--out", tmp_path / "report"]
+    started = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-c", measured, *map(str, [ROOT / "compare.py", *flags])],
+        capture_output=True, text=True, cwd=ROOT,
+    )  # fmt: skip
+    seconds, peak = time.perf_counter() - started, int(done.stderr.split()[-2]) / 1e6
+    assert (tmp_path / "report" / "index.html").is_file(), done.stderr
+    print(f"{seconds:.1f} s, {peak:.2f} GB")
+    assert seconds < 20 and peak < 1.0
