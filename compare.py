@@ -16,7 +16,7 @@ from common.results import read_json, write_json
 from report.comparison import COMPARED, compare, table
 from report.page import write_page
 from report.predict import lines, predict
-from report.runs import read_run
+from report.runs import read_run, read_runs
 from report.table import as_markdown, as_text, readable, write_csv
 
 
@@ -42,7 +42,7 @@ def parse_args():
 def sets_of(args):
     """The runs to compare, by the name of their baseline; the rows of a sweep; what it lacks."""
     if not args.sweep:
-        return {"": [read_run(path) for path in args.runs]}, [], []
+        return {"": read_runs(args.runs)}, [], []
     sweep = read_json(args.sweep / "sweep.json")
     if sweep is None:
         raise common.UsageError(f"--sweep {args.sweep}: no sweep.json in it; run sweep.py first")
@@ -50,10 +50,11 @@ def sets_of(args):
     for row in sweep["rows"]:
         folder = args.sweep / row["name"]
         if (folder / "config.json").is_file():
-            sets.setdefault(row["baseline"] or row["name"], []).append(read_run(folder))
+            run = read_run(folder, row["name"])
+            sets.setdefault(run.setting, []).append(run)
         else:
             notes.append(f"{row['name']}: not begun")
-    return sets, sweep["rows"], notes
+    return {runs[0].name: runs for runs in sets.values()}, sweep["rows"], notes
 
 
 def compared(sets, notes):

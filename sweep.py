@@ -14,8 +14,8 @@ sbatch/site.sh, or with --nano from the bundled ones. A sweep file has the keys
 """
 
 import argparse
-import re
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -73,16 +73,23 @@ def settings(args):
         if not args.videos:
             after += ["--videos", str(nano / "demo" / "manifest.csv")]
         return [], after
-    site, before = ROOT / "sbatch" / "site.sh", []
-    text = site.read_text() if site.is_file() else ""
+    before = []
     for flag, variable in SETTINGS.items():
-        value = re.search(rf"^\s*{variable}=(.+)$", text, re.MULTILINE)
-        before += [flag, shlex.split(value[1], comments=True)[0]] if value else []
+        value = site_setting(ROOT / "sbatch" / "site.sh", variable)
+        before += [flag, value] if value else []
         if flag not in before + after:
             raise common.UsageError(
                 f"no {flag}: pass it, write {variable}=... into sbatch/site.sh, or try --nano"
             )
     return before, after
+
+
+def site_setting(path, variable):
+    """What a variable is after site.sh, "" without the file."""
+    if not path.is_file():
+        return ""
+    show = f'. "$0" > /dev/null 2>&1; printf %s "${variable}"'
+    return subprocess.run(["bash", "-c", show, path], capture_output=True, text=True).stdout
 
 
 def print_status(rows):
@@ -102,7 +109,8 @@ def main():
         for row in rows:
             print(shlex.join([sys.executable, row.script, *row.flags, "--out", str(row.out)]))
         return 0
-    described = [{"name": r.name, "baseline": r.baseline, "over": r.over} for r in rows]
+    keys = ("name", "baseline", "over", "template")
+    described = [{key: getattr(row, key) for key in keys} for row in rows]
     if not args.dry_run:
         out.mkdir(parents=True, exist_ok=True)
         write_json(out / "sweep.json", {"file": args.file.name, "rows": described})

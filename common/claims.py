@@ -60,7 +60,8 @@ class Claims:
     def release(self, name):
         path = self.folder / f"{name}.claim"
         self.held.discard(path)
-        path.unlink(missing_ok=True)
+        if (read_json(path) or {}).get("key") in OURS:  # not of one who took over while we slept
+            path.unlink(missing_ok=True)
 
     def _release_all(self):
         for path in list(self.held):
@@ -72,7 +73,7 @@ class Claims:
             for path in list(self.held):
                 try:
                     os.utime(path)
-                except FileNotFoundError:  # released just now, or taken from us while we slept
+                except OSError:  # released just now, or a hiccup of the file system
                     continue
 
 

@@ -191,7 +191,7 @@ def add_run(group):
         "--batch-end", type=at_least(0), metavar="J", help="end before this video of the list"
     )
     group.add_argument(
-        "--shard", type=shard, default="0/1", metavar="I/N", help="the I-th of N parts of the range"
+        "--shard", type=shard, default="0/1", metavar="I/N", help="the I-th of N parts of these"
     )
     group.add_argument(
         "--limit", type=at_least(1), metavar="N", help="at most N videos of the range"

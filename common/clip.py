@@ -120,6 +120,11 @@ def encode(model, frames):  # (F, 3, H, W) -> (1, C, 1 + F // 4, h, w)
     return model.encode(frames.transpose(0, 1)[None])
 
 
+def mean_change(frames):
+    """Mean absolute difference between successive frames (F, 3, H, W); 0 of a single one."""
+    return float((frames[1:] - frames[:-1]).abs().mean()) if len(frames) > 1 else 0.0
+
+
 def side_by_side(clip, frames):
     """Conditioning and what followed, truth left, generated right, at least 256 pixels high."""
     pair = [torch.cat([clip.cond_frames, x]) for x in (clip.truth, frames)]

@@ -9,7 +9,7 @@ from tqdm import tqdm
 from common import results
 from common.captions import captioned
 from common.claims import Claims
-from common.clip import Window, load_clip, side_by_side
+from common.clip import Window, load_clip, mean_change, side_by_side
 from common.data import list_videos, sha256, write_video
 from common.errors import PreflightError, StopRun, UsageError, VideoError
 from common.evaluate import evaluate, references
@@ -156,6 +156,7 @@ class Run:
             "frame_indices": self._frame_indices(),
             "preflight": clip.preflight,
             "target_values": clip.target.numel(),
+            "cond_motion": mean_change(clip.cond_frames),
             "references": references(self.model, clip, self.lpips),
             "device": str(clip.target.device),
             "git_revision": self.config["git_revision"],
@@ -235,13 +236,13 @@ class Run:
 
 
 def in_range(videos, args):
-    """From --batch-start to --batch-end, of those the shard, of those the first --limit."""
+    """From --batch-start to --batch-end, of those the first --limit, of those the shard."""
     chosen = videos[args.batch_start : args.batch_end]
     if not chosen:
         raise UsageError(
             f"--batch-start {args.batch_start}: {args.videos} lists {len(videos)} videos, the "
             "range holds none of them"
         )
-    index, count = args.shard
+    chosen, (index, count) = chosen[: args.limit], args.shard
     first, last = (len(chosen) * i // count for i in (index, index + 1))
-    return chosen[first:last][: args.limit]
+    return chosen[first:last]

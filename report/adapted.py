@@ -32,12 +32,12 @@ def distances_figure(comparison):
 
 
 def cosines(run, videos):
-    """(videos, videos) cosines between the adapted parameters of different videos; None without
-    --save-adapter."""
+    """(videos, videos) cosines between what was learned on different videos; None without
+    --save-adapter, and where parameters do not start at zero: all of those point the same way."""
     vectors = []
     for video in videos[:ADAPTERS_READ]:
-        path = run.path / "videos" / f"{video}.safetensors"
-        if not path.is_file():
+        path, record = run.path / "videos" / f"{video}.safetensors", run.done[video]
+        if record.get("norms") != record["distances"] or not path.is_file():
             return None
         tensors = load_file(path)
         vectors.append(

@@ -102,8 +102,14 @@ def by_seed(runs):
         if len({run.arguments["seed"] for run in group}) < len(group):
             names = " and ".join(str(run.path) for run in group)
             raise UsageError(f"{names} are the same run; give it once")
-        methods.append(Method(" ".join(r.name for r in group), group))
+        methods.append(Method(name_of(group), group))
     return methods
+
+
+def name_of(runs):
+    """The run's name; of several seeds the one they share with * for the seed."""
+    shared = {run.name.replace(str(run.arguments["seed"]), "*") for run in runs}
+    return " ".join(r.name for r in runs) if len(runs) == 1 or len(shared) > 1 else shared.pop()
 
 
 def notes_on(runs, shared):
@@ -117,7 +123,11 @@ def notes_on(runs, shared):
             notes.append(f"{run.name} lacks {count} videos: {reason}")
         diverged = [video for video, record in run.done.items() if record["diverged"]]
         if diverged:
-            notes.append(f"{run.name}: adaptation diverged on {', '.join(sorted(diverged)[:5])}")
+            named = ", ".join(sorted(diverged)[:5])
+            notes.append(
+                f"{run.name}: adaptation diverged on {len(diverged)} of {len(run.done)} videos, "
+                f"which count with the state that was kept: {named}"
+            )
         notes += [f"{run.name}: {path.name} is damaged and left out" for path in run.damaged]
     return notes
 

@@ -13,7 +13,7 @@ from report.statistics import clustered_interval
 INK = "#7f7f80"  # becomes the text's colour in the page
 STYLE = {
     "svg.hashsalt": "adasteer",  # the same figure is the same text
-    "svg.fonttype": "none", "axes.axisbelow": True, "font.size": 9,
+    "svg.fonttype": "none", "axes.axisbelow": True, "font.size": 9, "text.parse_math": False,
     "axes.spines.top": False, "axes.spines.right": False,
     "axes.grid": True, "grid.alpha": 0.25, "text.color": INK, "axes.edgecolor": INK,
     "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK, "grid.color": INK,
@@ -139,12 +139,12 @@ def by_frame(comparison, metric):
 
 
 def gain_against(comparison, metric):
-    """Gain of every video against motion, caption length, the baseline's score and values per
-    parameter, where the records have them."""
+    """Gain of every video against motion (of the conditioning frames), caption length, the
+    baseline's score and values per parameter, where the records have them."""
     videos = comparison.scored(metric)
     records = [comparison.baseline.record(video) for video in videos]
     features = {
-        "motion": [number(r["columns"].get("motion")) for r in records],
+        "mean change between given frames": [r.get("cond_motion", np.nan) for r in records],
         "words in the caption": [len(r["caption"].split()) for r in records],
         f"{metric} of the baseline": [r[metric] for r in records],
     }
@@ -161,13 +161,6 @@ def gain_against(comparison, metric):
     axes[0].set_ylabel(f"gain, {metric}")
     axes[0].legend()
     return as_svg(figure)
-
-
-def number(text):
-    try:
-        return float(text)
-    except (TypeError, ValueError):
-        return np.nan
 
 
 def quality_against_cost(comparison, metric):

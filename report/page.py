@@ -19,8 +19,12 @@ def write_page(out, comparisons, notes, rows, predictions, count):
     predictions by name, then method; count: clips of each comparison to show side by side."""
     (out / "media").mkdir(parents=True, exist_ok=True)
     parts, links = [], []
+    for number, (template, svg) in enumerate(swept_figures(comparisons, rows, SHOWN)):
+        links.append(f'<a href="#swept-{number}">{escape(template)}</a>')
+        heading = f"<h2>{escape(template)}</h2>"
+        parts.append(f'<section id="swept-{number}">{heading}{figure(svg, SWEPT)}</section>')
     for number, (name, comparison) in enumerate(comparisons.items()):
-        sections = sections_of(comparison, rows, out / "media", f"{number}", count)
+        sections = sections_of(comparison, out / "media", f"{number}", count)
         if name in predictions:
             sections.insert(-1, ("who benefits", predicted(predictions[name])))
         if name:
@@ -43,7 +47,7 @@ def write_page(out, comparisons, notes, rows, predictions, count):
     (out / "index.html").write_text(page, encoding="utf-8")
 
 
-def sections_of(comparison, rows, media, name, count):
+def sections_of(comparison, media, name, count):
     """(title, HTML) in the order of the page."""
     draw = [
         ("loss", figures.loss_curves(comparison), LOSS),
@@ -58,7 +62,6 @@ def sections_of(comparison, rows, media, name, count):
     return [
         ("result", result_tables(comparison, name)),
         ("side by side", players(comparison, media, name, count)),
-        *[(f"over {t}", figure(svg)) for t, svg in swept_figures(comparison, rows, SHOWN)],
         *[(title, figure(svg, caption)) for title, svg, caption in draw if svg],
         ("preflight", preflight(comparison)),
         ("videos", video_table(comparison, name)),
@@ -73,6 +76,7 @@ LOSS = (
 EVERY = (
     "Each bar is a video: its gain over its own baseline with the same noise. Above zero is better."
 )
+SWEPT = "Mean gain in PSNR (dB) of each row over its own baseline."
 HORIZON = "The further from the given frames, the harder."
 COST = "Ringed: no other method gains more for less time. The bar is the 95 % interval."
 LEARNED = "How far the adapted parameters went from their start, a box over the videos."
@@ -101,7 +105,7 @@ def result_tables(comparison, name):
         if not rows:
             parts.append(f"<p>{metric}: not measured in all of these runs.</p>")
             continue
-        html = f'<div class="wide">{html_table(linked(readable(rows), name))}</div>'
+        html = f'<div class="wide">{html_table(linked(rows, name))}</div>'
         opened = " open" if metric == SHOWN else ""
         parts.append(f"<details{opened}><summary>{metric}</summary>{html}</details>")
     return "".join(parts)
@@ -109,10 +113,10 @@ def result_tables(comparison, name):
 
 def linked(rows, name):
     """Cells as HTML: gains coloured, the worst videos as links to their rows."""
-    for row in rows:
-        worst = row["worst"].split()
-        cells = {key: escape(str(value)) for key, value in row.items()}
-        cells["gain"] = coloured(row["gain"])
+    for row, shown in zip(rows, readable(rows), strict=True):
+        worst = row["worst"]
+        cells = {key: escape(str(value)) for key, value in shown.items()}
+        cells["gain"] = coloured(shown["gain"])
         cells["worst"] = " ".join(
             f'<a href="#{name}-video-{escape(video)}">{escape(video)}</a>' for video in worst
         )

@@ -10,7 +10,7 @@ from scipy.stats import rankdata
 from skimage.color import rgb2gray
 from skimage.filters import sobel
 from sklearn.linear_model import LogisticRegression, RidgeCV
-from sklearn.model_selection import GroupKFold, cross_val_predict
+from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -41,8 +41,11 @@ def predict(comparison, method, metric):
         return {"why not": "a run has no mp4 of a video"}
     names = [name for name in found[0] if all(f[name] is not None for f in found)]
     x = np.array([[values[name] for name in names] for values in found])
-    logistic = out_of_fold(LogisticRegression(), x, positive, sources, folds, "predict_proba")[:, 1]
-    ridge = out_of_fold(RidgeCV(np.logspace(-2, 4, 13)), x, gains, sources, folds, "predict")
+    splits = list(StratifiedGroupKFold(folds).split(x, positive, sources))
+    if any(len(set(positive[train])) < 2 for train, _ in splits):
+        return {"why not": f"{positive.sum()} of {len(videos)} videos gain, in too few sources"}
+    logistic = out_of_fold(LogisticRegression(), x, positive, splits, "predict_proba")[:, 1]
+    ridge = out_of_fold(RidgeCV(np.logspace(-2, 4, 13)), x, gains, splits, "predict")
     auc, low, high = auc_interval(positive, logistic, sources)
     rules = {"always": np.ones(len(videos), bool), "logistic": logistic > 0.5, "ridge": ridge > 0}
     if "anchored loss after" in names:
@@ -89,9 +92,8 @@ def of_frames(frames):
     return steps.mean(), edges, frames.var(axis=(0, 1, 2)).mean(), smoothness
 
 
-def out_of_fold(model, x, y, groups, folds, how):
-    pipeline = make_pipeline(StandardScaler(), model)
-    return cross_val_predict(pipeline, x, y, groups=groups, cv=GroupKFold(folds), method=how)
+def out_of_fold(model, x, y, splits, how):
+    return cross_val_predict(make_pipeline(StandardScaler(), model), x, y, cv=splits, method=how)
 
 
 def auc_interval(truth, scores, clusters):

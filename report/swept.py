@@ -1,67 +1,84 @@
-"""Gain over the flags that a sweep varies: a line for one, a heat map for two."""
+"""Gain over the flags that a sweep varies: a line for one, heat maps for more."""
 
 import numpy as np
 
-from report.figures import as_svg, colour, drawing
+from report.figures import INK, as_svg, colour, drawing
 from report.statistics import clustered_interval
 
 
-def swept_figures(comparison, rows, metric):
-    """(title, SVG) for every set of flags that rows of the sweep vary together."""
-    over = {row["name"]: row["over"] for row in rows if row["over"]}
-    sets = {}
-    for method in comparison.methods:
-        if method.name in over:
-            sets.setdefault(series_of(method.name, over[method.name]), []).append(method)
-    videos = comparison.scored(metric)
-    sources = [comparison.baseline.record(video)["source"] for video in videos]
+def swept_figures(comparisons, rows, metric):
+    """(title, SVG) for each row of the sweep file that became several, every point's gain over its
+    own baseline."""
+    points = {}
+    for comparison in comparisons.values():
+        videos = comparison.scored(metric)
+        sources = [comparison.baseline.record(video)["source"] for video in videos]
+        for method in comparison.methods:
+            names = {run.name for run in method.runs}
+            for row in rows:
+                if row["over"] and row["name"] in names:
+                    gain = clustered_interval(comparison.gains(method, metric, videos), sources)
+                    values = {k: str(v) for k, v in row["over"].items() if k != "seed"}
+                    points.setdefault(row["template"], []).append((values, gain))
     found = []
-    for (_, *keys), methods in sets.items():
-        points = {}
-        for method in methods:
-            values = tuple(str(over[method.name][key]) for key in keys)
-            points[values] = clustered_interval(comparison.gains(method, metric, videos), sources)
-        if len(points) > 1:
-            draw = line if len(keys) == 1 else heat_map
-            found.append((" and ".join(keys), draw(keys, points, metric)))
+    for template, series in points.items():
+        keys = telling([values for values, _ in series])
+        if keys:
+            found.append((template, figure_of(keys, series, metric)))
     return found
 
 
-def series_of(name, values):
-    """The row's name with the values taken out, and the flags: rows of one template share it."""
-    for key, value in values.items():
-        name = name.replace(str(value), f"{{{key}}}", 1)
-    return name, *values
+def telling(values):
+    """The keys that vary, without those that only follow an earlier one."""
+    kept = []
+    for key in values[0]:
+        column = [v[key] for v in values]
+        follows = any(
+            len({(v[k], v[key]) for v in values}) == len({v[k] for v in values}) for k in kept
+        )
+        if len(set(column)) > 1 and not follows:
+            kept.append(key)
+    return kept
 
 
-def line(keys, points, metric):
+def figure_of(keys, series, metric):
+    if len(keys) == 1:
+        return line(keys[0], series, metric)
+    panels = {}
+    for values, gain in series:
+        rest = ", ".join(f"{key} {values[key]}" for key in keys[2:])
+        panels.setdefault(rest, {})[values[keys[0]], values[keys[1]]] = gain[0]
+    return heat_maps(keys, panels, metric)
+
+
+def line(key, series, metric):
     figure, (axis,) = drawing()
-    labels = [values[0] for values in points]
-    for x, (mean, low, high) in enumerate(points.values()):
+    for x, (_, (mean, low, high)) in enumerate(series):
         errors = None if low is None else [[mean - low], [high - mean]]
-        axis.errorbar(x, mean, errors, fmt="o-", color=colour(0))
-    axis.plot(range(len(points)), [mean for mean, *_ in points.values()], color=colour(0), lw=1)
-    axis.set_xticks(range(len(labels)), labels)
-    axis.axhline(0, color="#7f7f80", lw=1)
-    axis.set(xlabel=keys[0], ylabel=f"gain, {metric}")
+        axis.errorbar(x, mean, errors, fmt="o", color=colour(0))
+    axis.plot([mean for _, (mean, *_) in series], color=colour(0), lw=1)
+    axis.set_xticks(range(len(series)), [values[key] for values, _ in series])
+    axis.axhline(0, color=INK, lw=1)
+    axis.set(xlabel=key, ylabel=f"gain, {metric}")
     return as_svg(figure)
 
 
-def heat_map(keys, points, metric):
-    """The first two flags as rows and columns, means of any others written in them."""
-    across = list(dict.fromkeys(values[1] for values in points))
-    down = list(dict.fromkeys(values[0] for values in points))
-    grid = np.full((len(down), len(across)), np.nan)
-    for values, (mean, *_) in points.items():
-        grid[down.index(values[0]), across.index(values[1])] = mean
-    figure, (axis,) = drawing(1.6 + 0.9 * len(across), 1.2 + 0.5 * len(down))
-    limit = np.nanmax(np.abs(grid)) or 1.0
-    axis.imshow(grid, cmap="coolwarm", vmin=-limit, vmax=limit, aspect="auto")
-    for (i, j), mean in np.ndenumerate(grid):
-        if np.isfinite(mean):
-            axis.text(j, i, f"{mean:+.2f}", ha="center", va="center", color="black", fontsize=8)
-    axis.set_xticks(range(len(across)), across)
-    axis.set_yticks(range(len(down)), down)
-    axis.set(xlabel=keys[1], ylabel=keys[0], title=f"gain, {metric}")
-    axis.grid(False)
+def heat_maps(keys, panels, metric):
+    down, across = (
+        list(dict.fromkeys(place[i] for means in panels.values() for place in means))
+        for i in (0, 1)
+    )
+    size = (1.6 + 0.9 * len(across)) * len(panels), 1.4 + 0.5 * len(down)
+    figure, axes = drawing(*size, len(panels))
+    limit = max(abs(mean) for means in panels.values() for mean in means.values()) or 1.0
+    for axis, (rest, means) in zip(axes, panels.items(), strict=True):
+        grid = np.array([[means.get((a, b), np.nan) for b in across] for a in down])
+        axis.imshow(grid, cmap="coolwarm", vmin=-limit, vmax=limit, aspect="auto")
+        for (i, j), mean in np.ndenumerate(grid):
+            if np.isfinite(mean):
+                axis.text(j, i, f"{mean:+.2f}", ha="center", va="center", color="black", size=8)
+        axis.set_xticks(range(len(across)), across)
+        axis.set_yticks(range(len(down)), down)
+        axis.set(xlabel=keys[1], ylabel=keys[0], title=rest or f"gain, {metric}")
+        axis.grid(False)
     return as_svg(figure)

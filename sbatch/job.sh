@@ -44,16 +44,23 @@ if [ "$count" -gt 1 ]; then
     fi
 fi
 
+# of an array this task alone: the bare number of one of them names them all
+job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
+job=${job:-$SLURM_JOB_ID}
+child=
 stopped() {
     trap '' USR1 TERM
-    kill -USR1 "$child" 2>/dev/null
-    wait "$child"
-    code=$?
+    code=75
+    if [ -n "$child" ]; then
+        kill -USR1 "$child" 2>/dev/null
+        wait "$child"
+        code=$?
+    fi
     if [ "$code" -eq 75 ] || [ "$code" -gt 128 ]; then # over 128: before it could listen
         code=75
         # a job that was cancelled, or that Slurm requeues itself, is not running any more
-        if scontrol show job "$SLURM_JOB_ID" | grep -q JobState=RUNNING; then
-            scontrol requeue "$SLURM_JOB_ID" || echo "$name.sbatch: submit the same line again" >&2
+        if scontrol show job "$job" | grep -q JobState=RUNNING; then
+            scontrol requeue "$job" || echo "$name.sbatch: submit the same line again" >&2
         fi
     fi
     exit "$code"

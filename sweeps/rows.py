@@ -6,7 +6,7 @@ import io
 import itertools
 import re
 import shlex
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import yaml
 
@@ -15,7 +15,9 @@ from common.cli import ROOT
 from common.results import GENERATION
 
 KEYS = {"baseline", "shared", "rows"}
-RUN = ("allow_poor_captions", "lpips_weights", "batch_end", "device", "save_frames")
+RUN = (  # flags that the baseline takes over, beside those of GENERATION
+    "allow_poor_captions lpips_weights batch_start batch_end limit device save_frames preflight"
+).split()
 ROW_KEYS = {"name", "script", "flags", "over"}
 
 
@@ -27,6 +29,7 @@ class Row:
     args: object  # as the script parses them
     over: dict = field(default_factory=dict)  # what is swept, with this row's values
     baseline: str | None = None  # name of the row it is compared with; None: it is one
+    template: str = ""  # the name as the file has it
 
     @property
     def out(self):
@@ -40,20 +43,19 @@ def read_sweep(path, out, before=(), after=()):
     content = load_yaml(path)
     baseline, shared = content["baseline"], shlex.split(content.get("shared") or "")
     rows, baselines = [], {}
-    for name, script, flags, over in expanded(path, content["rows"]):
+    for name, script, flags, over, template in expanded(path, content["rows"]):
         tokens = [*before, *shared, *flags, *after]
         args = parse(path, name, script, [*tokens, "--out", str(out / name)])
         setting = tuple(str(getattr(args, key)) for key in GENERATION)
         baselines.setdefault(setting, tokens)
-        rows.append((name, script, tokens, args, over, setting))
+        rows.append((Row(name, script, tokens, args, over, template=template), setting))
     names = dict(zip(baselines, baseline_names(baselines), strict=True))
     result = []
     for setting, tokens in baselines.items():
         flags = [*kept_by_baseline(tokens), "--steps", "0"]
         args = parse(path, names[setting], baseline, [*flags, "--out", str(out / names[setting])])
         result.append(Row(names[setting], baseline, flags, args))
-    for name, script, tokens, args, over, setting in rows:
-        result.append(Row(name, script, tokens, args, over, names[setting]))
+    result += [replace(row, baseline=names[setting]) for row, setting in rows]
     refuse_duplicates(path, result)
     return result
 
@@ -92,10 +94,12 @@ def check_keys(path, where, mapping, known, needed):
 
 
 def expanded(path, rows):
-    """(name, script, flags, values) of every row; `over` is {key: [values]}, all combinations, or
-    a list of {key: value}."""
+    """(name, script, flags, values, the name's template) of every row; `over` is {key: [values]},
+    all combinations, or a list of {key: value}."""
     for row in rows:
         over = row.get("over", {})
+        if not over and "over" in row or not isinstance(over, dict | list):
+            raise common.UsageError(f"{path}: row {row['name']!r}: over must say what is swept")
         if isinstance(over, dict):
             lists = [v if isinstance(v, list) else [v] for v in over.values()]
             over = [dict(zip(over, values, strict=True)) for values in itertools.product(*lists)]
@@ -103,13 +107,13 @@ def expanded(path, rows):
             try:
                 name = str(row["name"]).format(**values)
                 flags = str(row.get("flags") or "").format(**values)
-            except (KeyError, IndexError) as error:
+            except (KeyError, IndexError, ValueError) as error:
                 raise common.UsageError(
                     f"{path}: row {row['name']!r} uses {error}, which its `over` does not give"
                 ) from error
             if not re.fullmatch(r"[\w.,=+-]+", name):
                 raise common.UsageError(f"{path}: the name {name!r} cannot name a folder")
-            yield name, row["script"], shlex.split(flags), values
+            yield name, row["script"], shlex.split(flags), values, row["name"]
 
 
 def parse(path, name, script, flags):
@@ -176,6 +180,17 @@ def as_name(value):
 
 
 def refuse_duplicates(path, rows):
+    for row in rows:
+        if row.baseline and row.args.steps == 0:
+            raise common.UsageError(f"{path}: row {row.name!r} has no steps; the baseline is there")
     for row, other in itertools.combinations(rows, 2):
+        if row.script == other.script and same_flags(row.args, other.args):
+            raise common.UsageError(
+                f"{path}: the rows {row.name!r} and {other.name!r} run the same flags"
+            )
         if row.name == other.name:
             raise common.UsageError(f"{path}: two rows are called {row.name!r}; a name is a folder")
+
+
+def same_flags(one, other):
+    return all(getattr(one, k) == getattr(other, k) for k in vars(one).keys() - {"out"})

@@ -9,12 +9,16 @@ from common.cli import ROOT
 from common.results import read_json, write_json
 from sweeps.status import is_complete, videos_of
 
+COMPARE = "compare.py"
+
 
 def submit(rows, out, tasks, compare, dry_run):
     """One array of at most `tasks` tasks per row that is not complete nor in the queue already; the
     numbers of the jobs go into jobs.json."""
     if Path.cwd() != ROOT:
         raise common.UsageError(f"--slurm: the jobs start where this is run; cd {ROOT} first")
+    sizes = {row.name: len(videos_of(row.args)) for row in rows}  # all checked before any starts
+    files = {row.name: batch_file(row) for row in rows}
     jobs = read_json(out / "jobs.json") or {}
     queued = set() if dry_run else set(slurm("squeue", "--me", "--noheader", "--format=%F").split())
     waits_for = []
@@ -25,29 +29,38 @@ def submit(rows, out, tasks, compare, dry_run):
             print(f"{row.name}: complete")
             continue
         else:
-            last = min(tasks, len(videos_of(row.args))) - 1
-            jobs[row.name] = sbatch(
-                [f"--array=0-{last}", f"--job-name={row.name}"],
-                [str(Path(row.script).with_suffix(".sbatch")), *row.flags, "--out", str(row.out)],
-                dry_run,
-            )
-            if not dry_run:
-                write_json(out / "jobs.json", jobs)
+            options = [f"--array=0-{min(tasks, sizes[row.name]) - 1}", f"--job-name={row.name}"]
+            flags = [*row.flags, "--out", str(row.out)]
+            jobs[row.name] = sbatch(options, files[row.name], flags, dry_run)
+            keep(out, jobs, dry_run)
         waits_for.append(jobs[row.name])
+    if jobs.get(COMPARE) in queued:
+        slurm("scancel", jobs[COMPARE])  # it would not wait for all of these
     after = [f"--dependency=afterany:{':'.join(waits_for)}"] if waits_for else []
-    sbatch(after, ["compare.sbatch", *compare], dry_run)
+    jobs[COMPARE] = sbatch(after, "compare.sbatch", compare, dry_run)
+    keep(out, jobs, dry_run)
     return 0
 
 
-def sbatch(options, batch_file_and_flags, dry_run):
+def keep(out, jobs, dry_run):
+    if not dry_run:
+        write_json(out / "jobs.json", jobs)
+
+
+def batch_file(row):
+    """Its name in sbatch/. Raises UsageError where there is none."""
+    path = (ROOT / "sbatch" / row.script).with_suffix(".sbatch")
+    if not path.is_file():
+        raise common.UsageError(f"sbatch/{path.name}: no such file; {row.script} needs one")
+    return path.name
+
+
+def sbatch(options, name, flags, dry_run):
     """Submits and gives the number of the job; every value is an argument, none is exported."""
-    name, *flags = batch_file_and_flags
     command = ["sbatch", "--parsable", *options, f"sbatch/{name}", *flags]
     print(shlex.join(command))
     if dry_run:
         return "JOB"
-    if not (ROOT / "sbatch" / name).is_file():
-        raise common.UsageError(f"sbatch/{name}: no such file; a script needs one to be submitted")
     job = slurm(*command).strip().partition(";")[0]
     print(f"  job {job}")
     return job

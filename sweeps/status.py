@@ -1,8 +1,10 @@
 """How far the rows of a sweep are, from their folders."""
 
+import functools
+
 from common.claims import is_live
 from common.data import list_videos
-from common.results import plain_arguments, read_json
+from common.results import fingerprint, plain_arguments, read_json
 from common.run import NEUTRAL
 
 
@@ -12,11 +14,13 @@ def status(row):
     counts, reasons = dict(done=0, running=0, skipped=0, missing=0), []
     for video in videos_of(row.args):
         path = row.out / "videos" / f"{video.id}.json"
-        record = read_json(path) or {"status": "missing"}
-        running = record["status"] != "done" and is_live(path.with_suffix(".claim"))
-        counts["running" if running else record["status"]] += 1
-        if record["status"] == "skipped":
-            reasons.append(record["reason"])
+        record = read_json(path)
+        whole = isinstance(record, dict) and record.get("status") in ("done", "skipped")
+        state = record["status"] if whole else "missing"
+        running = state != "done" and is_live(path.with_name(f"{video.id}.claim"))
+        counts["running" if running else state] += 1
+        if state == "skipped":
+            reasons.append(record.get("reason", ""))
     return counts | {"why skipped": reasons[0] if reasons else ""}
 
 
@@ -26,10 +30,17 @@ def videos_of(args):
 
 
 def is_complete(row):
-    """Whether every video is done, with the flags that the row has now."""
-    there = (read_json(row.out / "config.json") or {}).get("arguments", {})
+    """Whether every video is done, with the flags, list and checkpoint that the row has now."""
+    config = read_json(row.out / "config.json") or {}
+    there = config.get("arguments", {})
     here = plain_arguments(row.args)
     if any(there.get(name) != here[name] for name in here.keys() - NEUTRAL):
         return False
-    counts = status(row)
-    return counts["done"] == len(videos_of(row.args))
+    videos, manifest_sha256 = list_videos(row.args.videos, row.args.prompt, allow_empty=True)
+    facts = {"manifest_sha256": manifest_sha256, "checkpoint_sha256": known(row.args.checkpoint)}
+    if any(config.get(name) != value for name, value in facts.items()):
+        return False  # the script will say so
+    return status(row)["done"] == len(videos[row.args.batch_start : row.args.batch_end])
+
+
+known = functools.cache(fingerprint)  # of a checkpoint, which all rows share

@@ -10,7 +10,7 @@ import report.predict
 from common.data import write_video
 from report.comparison import compare
 from report.predict import area_under_curve, auc_interval, features, of_frames, predict
-from report.runs import read_run
+from report.runs import read_runs
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def predicted(tmp_path, monkeypatch):
     def call(gains, columns, sources=None):
         base = make_run(tmp_path / "base", [0] * len(gains), steps=0, sources=sources)
         run = make_run(tmp_path / "run", list(gains), sources=sources)
-        comparison = compare([read_run(base), read_run(run)])
+        comparison = compare(read_runs([base, run]))
         monkeypatch.setattr(
             report.predict,
             "features",
@@ -92,7 +92,7 @@ def test_features_of_frames():
 
 def test_features_see_the_conditioning_frames_only(tmp_path):
     base = make_run(tmp_path / "base", [0, 0], steps=0)
-    comparison = compare([read_run(base), read_run(make_run(tmp_path / "run", [0.5, 1]))])
+    comparison = compare(read_runs([base, make_run(tmp_path / "run", [0.5, 1])]))
     (method,) = comparison.methods
     assert features(comparison, method, "v001") is None
     frames = np.full((27, 3, 32, 64), 0.5, np.float32)

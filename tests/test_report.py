@@ -20,7 +20,8 @@ from common.errors import UsageError
 from report import figures
 from report.comparison import compare, table
 from report.media import chosen_videos
-from report.runs import read_run
+from report.runs import read_runs
+from report.swept import telling
 
 METRICS = {
     "psnr_db": 20.0, "ssim": 0.6, "lpips": None, "temporal_psnr_db": 25.0, "temporal_ssim": 0.5,
@@ -55,7 +56,8 @@ def make_run(folder, gains, steps=5, seed=42, sources=None, **arguments):
                 "preflight": {"loss": 0.4, "zero_loss": 1.5, "negated_loss": 6.0},
                 "frame_indices": {"conditioning": [19, 32], "generated": [32, 46]},
                 "adapt_seconds": 0.1 * steps, "peak_memory_gb": 1.0, "adapted_parameters": 64,
-                "target_values": 12288, "norms": {"delta.0": 1.0}, "distances": {"delta.0": 1.0},
+                "target_values": 12288, "cond_motion": 0.01 * i, "norms": {"d": 1.0},
+                "distances": {"d": 1.0},
             }  # fmt: skip
         (videos / f"{name}.json").write_text(json.dumps(record))
     return folder
@@ -66,7 +68,7 @@ def runs(tmp_path):
     """Gives run folders in a row: (name, gains, flags)."""
 
     def call(*rows):
-        return [read_run(make_run(tmp_path / name, gains, **kw)) for name, gains, kw in rows]
+        return read_runs([make_run(tmp_path / name, gains, **kw) for name, gains, kw in rows])
 
     return call
 
@@ -106,7 +108,7 @@ def test_seeds_are_averaged_and_are_the_noise_floor(runs):
     )
     base, run = table(compare(found), "psnr_db")
     assert base["noise"] == 0 and run["noise"] == pytest.approx(np.sqrt(0.5))
-    assert run["gain"] == pytest.approx(2.5) and run["method"] == "run_1 run_2"
+    assert run["gain"] == pytest.approx(2.5) and run["method"] == "run_*"
     with pytest.raises(UsageError, match=r"has the seeds \[1\], its baseline \[1, 2\]"):
         compare(found[:3])
 
@@ -118,7 +120,7 @@ def test_shared_videos_only_and_what_is_missing(runs):
     notes = "\n".join(comparison.notes)
     assert "2 of 4 videos are in every run" in notes and "run lacks 1 videos: too short" in notes
     found[1].done["v000"]["diverged"] = True
-    assert "run: adaptation diverged on v000" in "\n".join(compare(found).notes)
+    assert "run: adaptation diverged on 1 of 3 videos" in "\n".join(compare(found).notes)
 
 
 MISMATCHES = {
@@ -179,7 +181,11 @@ def test_broken_folders(tmp_path, script, capsys):
     assert "no video of the baseline is done" in refused(
         make_run(tmp_path / "new", [None], steps=0), run
     )
-    (run / "videos" / "v001.json").write_text('{"id": "v001", "status": "do')
+    whole = (run / "videos" / "v001.json").read_text()
+    for text in ('{"id": "v001", "status": "do', "[]", whole.replace('"caption"', '"text"')):
+        (run / "videos" / "v001.json").write_text(text)
+        assert script(compare_script, base, run, "--out", tmp_path / "report") == 0
+        assert "run: v001.json is damaged" in capsys.readouterr().out
     assert script(compare_script, base, run, half, "--out", tmp_path / "report") == 0
     said = capsys.readouterr().out
     assert "run: v001.json is damaged" in said and "half lacks 2 videos: too short" in said
@@ -199,6 +205,50 @@ def test_tables_are_written(tmp_path, script):
     assert page.count("<svg") >= 6 and "{{" not in page and "http" not in page.replace(
         "http://www.w3.org", ""
     )  # fmt: skip
+
+
+def test_a_sweep_is_compared_set_by_set(tmp_path, script):
+    """Seeds are one set and its noise, other generation settings sets of their own; the figure
+    spans them."""
+    rows = []
+    for seed in (1, 2):
+        make_run(tmp_path / f"base_seed{seed}", [0, 0], steps=0, seed=seed)
+        make_run(tmp_path / f"run_seed{seed}", [seed, seed], seed=seed)
+        rows += [(f"base_seed{seed}", None, {}, "")]
+        rows += [(f"run_seed{seed}", f"base_seed{seed}", {"seed": seed}, "run_seed{seed}")]
+    for frames in (14, 30):
+        make_run(tmp_path / f"base_{frames}", [0, 0], steps=0, gen_frames=frames, anchor=48)
+        rows += [(f"base_{frames}", None, {}, "")]
+        for lr in (1e-3, 1e-2):
+            name = f"gen{frames}_lr{lr}"
+            make_run(tmp_path / name, [1, lr], gen_frames=frames, anchor=48, lr=lr)
+            rows += [(name, f"base_{frames}", {"gen": frames, "lr": lr}, "gen{gen}_lr{lr}")]
+    rows += [("later", "base_14", {}, "later")]
+    keys = ("name", "baseline", "over", "template")
+    listed = [dict(zip(keys, row, strict=True)) for row in rows]
+    (tmp_path / "sweep.json").write_text(json.dumps({"rows": listed}))
+    assert script(compare_script, "--sweep", tmp_path, "--out", tmp_path / "report") == 0
+    found = json.loads((tmp_path / "report" / "results.json").read_text())
+    assert list(found["comparisons"]) == ["base_seed1", "base_14", "base_30"]
+    run = found["comparisons"]["base_seed1"]["tables"]["psnr_db"][1]
+    assert run["method"] == "run_seed*" and run["noise"] == pytest.approx(np.sqrt(0.5))
+    assert found["notes"] == ["later: not begun"]
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert page.count("<h2>gen{gen}_lr{lr}</h2>") == 1 and "<h2>run_seed{seed}" not in page
+
+
+def test_flags_that_only_follow_another_are_no_axis():
+    values = [
+        {"cond": str(c), "context": str(2 * c), "groups": str(g)} for c in (1, 2) for g in (1, 4)
+    ]
+    assert telling(values) == ["cond", "groups"]
+    assert telling(values[:2]) == ["groups"] and telling(values[:1]) == []
+
+
+def test_runs_of_one_name_are_told_apart(tmp_path):
+    paths = [make_run(tmp_path / a / "run", [0]) for a in "xy"] + [make_run(tmp_path / "z", [0])]
+    assert [run.name for run in read_runs(paths)][:2] == ["x/run", "y/run"]
+    assert read_runs(paths[:1])[0].name == "run"
 
 
 def test_shown_clips_are_best_worst_and_between(runs):

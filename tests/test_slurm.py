@@ -128,12 +128,16 @@ def test_a_signal_before_the_limit(slurm, checkout, local):
     assert results(checkout / "limited") == local(*LONG, out="local_long")
 
 
-def test_a_cancelled_job_does_not_come_back(slurm, checkout):
-    job = submit(slurm, checkout, *LONG, "--out", "cancelled", options=["--array=0-0"])
-    assert wait_for(begun(checkout, "cancelled", 1), 60), said(checkout, job)
-    slurm("scancel", job)
-    slurm.wait(60)
-    assert slurm.job(f"{job}_0")["JobState"] == "CANCELLED"
+def test_a_cancelled_task_does_not_come_back_nor_disturb_the_others(slurm, checkout):
+    """One task of an array has the bare number of the job, which names them all."""
+    job = submit(slurm, checkout, *LONG, "--out", "cancelled", options=["--array=0-1"])
+    assert wait_for(lambda: len(list((checkout / "cancelled").rglob("*.claim"))) == 2, 60)
+    slurm("scancel", f"{job}_1")
+    slurm.wait(120)
+    tasks = slurm("scontrol", "show", "job", job).split("\n\n")
+    tasks = [dict(w.split("=", 1) for w in task.split() if "=" in w) for task in tasks]
+    found = {task["ArrayTaskId"]: (task["JobState"], task["Restarts"]) for task in tasks}
+    assert found == {"0": ("COMPLETED", "0"), "1": ("CANCELLED", "0")}
     assert not list((checkout / "cancelled").rglob("*.claim"))
 
 
@@ -174,8 +178,11 @@ def test_a_sweep_is_the_same_as_at_home(slurm, checkout):
     flags = ["--slurm", "--array", "2", "--out", "far"]
     first = sweep(*flags)
     jobs = json.loads((checkout / "far" / "jobs.json").read_text())
+    compared = jobs.pop("compare.py")
     assert len(jobs) == 4 and f"--dependency=afterany:{':'.join(jobs.values())}" in first
     assert sweep(*flags).count("in the queue as job") >= 1
+    assert json.loads((checkout / "far" / "jobs.json").read_text())["compare.py"] != compared
+    assert compared not in slurm("squeue", "--noheader", "--format=%F").split()
     slurm.wait()
     assert "groups4" in (checkout / "far" / "report" / "table.md").read_text()
     assert sweep(*flags).count(": complete\n") == 4

@@ -74,6 +74,10 @@ WRONG = {
     "cannot name a folder": ("two_layers", "two/layers"),
     "not YAML": ("rows:", "rows: ["),
     "must be at least 1, got 0": ("--rank 2", "--rank 0"),
+    "has no steps": ("--rank 2", "--rank 2 --steps 0"),
+    "run the same flags": ("--groups {groups}", "--groups 2"),
+    "over must say what is swept": ("over: {groups: [1, 4]}", "over:"),
+    "uses expected '}'": ("--groups {groups}", "--groups {groups"),
     "has no method to run": ("lora_tta.py", "compare.py"),
 }
 
@@ -92,7 +96,7 @@ def test_without_site_file_or_flags_nothing_is_chosen(script, tmp_path, monkeypa
     assert "no --checkpoint: pass it, write CHECKPOINT=" in capsys.readouterr().err
     (tmp_path / "sbatch").mkdir()
     site = tmp_path / "sbatch" / "site.sh"
-    site.write_text("CHECKPOINT=weights/big  # here\nVIDEOS='a list.csv'\n")
+    site.write_text("BIG=weights\nexport CHECKPOINT=$BIG/big # here\nVIDEOS='a list.csv'\n")
     assert script(sweep, write(tmp_path, THREE), "--dry-run") == 0
     said = capsys.readouterr().out
     assert said.count("--checkpoint weights/big --videos 'a list.csv'") == 4
