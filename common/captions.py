@@ -15,17 +15,21 @@ LIMITS = {"empty": 0.05, "repeated": 0.9, "the same": 0.5, "generic": 0.2}
 
 
 def caption_shares(captions):
-    """Shares of captions that are empty, repeat an earlier one, are the commonest one, or say
-    nothing: one word, one of GENERIC, or a list that was written as text."""
+    """Shares of captions that are empty, repeat an earlier one (of fewer than ENOUGH), are the
+    commonest one, or say nothing: one word, one of GENERIC, or a list that was written as text."""
     cleaned = [" ".join(caption.lower().strip(" .").split()) for caption in captions]
     count, times = max(1, len(cleaned)), Counter(c for c in cleaned if c)
-    generic = [c for c in cleaned if c and (c in GENERIC or " " not in c or c.startswith("['"))]
+    generic = [c for c in cleaned if c in GENERIC or is_one_word(c) or c.startswith("['")]
     return {
         "empty": sum(not c for c in cleaned) / count,
-        "repeated": sum(n - 1 for n in times.values()) / count,
+        "repeated": sum(n - 1 for n in times.values()) / count if len(times) < ENOUGH else 0.0,
         "the same": max(times.values(), default=0) / count,
         "generic": len(generic) / count,
     }
+
+
+def is_one_word(caption):
+    return caption != "" and " " not in caption and caption.isascii()
 
 
 def poor_captions(captions):
@@ -46,6 +50,8 @@ def captioned(videos, args):
     are poor."""
     if args.caption:
         return [replace(video, caption=args.caption) for video in videos]
+    if args.prompt:
+        return videos
     poor = poor_captions([video.caption for video in videos])
     if poor and not args.allow_poor_captions:
         raise UsageError(

@@ -60,7 +60,7 @@ def list_videos(path, prompt=None, flag="--videos", allow_empty=False):
     if not rows:
         raise UsageError(f"{flag} {path}: lists no videos; a CSV needs rows, a folder video files")
     if path.is_dir() or path.suffix.lower() != ".csv":
-        check_prompt(path, prompt, flag)
+        check_prompt(path, prompt, flag, allow_empty)
         for row in rows:
             row["caption"] = prompt
     folder = path if path.is_dir() else path.parent
@@ -69,8 +69,8 @@ def list_videos(path, prompt=None, flag="--videos", allow_empty=False):
     ], (digest.hexdigest())
 
 
-def check_prompt(path, prompt, flag):
-    if prompt is None or not prompt.strip():
+def check_prompt(path, prompt, flag, allow_empty):
+    if not allow_empty and not (prompt or "").strip():
         found = [p.name for p in path.glob("*.csv")] if path.is_dir() else []
         hint = f" (or pass {flag} {path / found[0]})" if found else ""
         raise UsageError(

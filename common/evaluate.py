@@ -17,9 +17,11 @@ def references(model, clip, lpips=None):
     through the autoencoder and back (the ceiling of any method)."""
     before, truth = clip.cond_frames[-1], clip.truth
     real = torch.cat([clip.cond_frames, truth])
-    real = real[len(real) - (len(real) - 1) // LATENT_FRAMES * LATENT_FRAMES - 1 :]  # 4k + 1
+    more = -(len(real) - 1) % LATENT_FRAMES  # to 4k + 1, at the end: the autoencoder is causal
+    real = torch.cat([real, real[-1:].expand(more, -1, -1, -1)])
     again = model.decode(model.encode(real.transpose(0, 1)[None]))[0].transpose(0, 1).cpu()
-    shown = {"repeat_last": before.expand_as(truth), "reconstruction": again[-len(truth) :]}
+    after = again[len(clip.cond_frames) :][: len(truth)]
+    shown = {"repeat_last": before.expand_as(truth), "reconstruction": after}
     return {
         name: {
             key: value

@@ -1,5 +1,6 @@
 """One clip out of a source video: every frame decoded once, measured, judged and written."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,17 +43,21 @@ class Rules:
 
 def make_clip(candidate, rules, folder):
     """Writes folder/<name>.mp4 and gives its columns of the manifest, or {"rejected": why}."""
-    path = folder / f"{candidate.name}.mp4"
+    path, unfinished = (folder / f"{dot}{candidate.name}.mp4" for dot in ("", "."))
     try:
-        grey, fps, start_frame = copy_frames(candidate, rules, path)
+        grey, fps, start_frame = copy_frames(candidate, rules, unfinished)
         motion, cut = mean_motion(grey), largest_cut(grey)
-        if motion < rules.min_motion:
-            raise VideoError(f"static: motion {motion:.3f} is below --min-motion")
+        least = min(motion, mean_motion(grey[: rules.min_frames]))  # what a run sees comes first
+        if least < rules.min_motion:
+            raise VideoError(f"static: motion {least:.3f} is below --min-motion")
         if cut > rules.max_cut:
             raise VideoError(f"cut: a jump of {cut:.3f} is above --max-cut")
     except VideoError as error:
-        path.unlink(missing_ok=True)
-        return {"rejected": str(error)}
+        unfinished.unlink(missing_ok=True)
+        reason = str(error).removeprefix(f"{candidate.path}: ")
+        known = reason.startswith(("short:", "damaged:", "static:", "cut:"))
+        return {"rejected": reason if known else f"damaged: {reason}"}
+    os.replace(unfinished, path)
     return {
         "filename": f"clips/{path.name}",
         "caption": candidate.caption,

@@ -48,14 +48,15 @@ def seconds(text):
 def as_list(text, column, line):
     try:
         value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError):
         value = None
     if not isinstance(value, list):
-        raise UsageError(f"SOURCE, line {line}: {column} is not a list: {text[:60]!r}")
+        raise UsageError(f"SOURCE, line {line}: {column} is not a list: {str(text)[:60]!r}")
     return value
 
 
 def category(caption):
+    """The first of CATEGORIES that has a word of the caption."""
     words = set(re.findall(r"[a-z]+", caption.lower()))
     for name, known in CATEGORIES.items():
         if words & {w for word in known.split() for w in (word, word + "s")}:
@@ -80,10 +81,17 @@ def read_csv(path):
                     f"SOURCE, line {reader.line_num}: {len(times)} timestamps, "
                     f"{len(captions)} captions"
                 )
-            clips = [
-                (seconds(start), seconds(stop), caption)
-                for (start, stop), caption in zip(times, captions, strict=True)
-            ]
+            try:
+                clips = [
+                    (seconds(start), seconds(stop), caption.strip())
+                    for (start, stop), caption in zip(times, captions, strict=True)
+                    if caption.strip()
+                ]
+            except (AttributeError, TypeError, ValueError) as error:
+                raise UsageError(
+                    f"SOURCE, line {reader.line_num}: timestamps must be pairs as "
+                    f"['0:00:01.000', '0:00:04.400'], captions text ({error})"
+                ) from error
             rows.append((row["videoID"], row["url"], clips))
     return rows
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from common.data import sha256
 from common.errors import UsageError
 from common.results import read_json, replace_file, write_json
 from common.values import at_least, frame_size, not_negative, positive
@@ -60,7 +61,11 @@ def prepare(candidates, args):
     rules = Rules(
         args.size, args.fps, args.min_frames, args.max_frames, args.min_motion, args.max_cut
     )
+    if any(side < 2 or side % 2 for side in args.size):
+        raise UsageError(f"--size {args.size[1]}x{args.size[0]}: must be even numbers, as 832x480")
     folder = args.out / "clips"
+    if folder.is_dir() and any(folder.iterdir()) and not (args.out / "verdicts").is_dir():
+        raise UsageError(f"--out {args.out}: has a folder clips/ that this did not make")
     folder.mkdir(parents=True, exist_ok=True)
     same_rules(args, rules)
     chosen, rejected = [], Counter()
@@ -77,14 +82,15 @@ def prepare(candidates, args):
             if len(chosen) == args.count:
                 break
         pool.shutdown(cancel_futures=True)
-    for path in folder.iterdir():  # those that were made ahead
-        if path.name not in {Path(row["filename"]).name for row in chosen}:
-            path.unlink()
+    kept = {Path(row["filename"]).stem for row in chosen}
+    for verdict in (args.out / "verdicts").glob("*.json"):
+        if verdict.stem not in kept:  # a clip that was made ahead
+            (folder / f"{verdict.stem}.mp4").unlink(missing_ok=True)
     return finish(chosen, rejected, args)
 
 
 def same_rules(args, rules):
-    asked = json.loads(json.dumps(asdict(rules) | {"seed": args.seed}))
+    asked = json.loads(json.dumps(asdict(rules) | {"seed": args.seed, "source": args.source.name}))
     path = args.out / "verdicts" / "rules.json"
     path.parent.mkdir(exist_ok=True)
     if (read_json(path) or asked) != asked:
@@ -123,6 +129,9 @@ def next_of(queue, used):
 
 def until_accepted(candidate, queue, used, submit):
     while candidate is not None:
+        if candidate.source in used:  # by another category in this round
+            candidate = next_of(queue, used)
+            continue
         verdict = submit(candidate).result()
         yield verdict
         if "rejected" not in verdict:
@@ -149,7 +158,10 @@ def verdict_of(candidate, rules, out):
     found = read_json(path)
     if found and found["candidate"] == asked:
         verdict = found["verdict"]
-        if "rejected" in verdict or (out / verdict["filename"]).is_file():
+        if "rejected" in verdict:
+            return verdict
+        clip = out / verdict["filename"]
+        if clip.is_file() and sha256(clip) == verdict["sha256"]:
             return verdict
     verdict = make_clip(candidate, rules, out / "clips")
     write_json(path, {"candidate": asked, "verdict": verdict})
@@ -157,6 +169,7 @@ def verdict_of(candidate, rules, out):
 
 
 def finish(chosen, rejected, args):
+    path = args.out / "manifest.csv"
     for reason, count in rejected.most_common():
         print(f"rejected {count}: {reason}")
     if len(chosen) < args.count:
@@ -164,8 +177,8 @@ def finish(chosen, rejected, args):
             f"--count {args.count}: only {len(chosen)} clips pass; more videos or looser rules",
             file=sys.stderr,
         )
+        path.unlink(missing_ok=True)
         return 1
-    path = args.out / "manifest.csv"
     replace_file(path, lambda temporary: write_manifest(temporary, chosen))
     print(f"{len(chosen)} clips of {len({c['category'] for c in chosen})} categories: {path}")
     return 0

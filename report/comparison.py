@@ -13,6 +13,9 @@ from report.statistics import clustered_interval, holm, signed_rank_p, spread_ov
 
 LOWER_IS_BETTER = {"lpips", "flow_error_px", "warping_error"}
 COMPARED = [name for name in METRICS if name != "truth_warping_error"]
+REFERENCES = {
+    "repeat_last": "(last frame repeated)", "reconstruction": "(real frames, autoencoder)"
+}  # fmt: skip
 WORST = 5  # videos named for each method
 
 
@@ -157,6 +160,20 @@ def table(comparison, metric):
                 "worst": worst,
             }
         )
+    return rows + references(comparison, metric, videos)
+
+
+def references(comparison, metric, videos):
+    """Rows of what every table is read against: the last frame repeated, and the real frames
+    through the autoencoder, which no method can beat."""
+    records = [comparison.baseline.record(video) for video in videos]
+    rows = []
+    for kind, name in REFERENCES.items():
+        scores = [r.get("references", {}).get(kind, {}).get(metric) for r in records]
+        if all(score is not None for score in scores):
+            empty = dict.fromkeys(describe(comparison.baseline, metric, videos))
+            means = {"mean": float(np.mean(scores)), "worst": []}
+            rows.append(empty | {"method": name, "videos": len(videos)} | means)
     return rows
 
 

@@ -9,14 +9,16 @@ number.
 """
 
 import argparse
+import math
 import sys
 from pathlib import Path
 
 import numpy as np
-import scipy.linalg
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
+
+from common.results import read_json
 
 SIZE, FEW = 224, 256
 
@@ -25,9 +27,11 @@ def frechet_distance(a, b):
     """Between Gaussians fitted to features a and b, (N, D) each: |mean a - mean b|^2 + trace(A + B
     - 2 (A B)^1/2), covariances with N - 1."""
     mean_a, mean_b = a.mean(0), b.mean(0)
-    cov_a, cov_b = (np.atleast_2d(np.cov(x, rowvar=False)) for x in (a, b))
-    root = scipy.linalg.sqrtm(cov_a @ cov_b).real
-    return float(((mean_a - mean_b) ** 2).sum() + np.trace(cov_a + cov_b - 2 * root))
+    a, b = ((x - x.mean(0)) / math.sqrt(len(x) - 1) for x in (a, b))
+    # the trace of the root is the sum of these singular values, also with fewer videos than D
+    small_a, small_b = (np.linalg.qr(x, mode="r") for x in (a, b))
+    root = np.linalg.svd(small_a @ small_b.T, compute_uv=False).sum()
+    return float(((mean_a - mean_b) ** 2).sum() + (a**2).sum() + (b**2).sum() - 2 * root)
 
 
 @torch.no_grad()
@@ -46,6 +50,13 @@ def fvd(folder, network):
     files = sorted((folder / "videos").glob("*.npz"))
     if len(files) < 2:
         raise ValueError(f"{folder}: holds {len(files)} saved videos; run it with --save-frames")
+    records = (folder / "videos").glob("*.json")
+    done = sum((read_json(path) or {}).get("status") == "done" for path in records)
+    if done > len(files):
+        raise ValueError(
+            f"{folder}: {len(files)} of its {done} videos are saved, the others were run without "
+            "--save-frames; run all of them with it into a new folder"
+        )
     rows = []
     for path in tqdm(files, "features", unit="video", disable=None):
         with np.load(path) as saved:

@@ -18,7 +18,7 @@ def readable(rows):
             "worst": " ".join(row["worst"]),
             "adapt s": number(row["adapt_seconds"]),
             "GB": number(row["peak_memory_gb"]),
-            "parameters": f"{row['parameters']:,}",
+            "parameters": "" if row["parameters"] is None else f"{row['parameters']:,}",
         }
         for row in rows
     ]

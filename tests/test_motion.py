@@ -63,6 +63,14 @@ def test_black_frames_have_finite_scores():
     )
 
 
+def test_frechet_distance_of_fewer_videos_than_features():
+    generator = np.random.default_rng(5)
+    a, b = generator.normal(size=(12, 400)), generator.normal(size=(15, 400))
+    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-6)
+    assert frechet_distance(a, b) == pytest.approx(frechet_distance(b, a))
+    assert frechet_distance(a, a + 1) == pytest.approx(400)
+
+
 def test_frechet_distance_of_known_gaussians():
     generator = np.random.default_rng(0)
     a = generator.normal(size=(200_000, 2))

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -21,6 +22,7 @@ from common.data import list_videos, read_frames, sha256
 from common.errors import UsageError
 from prepare import check, panda70m, ucf101
 from prepare.clips import Candidate, Rules, make_clip
+from prepare.select import judged
 
 RULES = Rules((32, 48), None, 46, 300, 0.05, 0.22)
 QUICK = ["--size", "48x32", "--min-frames", "20"]
@@ -161,6 +163,38 @@ def test_a_killed_preparation_ends_with_the_same_manifest(ucf, tmp_path, monkeyp
 def read_manifest(folder):
     with open(folder / "manifest.csv", newline="") as file:
         return list(csv.DictReader(file))
+
+
+def test_one_source_in_two_categories_is_chosen_once():
+    made = [
+        Candidate(f"{source}_{kind}", None, "", kind, source)
+        for source in ("x", "y") for kind in ("people", "vehicles")
+    ]  # fmt: skip
+    args = SimpleNamespace(seed=0, out=None)
+    pool = SimpleNamespace(submit=lambda _, candidate, *rest: Done(candidate))
+    for seed in range(20):
+        args.seed = seed
+        chosen = [v["source"] for v in judged(made, None, args, pool)]
+        assert sorted(chosen) == ["x", "y"]
+
+
+class Done:
+    """A verdict that is there already."""
+
+    def __init__(self, candidate):
+        self.candidate = candidate
+
+    def result(self):
+        return {"source": self.candidate.source}
+
+
+def test_files_that_it_did_not_make_stay(ucf, tmp_path, monkeypatch, capsys):
+    mine = tmp_path / "clips" / "mine.mp4"
+    mine.parent.mkdir()
+    mine.touch()
+    assert prepared(ucf101, monkeypatch, ucf, "--out", tmp_path, *QUICK) == 2
+    assert "has a folder clips/ that this did not make" in capsys.readouterr().err
+    assert mine.exists()
 
 
 @pytest.fixture

@@ -92,6 +92,16 @@ def test_the_table_is_paired(runs):
     assert table(comparison, "flow_error_px")[1]["gain"] == 0
 
 
+def test_every_table_has_its_references(runs):
+    base, run = runs(("base", [0, 0], {"steps": 0}), ("run", [1, 1], {}))
+    for i, record in enumerate(base.done.values()):
+        record["references"] = {
+            "repeat_last": {"psnr_db": 18.0 + i}, "reconstruction": {"psnr_db": None}
+        }  # fmt: skip
+    *_, last = table(compare([base, run]), "psnr_db")
+    assert last["method"] == "(last frame repeated)" and last["mean"] == 18.5
+
+
 def test_lower_is_better_where_it_is(runs):
     base, run = runs(("base", [0, 0], {"steps": 0}), ("run", [0, 0], {}))
     for record in run.done.values():

@@ -399,3 +399,21 @@ def test_a_copy_of_the_script_with_another_class_runs(tmp_path):
     (record,) = results(tmp_path / "out").values()
     assert record["adapted_parameters"] == 1 and record["norms"]["gain"] != 1.0
     assert json.loads((tmp_path / "out" / "config.json").read_text())["method"] == "Gain"
+
+
+def test_one_conditioning_frame(tmp_path, script):
+    """15 frames are no 4k + 1: the reference of the autoencoder fills them up."""
+    flags = ["--cond-frames", 1, "--context-latents", 1, "--limit", 1, "--out", tmp_path]
+    assert script(adasteer, *QUICK, *flags) == 0
+    (record,) = results(tmp_path).values()
+    assert record["references"]["reconstruction"]["psnr_db"] > record["psnr_db"]
+
+
+def test_a_folder_of_many_files_needs_one_prompt(tmp_path, script, capsys):
+    for i in range(20):
+        os.link(demo_rows()[0][0], tmp_path / f"clip_{i}.mp4")
+    flags = ["--videos", tmp_path, "--dry-run", "--out", tmp_path / "out"]
+    assert script(adasteer, *flags, "--prompt", "a ball rolls") == 0
+    assert script(adasteer, *flags, "--caption", "a ball rolls") == 0
+    assert capsys.readouterr().out.count("a ball rolls") >= 40
+    assert script(adasteer, *flags) == 2
