@@ -50,6 +50,8 @@ class FullTTA:
     @staticmethod
     def check(args):
         args.lr = args.lr or RATES[args.optimizer]
+        if args.weights == "fp8":
+            raise common.UsageError("--weights fp8: not where the weights themselves are learned")
         if args.ewc and args.context_latents < 2:
             raise common.UsageError("--ewc needs --context-latents of at least 2: one to predict")
 
@@ -57,7 +59,7 @@ class FullTTA:
         self.model, self.clip, self.args = model, clip, args
         names = [name for name, _ in model.dit.named_parameters()]
         self.copies = common.Masters(
-            model.dit, names, torch.float32 if args.optimizer == "adamw" else None
+            model, names, torch.float32 if args.optimizer == "adamw" else None
         )
         self.weights = self.copies.values
 
@@ -87,7 +89,7 @@ class FullTTA:
             factor = self.args.l2_to_start
             if self.args.ewc:
                 factor = factor + self.args.ewc * self.fisher[name]
-            moved = (weight - self.copies.originals[name]).float()
+            moved = (weight - self.copies.originals[name].to(weight.device)).float()
             total = total + (factor * moved.square()).sum()
         return total
 

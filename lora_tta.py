@@ -60,7 +60,7 @@ class LoRA:
         self.layers = self.new_layers()
         generator = common.stream(clip.seed, clip.video.id, "lora")
         for layer in self.layers.values():
-            layer.lora_A.float(), layer.lora_B.float()
+            layer.lora_A.to(model.device).float(), layer.lora_B.to(model.device).float()
             a = layer.lora_A["default"].weight
             drawn = torch.empty(a.shape)  # as peft does, but the same on every device
             a.data.copy_(torch.nn.init.kaiming_uniform_(drawn, a=5**0.5, generator=generator))

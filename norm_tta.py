@@ -39,7 +39,7 @@ class NormTTA:
         if not names:
             raise common.UsageError(f"--norms {args.norms}: this model has none of these layers")
         # not cast: in bfloat16 a weight near 1 would move in steps of 0.008
-        self.masters, self.delta = common.Masters(model.dit, names, cast=False), None
+        self.masters, self.delta = common.Masters(model, names, cast=False), None
         if args.with_delta:
             self.delta = torch.zeros(model.embedding_width, device=model.device, requires_grad=True)
 

@@ -2,10 +2,10 @@
 
 A backbone has `dit`, `depth`, `block_names`, `embedding_width`, `hidden_width`, `latent_channels`,
 `native` (size, prompt length, guidance scale), `size_multiple`, `device`, `recompute(blocks)`,
-`encode(frames)`, `decode(latents)`, `embed(prompts)`, `velocity(...)`, its last layer alone
-(`before_head(...)`, `head(...)`), `generate(...)` and the sites at which a method acts
-(`timestep_embedding`, `modulation`, `block_output`, `predicted_velocity`). Velocities are
-canonical, noise - latents, whatever the sign of the network.
+`place(plan)`, `encode(frames)`, `decode(latents)`, `embed(prompts)`,
+`velocity(...)`, its last layer alone (`before_head(...)`, `head(...)`), `generate(...)` and the
+sites at which a method acts (`timestep_embedding`, `modulation`, `block_output`,
+`predicted_velocity`). Velocities are canonical, noise - latents, whatever the sign of the network.
 """
 
 from pathlib import Path
@@ -15,12 +15,14 @@ class CheckpointError(ValueError):
     """A checkpoint folder lacks a part, or names a model that no backbone is written for."""
 
 
-def load(checkpoint, device="cpu", dtype=None, network_sign=None):
+def load(checkpoint, device="cpu", dtype=None, network_sign=None, place="none", float8=False):
     """Loads a checkpoint folder (diffusers layout, safetensors weights) as a backbone.
 
     dtype is that of the DiT and the text encoder; by default bfloat16 on a GPU, float32 on a CPU.
     network_sign overrides the sign that turns the network's output into a velocity: for parity with
-    code that had it wrong, never for results. Raises CheckpointError.
+    code that had it wrong, never for results. place says what is offloaded, see LongCat.place; with
+    None all stays on the CPU until that is called. float8 stores the DiT's linear layers so. Raises
+    CheckpointError.
     """
     from backbones.longcat import LongCat  # here: it imports CheckpointError from this file
     from backbones.parts import read_config
@@ -33,5 +35,9 @@ def load(checkpoint, device="cpu", dtype=None, network_sign=None):
             name = read_config(config).get("_class_name")
             if name not in known:
                 raise CheckpointError(f"{config} names {name}; known are {', '.join(known)}")
-            return backbone.from_folder(folder, device, dtype, network_sign)
+            model = backbone.from_folder(folder, device, dtype, float8)
+            model.network_sign = network_sign or model.network_sign
+            if place:
+                model.place(place)
+            return model
     raise CheckpointError(f"{folder} holds no dit/config.json; expected the official folder layout")

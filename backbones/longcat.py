@@ -10,32 +10,31 @@ import itertools
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
-from tqdm import tqdm
-from transformers import AutoTokenizer, UMT5EncoderModel
 
+from backbones import offload
 from backbones.longcat_dit import LongCatVideoTransformer3DModel
 from backbones.parts import (
-    Text,
     autoencoder_class,
     check_parts,
-    clean_prompt,
     load_part,
     load_weights,
     read_config,
     registered,
 )
 from backbones.sampling import guide, schedule
+from backbones.text import PromptEncoder, Text
 
 NATIVE = {"height": 480, "width": 832, "max_sequence_length": 512, "guidance_scale": 4.0}
+STAYS = "adaLN_modulation"  # of a block: read outside its forward
+NOT_FLOAT8 = ("embedder", "adaLN_modulation", "final_layer", "norm")  # read as float32, or small
 
 
 class LongCat:
-    def __init__(
-        self, dit, vae=None, text_encoder=None, tokenizer=None, scheduler=None, native=None
-    ):
-        self.dit, self.vae, self.text_encoder, self.tokenizer = dit, vae, text_encoder, tokenizer
+    def __init__(self, dit, vae=None, prompt_encoder=None, scheduler=None, device=None):
+        self.dit, self.vae, self.prompt_encoder = dit, vae, prompt_encoder
+        self.device = torch.device(device or dit.device)
         self.scheduler = scheduler or FlowMatchEulerDiscreteScheduler(shift=12.0)
-        self.native = NATIVE | (native or {})
+        self.native = dict(NATIVE)
         self.network_sign = -1
         self.depth = len(dit.blocks)
         self.embedding_width = dit.config.adaln_tembed_dim
@@ -43,13 +42,14 @@ class LongCat:
         self.latent_channels = dit.config.out_channels
         self.block_names = [f"blocks.{i}" for i in range(self.depth)]
         self._velocity_site = []
-        for module in (dit, vae, text_encoder):
+        self.placed = None
+        for module in (dit, vae):
             if module is not None:
                 module.requires_grad_(False).eval()
 
     @classmethod
-    def from_folder(cls, folder, device="cpu", dtype=None, network_sign=None):
-        """Loads the official layout: dit/ vae/ text_encoder/ tokenizer/ scheduler/.
+    def from_folder(cls, folder, device="cpu", dtype=None, float8=False):
+        """Loads the official layout: dit/ vae/ text_encoder/ tokenizer/ scheduler/, to the CPU.
 
         An optional model_index.json gives what NATIVE names, where it differs from the release.
         """
@@ -57,23 +57,36 @@ class LongCat:
         dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
         check_parts(folder, ("dit", "vae", "text_encoder", "tokenizer", "scheduler"))
         model = cls(
-            load_weights(LongCatVideoTransformer3DModel, folder / "dit", dtype).to(device),
+            load_weights(LongCatVideoTransformer3DModel, folder / "dit", dtype),
             # float32: it is small, and its rounding would show in every metric
             load_weights(autoencoder_class(folder), folder / "vae", torch.float32),
-            load_weights(UMT5EncoderModel, folder / "text_encoder", dtype),
-            load_part(AutoTokenizer, folder / "tokenizer"),
+            PromptEncoder(folder, dtype),
             load_part(FlowMatchEulerDiscreteScheduler, folder / "scheduler"),
+            device,
         )
+        if float8:
+            offload.store_float8(model.dit, dtype, NOT_FLOAT8)
+            model.dit.has_weight_hooks = True
         index = folder / "model_index.json"
         if index.is_file():
             stated = read_config(index)
             model.native |= {name: stated[name] for name in NATIVE if name in stated}
-        model.network_sign = network_sign or -1
         return model
 
-    @property
-    def device(self):
-        return self.dit.device
+    def place(self, plan):
+        """Where the weights are: "none" is offloaded, the "vae" visits the device only while it
+        works, or also the "blocks" of the DiT, streamed from host memory."""
+        if plan == "blocks" and self.placed != "blocks":
+            self.dit.to("cpu")
+            for name, part in self.dit.named_children():
+                if name != "blocks":
+                    part.to(self.device)
+            offload.stream_blocks(self.dit, self.dit.blocks, self.device, STAYS)
+            self.dit.has_weight_hooks = True
+        elif plan != "blocks":
+            self.dit.to(self.device)
+        self.vae.to("cpu" if plan != "none" else self.device)
+        self.placed = plan
 
     @property
     def size_multiple(self):
@@ -94,7 +107,7 @@ class LongCat:
             raise ValueError(
                 f"frames must number 4k + 1, got {frames.shape[2]}: the rest is dropped"
             )
-        with self._on_device(self.vae) as vae:
+        with self._vae_on_device() as vae:
             x = frames.to(self.device, torch.float32) * 2 - 1
             z = vae.encode(x).latent_dist.mode()
         return (z - self._moment("latents_mean")) / self._moment("latents_std")
@@ -103,40 +116,25 @@ class LongCat:
     def decode(self, latents):
         """latents (B, C, 1 + k, h, w) -> frames (B, 3, 1 + 4k, 8h, 8w) in 0..1, float32."""
         z = latents.float() * self._moment("latents_std") + self._moment("latents_mean")
-        with self._on_device(self.vae) as vae:
+        with self._vae_on_device() as vae:
             x = vae.decode(z, return_dict=False)[0]
         return (x / 2 + 0.5).clamp(0, 1)
 
-    @torch.no_grad()
     def embed(self, prompts):
-        """Text of the prompts, on the CPU, padded to the length the model was trained with.
-
-        One prompt a pass: in a batch its last bits would depend on the others.
-        """
-        passes = []
-        with self._on_device(self.text_encoder) as encoder:
-            for prompt in tqdm(prompts, "prompts", unit="prompt", disable=None, leave=False):
-                tokens = self.tokenizer(
-                    [clean_prompt(prompt)],
-                    padding="max_length",
-                    max_length=self.native["max_sequence_length"],
-                    truncation=True,
-                    return_tensors="pt",
-                ).to(self.device)
-                out = encoder(tokens.input_ids, tokens.attention_mask).last_hidden_state
-                passes.append(Text(out[:, None], tokens.attention_mask).to("cpu"))
-        return Text.joined(passes)
+        """Text of the prompts, on the CPU, padded to the length the model was trained with; loads
+        the text encoder and lets it go."""
+        return self.prompt_encoder(prompts, self.device, self.native["max_sequence_length"])
 
     def _moment(self, name):
         return torch.tensor(self.vae.config[name], device=self.device).view(1, -1, 1, 1, 1)
 
     @contextlib.contextmanager
-    def _on_device(self, module):
-        """Holds the VAE or text encoder beside the DiT only while it works."""
+    def _vae_on_device(self):
         try:
-            yield module.to(self.device)
+            yield self.vae.to(self.device)
         finally:
-            module.to("cpu")
+            if self.placed != "none":
+                self.vae.to("cpu")
 
     # Sites
 
@@ -176,7 +174,8 @@ class LongCat:
         x = torch.cat([cond_latents, noisy_latents], dim=2)
         timestep = (1000 * sigma.to(x))[:, None].repeat(1, x.shape[2])
         timestep[:, :context] = 0
-        return self._call(x, timestep, text.expand(batch), num_cond_latents=context)[:, :, context:]
+        given = {"num_cond_latents": context, "noise_only": True}
+        return self._call(x, timestep, text.expand(batch), **given)
 
     @torch.no_grad()
     def before_head(self, noisy_latents, sigma, cond_latents, text):
@@ -190,8 +189,7 @@ class LongCat:
 
         with self.block_output(keep), self.timestep_embedding(keep):
             self.velocity(noisy_latents, sigma, cond_latents, text)
-        tokens = found["x"].unflatten(1, (found["e"].shape[1], -1))
-        return tokens[:, -frames:].clone(), found["e"][:, -frames:].clone()
+        return found["x"].unflatten(1, (frames, -1)).clone(), found["e"][:, -frames:].clone()
 
     def head(self, x, e, shape):
         """Velocity shaped `shape` (B, C, T, h, w) of what `before_head` gave; no velocity site."""

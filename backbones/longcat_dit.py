@@ -16,9 +16,15 @@ import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
-from backbones.longcat_layers import Block, FinalLayer, linear_fp32, timestep_sinusoid
+from backbones.longcat_layers import (
+    Block,
+    FinalLayer,
+    linear_fp32,
+    rotary_table,
+    timestep_sinusoid,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +81,7 @@ class LongCatVideoTransformer3DModel(ModelMixin, ConfigMixin):
         self.blocks = nn.ModuleList(Block(width, num_heads, mlp_ratio, time) for _ in range(depth))
         self.final_layer = FinalLayer(width, math.prod(patch) * out_channels, time)
         self.recompute_blocks = 0
+        self.has_weight_hooks = False  # which must see the end of a recomputed block too
         self.sites = {"timestep_embedding": [], "modulation": [], "block_output": []}
 
     def use_flash_attention(self):
@@ -95,33 +102,41 @@ class LongCatVideoTransformer3DModel(ModelMixin, ConfigMixin):
         kv_cache_dict=None,
         skip_crs_attn=False,
         offload_kv_cache=False,
+        noise_only=False,
     ):
         """Raw prediction of latents - noise, float32, shaped like hidden_states.
 
         hidden_states (B, C, T, H, W); timestep (B,) or (B, T) in 0..1000; encoder_hidden_states (B,
         1, L, text width); encoder_attention_mask (B, L). The first num_cond_latents frames are
         clean context. With return_kv also {block: (k, v)}, each (B, heads, N, D), to be given as
-        kv_cache_dict to calls that hold the other frames only.
+        kv_cache_dict to calls that hold the other frames only. With noise_only (ours, not the
+        official code's) the context is left out of the result, and of most of the last block.
         """
         x = hidden_states.to(self.weight_dtype)
         grid = self._grid(x)
         if timestep.ndim == 1:
             timestep = timestep[:, None].expand(-1, grid[0])
         sigma = timestep.float() / 1000
-        x = self.x_embedder.proj(x).flatten(2).transpose(1, 2)
+        # contiguous, as what leaves a block: a compiled block meets one layout
+        x = self.x_embedder.proj(x).flatten(2).transpose(1, 2).contiguous()
         e = self._embed_timestep(timestep)
         given = encoder_hidden_states, encoder_attention_mask
         text, mask = (None, None) if skip_crs_attn else self._embed_text(*given)
+        clean = 0 if kv_cache_dict else num_cond_latents * grid[1] * grid[2]
+        rotary = self._rotary(grid, num_cond_latents if kv_cache_dict else 0, x.device)
         run = functools.partial(
-            self._run_block, e=e, sigma=sigma, text=text, text_mask=mask, grid=grid,
-            num_cond_latents=num_cond_latents,
-        )  # fmt: skip
+            self._run_block, e=e, sigma=sigma, text=text, text_mask=mask, rotary=rotary, clean=clean
+        )
         caches = {}
-        for i in range(len(self.blocks)):
-            x, fresh = run(i, x, cache=(kv_cache_dict or {}).get(i))
+        last = len(self.blocks) - 1
+        for i in range(last + 1):
+            left_out = noise_only and i == last
+            x, fresh = run(i, x, cache=(kv_cache_dict or {}).get(i), noise_only=left_out)
             if return_kv:
                 caches[i] = tuple(c.cpu() if offload_kv_cache else c.contiguous() for c in fresh)
-        e = self._site("timestep_embedding", len(self.blocks), e, sigma)
+        e = self._site("timestep_embedding", last + 1, e, sigma)
+        if noise_only:
+            e, grid = e[:, num_cond_latents:], (grid[0] - num_cond_latents, *grid[1:])
         out = self.head(x.unflatten(1, (grid[0], -1)), e, grid)
         return (out, caches) if return_kv else out
 
@@ -132,6 +147,11 @@ class LongCatVideoTransformer3DModel(ModelMixin, ConfigMixin):
                 f"latent height and width must be multiples of {ph, pw}, got {x.shape[3:]}"
             )
         return x.shape[2], x.shape[3] // ph, x.shape[4] // pw
+
+    def _rotary(self, grid, cached_frames, device):  # the tables of queries and of keys
+        head = self.config.hidden_size // self.config.num_heads
+        keys = rotary_table((grid[0] + cached_frames, *grid[1:]), head, device)
+        return tuple(part[-math.prod(grid) :] for part in keys), keys
 
     @property
     def weight_dtype(self):
@@ -145,15 +165,14 @@ class LongCatVideoTransformer3DModel(ModelMixin, ConfigMixin):
 
     def _run_block(self, i, x, *, e, sigma, **more):
         """Block i with its sites; the first recompute_blocks blocks are recomputed in backward."""
-        block = self.blocks[i]
-        if i < self.recompute_blocks and torch.is_grad_enabled():
-            block = functools.partial(
-                checkpoint, block, use_reentrant=False, preserve_rng_state=False
-            )
         e = self._site("timestep_embedding", i, e, sigma)
         # bound now: a recomputed block must meet the functions that its forward met
-        modulation_site = functools.partial(_apply, tuple(self.sites["modulation"]), i)
-        x, fresh = block(x, e, modulation_site=modulation_site, **more)
+        edit = functools.partial(_apply, tuple(self.sites["modulation"]), i)
+        run = functools.partial(_modulated, self.blocks[i], edit, **more)
+        if i < self.recompute_blocks and torch.is_grad_enabled():
+            run = functools.partial(checkpoint, run, use_reentrant=False, preserve_rng_state=False)
+        with set_checkpoint_early_stop(not self.has_weight_hooks):
+            x, fresh = run(x, e)
         return self._site("block_output", i, x), fresh
 
     def _site(self, name, i, value, *more):
@@ -181,6 +200,10 @@ class LongCatVideoTransformer3DModel(ModelMixin, ConfigMixin):
         _, ph, pw = self.config.patch_size
         x = x.unflatten(-1, (ph, pw, -1)).unflatten(2, grid[1:])  # (B, T, H', W', ph, pw, C_out)
         return x.permute(0, 6, 1, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4)
+
+
+def _modulated(block, edit, x, e, **more):
+    return block(x, edit(block.modulation(e)), **more)
 
 
 def _apply(functions, i, value, *more):

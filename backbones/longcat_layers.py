@@ -3,7 +3,7 @@
 Norms, rotary embedding, modulation, gating and the final layer are computed in float32 whatever the
 weights are, as in meituan-longcat/LongCat-Video 6b3f4b8 (longcat_video/modules/blocks.py,
 attention.py). Shape letters: B batch, T latent frames, S tokens per frame, N = T * S, C hidden
-size, D head size.
+size, D head size. `clean` counts the leading tokens of x that are context.
 """
 
 import functools
@@ -19,7 +19,13 @@ def linear_fp32(layer, x):
 
 
 def modulate(x, shift, scale):  # x (B, T, S, C); shift, scale (B, T, 1, C) float32
-    return (F.layer_norm(x.float(), x.shape[-1:], eps=1e-6) * (1 + scale) + shift).to(x.dtype)
+    normed = F.layer_norm(x.float(), x.shape[-1:], eps=1e-6)
+    return torch.addcmul(shift, normed, 1 + scale).to(x.dtype)
+
+
+def add_gated(x, gate, h, frames):  # x + gate * h; x, h (B, N, C); gate (B, T, 1, C) float32
+    out = torch.addcmul(x.unflatten(1, frames), gate, h.unflatten(1, frames))
+    return out.flatten(1, 2).to(x.dtype)
 
 
 def timestep_sinusoid(timestep, width):  # (M,) -> (M, width): cosines, then sines
@@ -31,7 +37,8 @@ def timestep_sinusoid(timestep, width):  # (M,) -> (M, width): cosines, then sin
 
 @functools.lru_cache(maxsize=16)
 def rotary_table(grid, head_dim, device):
-    """Cosines and sines (N, D / 2) float32 of the rotary angles over the grid (T, H, W)."""
+    """Cosines, sines, and both as complex numbers (N, D / 2) of the rotary angles over the grid (T,
+    H, W), float32."""
     spatial = 2 * (head_dim // 6)
     angles = []
     for axis, (size, width) in enumerate(
@@ -43,15 +50,19 @@ def rotary_table(grid, head_dim, device):
         shape[axis] = size
         angles.append(angle.view(shape).expand(*grid, -1))
     angles = torch.cat(angles, dim=-1).flatten(0, 2)
-    return angles.cos(), angles.sin()
+    return angles.cos(), angles.sin(), torch.polar(torch.ones_like(angles), angles)
 
 
 def rotate(x, table):
     """Turns the channel pairs (0, 1), (2, 3), ... of x (B, heads, N, D) by the table's angles, in
     float32."""
-    cos, sin = table
-    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
-    turned = torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1)
+    cos, sin, turn = table
+    pairs = x.float().unflatten(-1, (-1, 2))
+    if torch.compiler.is_compiling():  # what a compiler fuses, and it knows no complex numbers
+        even, odd = pairs.unbind(-1)
+        turned = torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1)
+    else:
+        turned = torch.view_as_real(torch.view_as_complex(pairs) * turn)
     return turned.flatten(-2).to(x.dtype)
 
 
@@ -71,9 +82,8 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x):
-        x32 = x.float()
-        normed = x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + 1e-6)
-        return (normed.to(x.dtype) * self.weight).to(x.dtype)  # the weight may be float32
+        normed = F.rms_norm(x, x.shape[-1:], eps=1e-6)  # computed in float32
+        return (normed * self.weight).to(x.dtype)  # the weight may be float32
 
 
 class LayerNorm32(nn.LayerNorm):
@@ -92,11 +102,12 @@ class SelfAttention(nn.Module):
         self.q_norm, self.k_norm = RMSNorm(width // heads), RMSNorm(width // heads)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x, grid, num_cond_latents, cache):
-        """x (B, N, C) -> the same, and (k, v) before the rotary embedding. grid is that of x.
+    def forward(self, x, rotary, clean, cache, noise_only=False):
+        """x (B, N, C) -> the same, and (k, v) before the rotary embedding.
 
-        With a cache, x holds the noise frames that follow the cached num_cond_latents frames;
-        without, its first num_cond_latents frames attend only to each other.
+        rotary holds the tables of the queries and of the keys. With a cache, x holds the noise
+        frames that follow the cached ones; without, its `clean` tokens attend only to each other.
+        With noise_only these are left out of the first output.
         """
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         q, k = self.q_norm(q), self.k_norm(k)
@@ -106,17 +117,11 @@ class SelfAttention(nn.Module):
                 torch.cat([old.to(new.device).expand(len(new), -1, -1, -1), new], dim=2)
                 for old, new in zip(cache, fresh, strict=True)
             )
-            grid = (grid[0] + num_cond_latents, *grid[1:])
-        cos, sin = rotary_table(grid, q.shape[-1], q.device)
-        q = rotate(q, (cos[-q.shape[2] :], sin[-q.shape[2] :]))
-        k = rotate(k, (cos, sin))
-        clean = num_cond_latents * grid[1] * grid[2] if cache is None else 0
-        if clean:
+        q, k = rotate(q, rotary[0]), rotate(k, rotary[1])
+        out = attend(q[:, :, clean:], k, v, flash=self.flash)
+        if clean and not noise_only:
             head = attend(q[:, :, :clean], k[:, :, :clean], v[:, :, :clean], flash=self.flash)
-            tail = attend(q[:, :, clean:], k, v, flash=self.flash)
-            out = torch.cat([head, tail], dim=2)
-        else:
-            out = attend(q, k, v, flash=self.flash)
+            out = torch.cat([head, out], dim=2)
         return self.proj(out.transpose(1, 2).flatten(2)), fresh
 
 
@@ -161,28 +166,34 @@ class Block(nn.Module):
         self.cross_attn = CrossAttention(width, heads)
         self.ffn = FeedForward(width, width * mlp_ratio)
 
-    def forward(self, x, e, text, text_mask, grid, num_cond_latents, cache, modulation_site):
-        """x (B, N, C), e (B, T, width) float32 -> x after the block and its self-attention's (k,
-        v).
+    def modulation(self, e):  # (B, T, width) -> (B, T, 6C) float32
+        return linear_fp32(self.adaLN_modulation[1], F.silu(e))
 
-        Without text there is no cross-attention. `modulation_site` edits the adaLN output (B, T,
-        6C).
-        """
-        dtype, frames = x.dtype, (grid[0], -1)
-        m = modulation_site(linear_fp32(self.adaLN_modulation[1], F.silu(e))).unsqueeze(2)
-        shift_attn, scale_attn, gate_attn, shift_ffn, scale_ffn, gate_ffn = m.chunk(6, dim=-1)
+    def forward(self, x, m, text, text_mask, rotary, clean, cache, noise_only=False):
+        """x (B, N, C), m (B, T, 6C) float32: what `modulation` gave -> x after the block and its
+        self-attention's (k, v). Without text there is no cross-attention. With noise_only x leaves
+        without its `clean` tokens."""
+        frames = (m.shape[1], -1)
+        m = m.unsqueeze(2).chunk(6, dim=-1)
+        shift_attn, scale_attn, gate_attn, shift_ffn, scale_ffn, gate_ffn = m
 
         h = modulate(x.unflatten(1, frames), shift_attn, scale_attn).flatten(1, 2)
-        h, fresh = self.attn(h, grid, num_cond_latents, cache)
-        x = (x + (gate_attn * h.unflatten(1, frames)).flatten(1, 2)).to(dtype)
+        h, fresh = self.attn(h, rotary, clean, cache, noise_only)
+        if noise_only:
+            context = clean * frames[0] // x.shape[1]
+            x, clean, frames = x[:, clean:], 0, (frames[0] - context, -1)
+            gate_attn, *later = (
+                part[:, context:] for part in (gate_attn, shift_ffn, scale_ffn, gate_ffn)
+            )
+            shift_ffn, scale_ffn, gate_ffn = later
+        x = add_gated(x, gate_attn, h, frames)
 
         if text is not None:
-            clean = num_cond_latents * grid[1] * grid[2] if cache is None else 0
             h = self.cross_attn(self.pre_crs_attn_norm(x[:, clean:]), text, text_mask)
             x = x + F.pad(h, (0, 0, clean, 0))  # context frames get exactly nothing from the text
 
         h = self.ffn(modulate(x.unflatten(1, frames), shift_ffn, scale_ffn).flatten(1, 2))
-        return (x + (gate_ffn * h.unflatten(1, frames)).flatten(1, 2)).to(dtype), fresh
+        return add_gated(x, gate_ffn, h, frames), fresh
 
 
 class FinalLayer(nn.Module):

@@ -1,14 +1,8 @@
-"""What backbones share: loading a part of a checkpoint, prompt text, registering a function at a
-site."""
+"""What backbones share: loading a part of a checkpoint, registering a function at a site."""
 
 import contextlib
-import html
 import json
-from dataclasses import dataclass
 
-import ftfy
-import torch
-import transformers
 from diffusers import AutoencoderKLWan
 from diffusers.models.modeling_utils import ModelMixin
 from safetensors import SafetensorError
@@ -16,34 +10,7 @@ from safetensors import SafetensorError
 from backbones import CheckpointError
 from backbones.linear_autoencoder import LinearVideoAutoencoder
 
-transformers.utils.logging.disable_progress_bar()  # one bar: that over the videos
 AUTOENCODERS = {cls.__name__: cls for cls in (AutoencoderKLWan, LinearVideoAutoencoder)}
-
-
-@dataclass(frozen=True)
-class Text:
-    """Prompt embeddings (B, 1, L, width) and their mask (B, L)."""
-
-    embeds: torch.Tensor
-    mask: torch.Tensor
-
-    def to(self, device):
-        return Text(self.embeds.to(device), self.mask.to(device))
-
-    def expand(self, batch):
-        return Text(self.embeds.expand(batch, -1, -1, -1), self.mask.expand(batch, -1))
-
-    def __getitem__(self, rows):
-        return Text(self.embeds[rows], self.mask[rows])
-
-    @classmethod
-    def joined(cls, texts):
-        return cls(torch.cat([t.embeds for t in texts]), torch.cat([t.mask for t in texts]))
-
-
-def clean_prompt(text):
-    """Text repair, html entities and white space, as the official sampler does."""
-    return " ".join(html.unescape(html.unescape(ftfy.fix_text(text))).split())
 
 
 @contextlib.contextmanager

@@ -10,7 +10,6 @@ args)` (in place of all steps), `details` (added to the record) and `save(folder
 
 import math
 import re
-import time
 
 import torch
 
@@ -22,6 +21,7 @@ from common.loss import (
     random_losses,
     stream,
 )
+from common.stages import stage
 from common.stopping import early_stopping
 
 MAX_GRAD_NORM = 1.0
@@ -34,21 +34,21 @@ def adapt(model, method, clip, args, show=lambda line: None, stopping=None):
     checks of the early stopping, whether the adaptation diverged (then the best state is put back,
     or the first), what is kept, parameter count, norms and distances from the start, seconds.
     """
-    other_loss = loss_on_other(model, clip)
-    started = time.perf_counter()
+    other_loss, costs = loss_on_other(model, clip), {}
     parameters = method.named_parameters()
-    stopping = stopping or early_stopping(model, clip, args, parameters.values())
     losses, sigmas, diverged = [], [], False
-    for loss, drawn, finite in take_steps(model, method, clip, args):
-        losses.append(finite_or_none(loss))
-        sigmas.append(drawn)
-        show(f"step {len(losses)}/{args.steps} loss {loss:.4f}")
-        diverged = not finite
-        if diverged or stopping.ends_after(len(losses), last=hasattr(method, "solve")):
-            break
-    diverged = diverged or not all(p.isfinite().all() for p in parameters.values())
-    if diverged or stopping.every:
-        stopping.restore()
+    with stage(costs, "adapt", model.device):
+        stopping = stopping or early_stopping(model, clip, args, parameters.values())
+        for loss, drawn, finite in take_steps(model, method, clip, args):
+            losses.append(finite_or_none(loss))
+            sigmas.append(drawn)
+            show(f"step {len(losses)}/{args.steps} loss {loss:.4f}")
+            diverged = not finite
+            if diverged or stopping.ends_after(len(losses), last=hasattr(method, "solve")):
+                break
+        diverged = diverged or not all(p.isfinite().all() for p in parameters.values())
+        if diverged or stopping.every:
+            stopping.restore()
     kept_step = stopping.best_step if diverged or stopping.every else len(losses)
     return {
         "losses": losses,
@@ -61,7 +61,7 @@ def adapt(model, method, clip, args, show=lambda line: None, stopping=None):
         "adapted_parameters": sum(p.numel() for p in parameters.values()),
         **getattr(method, "details", {}),
         "stop_seconds": stopping.seconds,
-        "adapt_seconds": time.perf_counter() - started,
+        **costs,
         **distances(model, parameters, stopping.start),
         "forgetting": forgetting(model, clip, other_loss),
     }
@@ -73,27 +73,33 @@ def take_steps(model, method, clip, args):
     if not args.steps:
         return
     if hasattr(method, "solve"):
-        yield *method.solve(model, clip, args), True
+        yield *within_memory(model, lambda: method.solve(model, clip, args)), True
         return
     optimizer = method.optimizer(args)
     schedule = method.schedule(optimizer) if hasattr(method, "schedule") else None
     draw = getattr(method, "losses", random_losses)
     for sigmas, compute_loss in draw(model, clip, args):
-        loss, finite = take_step(method, optimizer, compute_loss)
+        loss, finite = take_step(model, method, optimizer, compute_loss)
         optimizer.zero_grad(set_to_none=True)
         if schedule and finite:
             schedule.step()
         yield loss, sigmas, finite
 
 
-def take_step(method, optimizer, compute_loss):
+def take_step(model, method, optimizer, compute_loss):
     """One update; returns the loss before it and whether it and its gradient were finite. If not,
     nothing changes."""
-    loss = compute_loss()
+
+    def gradient():
+        optimizer.zero_grad(set_to_none=True)  # of an attempt that ran out of memory
+        loss = compute_loss()
+        if loss.isfinite():
+            (loss + method.penalty() if hasattr(method, "penalty") else loss).backward()
+        return loss.detach()
+
+    loss = within_memory(model, gradient, backward=True)
     if not loss.isfinite():
         return loss.item(), False
-    total = loss + method.penalty() if hasattr(method, "penalty") else loss
-    total.backward()
     norms = [
         torch.nn.utils.clip_grad_norm_(group, MAX_GRAD_NORM) for group in clipped_together(method)
     ]
@@ -101,6 +107,12 @@ def take_step(method, optimizer, compute_loss):
     if finite:
         optimizer.step()
     return loss.item(), finite
+
+
+def within_memory(model, attempt, backward=False):
+    """attempt(), by the placement of a model that load_model has loaded."""
+    placement = getattr(model, "placement", None)
+    return placement.run(attempt, backward) if placement else attempt()
 
 
 def clipped_together(method):
@@ -170,33 +182,27 @@ def generate(model, clip, args, record):
 
     The initial noise is the video's own stream, so two methods continue from the same one.
     """
-    started = time.perf_counter()
     shape = list(clip.cond_latents.shape)
     shape[2] = clip.window.new_latents
     noise = torch.randn(shape, generator=stream(clip.seed, clip.video.id, "initial noise"))
-    latents = model.generate(
-        clip.cond_latents,
-        clip.text,
-        clip.negative_text,
-        noise,
-        steps=args.sampling_steps,
-        guidance_scale=guidance_scale(model, args),
-        enhance_hf=args.enhance_hf,
-    )
-    synchronize(model.device)
-    generated = time.perf_counter()
-    frames = model.decode(torch.cat([clip.cond_latents, latents], dim=2))[0].transpose(0, 1)
-    frames = frames[clip.window.cond_frames :][: clip.window.gen_frames].cpu()
-    record["generate_seconds"] = generated - started
-    record["decode_seconds"] = time.perf_counter() - generated
-    return frames
+    with stage(record, "generate", model.device):
+        latents = within_memory(
+            model,
+            lambda: model.generate(
+                clip.cond_latents,
+                clip.text,
+                clip.negative_text,
+                noise,
+                steps=args.sampling_steps,
+                guidance_scale=guidance_scale(model, args),
+                enhance_hf=args.enhance_hf,
+            ),
+        )
+    with stage(record, "decode", model.device):
+        latents = torch.cat([clip.cond_latents, latents], dim=2)
+        frames = within_memory(model, lambda: model.decode(latents))[0].transpose(0, 1)
+        return frames[clip.window.cond_frames :][: clip.window.gen_frames].cpu()
 
 
 def guidance_scale(model, args):
     return model.native["guidance_scale"] if args.guidance_scale is None else args.guidance_scale
-
-
-def synchronize(device):
-    """Waits for the GPU, so that what is timed next does not include what came before."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -41,15 +41,19 @@ class Claims:
             self.held.add(path)
         return True
 
+    def is_free(self, name):
+        """Whether no other worker has `name`."""
+        path = self.folder / f"{name}.claim"
+        return path in self.held or not is_live(path)
+
     def in_turn(self, videos, waiting):
-        """Each video once, while its claim is held; at the end those that other workers had, when
-        they have given them back. waiting(line) is told of that."""
+        """Each video once, with its claim, which is the caller's to release; at the end those that
+        other workers had, when they have given them back. waiting(line) is told of that."""
         while videos:
             left = []
             for video in videos:
                 if self.take(video.id):
                     yield video
-                    self.release(video.id)
                 else:
                     left.append(video)
             if left == videos:

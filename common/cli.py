@@ -6,6 +6,7 @@ from pathlib import Path
 
 from common.clip import Window
 from common.errors import UsageError
+from common.placement import PLANS
 from common.values import (
     at_least,
     count_of_blocks,
@@ -116,8 +117,9 @@ def add_adaptation(group):
         "--seed", type=int, default=42, help="of every random stream, with the video's id"
     )
     group.add_argument(
-        "--checkpointing", type=count_of_blocks, default="all", metavar="all|none|N",
-        help="blocks recomputed in backward: less memory, more time, same numbers",
+        "--checkpointing", type=count_of_blocks, default="auto", metavar="auto|all|none|N",
+        help="blocks recomputed in backward: less memory, more time, same numbers; auto: as few as "
+        "the free memory needs, by a block measured in the first step",
     )  # fmt: skip
     group.add_argument(
         "--draws", type=at_least(1), default=1, metavar="K",
@@ -205,6 +207,31 @@ def add_run(group):
         default="sdpa",
         help="flash needs the flash-attn package",
     )
+    group.add_argument(
+        "--offload", choices=("auto", *PLANS), default="auto",
+        help="what waits in host memory: the vae while it has nothing to do, or also the blocks of "
+        "the DiT, streamed while the one before computes; auto: by free memory; same numbers",
+    )  # fmt: skip
+    group.add_argument(
+        "--weights", choices=("bf16", "fp8"), default="bf16",
+        help="fp8 keeps the DiT's linear layers in half the memory; other numbers. On a CPU bf16 "
+        "means float32",
+    )  # fmt: skip
+    group.add_argument(
+        "--compile", action="store_true",
+        help="torch.compile of the repeated block: a minute at the start, then faster steps",
+    )  # fmt: skip
+    group.add_argument(
+        "--cache", type=Path, metavar="FOLDER",
+        help="prompts embedded once and for all; ~/.cache/adasteer where not given",
+    )  # fmt: skip
+    group.add_argument(
+        "--cache-latents", action="store_true", help="keep the latents of the clips there too"
+    )
+    group.add_argument(
+        "--profile", action="store_true",
+        help="trace the first video with torch's profiler: trace.json.gz in --out",
+    )  # fmt: skip
     group.add_argument(
         "--lpips-weights", type=Path, metavar="FILE",
         help="torchvision's alexnet-owt-7be5be79.pth; that in torch hub's cache where not given",

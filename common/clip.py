@@ -1,13 +1,12 @@
 """A clip as the model sees it: which frames condition, adapt and score, and their latents."""
 
-import time
 from dataclasses import dataclass, field, replace
 
 import torch
-import torch.nn.functional as F
 
 from common.data import LATENT_FRAMES, Video, read_frames, sha256
 from common.errors import UsageError
+from common.stages import stage
 
 
 @dataclass(frozen=True)
@@ -54,6 +53,13 @@ class Window:
     def stop(self):
         return self.anchor + self.gen_frames
 
+    def indices(self):  # half-open, as in Python
+        return {
+            "tta": [self.anchor - self.tta_frames, self.anchor],
+            "conditioning": [self.anchor - self.cond_frames, self.anchor],
+            "generated": [self.anchor, self.stop],
+        }
+
     @property
     def new_latents(self):
         return -(-self.gen_frames // LATENT_FRAMES)
@@ -88,35 +94,51 @@ class Clip:
     truth: torch.Tensor  # the frames that really followed, gen_frames of them
     text: object
     negative_text: object
-    encode_seconds: float
+    costs: dict = field(default_factory=dict)  # of encoding, as in common.stages
     preflight: dict = field(default_factory=dict)
     other: "Clip | None" = None  # another video, on which forgetting is measured
 
 
-def load_clip(model, video, window, size, text, negative_text, seed):
-    """Decodes and encodes one video. Raises VideoError when it is unreadable or too short."""
-    started = time.perf_counter()
+@dataclass(frozen=True)
+class Footage:
+    frames: torch.Tensor  # (F, 3, H, W) in 0..1: those seen, then the truth
+    fps: float
+    sha256: str
+
+
+def read_footage(video, window, size):
+    """Raises VideoError when the file is unreadable or too short."""
     frames, fps = read_frames(video.path, window.first, window.stop, size)
-    seen, truth = frames.split([window.anchor - window.first, window.gen_frames])
-    cond = seen[-window.cond_frames :]
-    latents = encode(model, seen[-window.tta_frames :])
+    return Footage(frames, fps, sha256(video.path))
+
+
+def load_clip(model, video, window, size, text, negative_text, seed, footage=None, encode=None):
+    """Encodes one video; reads it where its footage is not given. encode(frames, name) gives the
+    latents (1, C, 1 + F // 4, h, w) of frames (F, 3, H, W)."""
+    costs, encode = {}, encode or (lambda frames, name: encode_frames(model, frames))
+    with stage(costs, "encode", model.device):
+        footage = footage or read_footage(video, window, size)
+        seen, truth = footage.frames.split([window.anchor - window.first, window.gen_frames])
+        cond = seen[-window.cond_frames :]
+        latents = encode(seen[-window.tta_frames :], "tta")
+        same = window.cond_frames == window.tta_frames
+        cond_latents = latents if same else encode(cond, "cond")
     stop = latents.shape[2] - window.held_out_latents
-    same = window.cond_frames == window.tta_frames
     return Clip(
-        video, window, seed, sha256(video.path), fps,
+        video, window, seed, footage.sha256, footage.fps,
         context=latents[:, :, : window.context_latents],
         target=latents[:, :, window.context_latents : stop],
         held_out=latents[:, :, stop:],
-        cond_latents=latents if same else encode(model, cond),
+        cond_latents=cond_latents,
         cond_frames=cond,
         truth=truth,
         text=text.to(model.device),
         negative_text=negative_text.to(model.device),
-        encode_seconds=time.perf_counter() - started,
+        costs=costs,
     )  # fmt: skip
 
 
-def encode(model, frames):  # (F, 3, H, W) -> (1, C, 1 + F // 4, h, w)
+def encode_frames(model, frames):  # (F, 3, H, W) -> (1, C, 1 + F // 4, h, w)
     return model.encode(frames.transpose(0, 1)[None])
 
 
@@ -126,8 +148,6 @@ def mean_change(frames):
 
 
 def side_by_side(clip, frames):
-    """Conditioning and what followed, truth left, generated right, at least 256 pixels high."""
+    """Conditioning and what followed, truth left, generated right."""
     pair = [torch.cat([clip.cond_frames, x]) for x in (clip.truth, frames)]
-    both = torch.cat(pair, dim=3)
-    factor = -(-256 // both.shape[2])
-    return F.interpolate(both, scale_factor=factor, mode="nearest") if factor > 1 else both
+    return torch.cat(pair, dim=3)

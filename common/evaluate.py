@@ -1,32 +1,48 @@
 """All scores of one generated clip, and the two references that a table needs beside them."""
 
+import hashlib
+from importlib.metadata import version
+from pathlib import Path
+
 import torch
 
+from common import metrics, motion
 from common.data import LATENT_FRAMES
 from common.metrics import score
-from common.motion import motion_scores
+from common.motion import Motion, motion_scores
+
+# what scores depend on beside the pictures: the code that computes them
+SCORES = [hashlib.sha256(Path(m.__file__).read_bytes()).hexdigest() for m in (metrics, motion)] + [
+    version(name) for name in ("scikit-image", "opencv-python-headless")
+]
 
 
-def evaluate(frames, truth, before, lpips=None):
-    """frames and truth (F, 3, H, W) float in 0..1, which follow the frame before (3, H, W)."""
-    return score(frames, truth, lpips) | motion_scores(frames, truth, before)
+def evaluate(frames, clip, lpips=None):
+    """Scores of frames (gen_frames, 3, H, W) in 0..1, per frame and as means."""
+    before = clip.cond_frames[-1]
+    real = Motion.of(clip.truth, before)
+    return score(frames, clip.truth, lpips) | motion_scores(frames, real, before)
 
 
-def references(model, clip, lpips=None):
+def references(clip, reconstruction, lpips=None):
     """Means for the same frames: of repeating the last frame before them, and of the real ones
     through the autoencoder and back (the ceiling of any method)."""
-    before, truth = clip.cond_frames[-1], clip.truth
-    real = torch.cat([clip.cond_frames, truth])
-    more = -(len(real) - 1) % LATENT_FRAMES  # to 4k + 1, at the end: the autoencoder is causal
-    real = torch.cat([real, real[-1:].expand(more, -1, -1, -1)])
-    again = model.decode(model.encode(real.transpose(0, 1)[None]))[0].transpose(0, 1).cpu()
-    after = again[len(clip.cond_frames) :][: len(truth)]
-    shown = {"repeat_last": before.expand_as(truth), "reconstruction": after}
+    before = clip.cond_frames[-1]
+    shown = {"repeat_last": before.expand_as(clip.truth), "reconstruction": reconstruction}
     return {
         name: {
             key: value
-            for key, value in evaluate(frames, truth, before, lpips).items()
+            for key, value in evaluate(frames, clip, lpips).items()
             if not key.endswith("_per_frame")
         }
         for name, frames in shown.items()
     }
+
+
+def reconstruct(model, clip):
+    """The real frames (gen_frames, 3, H, W) through the autoencoder and back, on the CPU."""
+    real = torch.cat([clip.cond_frames, clip.truth])
+    more = -(len(real) - 1) % LATENT_FRAMES  # to 4k + 1, at the end: the autoencoder is causal
+    real = torch.cat([real, real[-1:].expand(more, -1, -1, -1)])
+    again = model.decode(model.encode(real.transpose(0, 1)[None]))[0].transpose(0, 1)
+    return again[len(clip.cond_frames) :][: len(clip.truth)].cpu()

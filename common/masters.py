@@ -21,18 +21,18 @@ class Cast(nn.Module):
 
 
 class Masters:
-    """values: {name: Parameter}, copies of the parameters of `dit` that `names` lists, in dtype or,
-    where that is None, in their own. originals: the parameters themselves, which never change.
+    """values: {name: Parameter}, copies of the parameters of model.dit that `names` lists, in dtype
+    or, where that is None, in their own. originals: the parameters themselves, which never change.
 
     With `cast` the forward sees each in its weight's own type, rounded to it; without it sees the
     copies as they are, for layers that compute in float32 anyway.
     """
 
-    def __init__(self, dit, names, dtype=torch.float32, cast=True):
-        self.dit, self.cast = dit, cast
-        self.originals = {name: dit.get_parameter(name) for name in names}
+    def __init__(self, model, names, dtype=torch.float32, cast=True):
+        self.dit, self.cast = model.dit, cast
+        self.originals = {name: self.dit.get_parameter(name) for name in names}
         self.values = {
-            name: nn.Parameter(p.detach().to(dtype or p.dtype, copy=True))
+            name: nn.Parameter(p.detach().to(model.device, dtype or p.dtype, copy=True))
             for name, p in self.originals.items()
         }
 

@@ -4,7 +4,6 @@ import functools
 from pathlib import Path
 
 import torch
-from skimage.metrics import structural_similarity
 
 from common.errors import UsageError
 
@@ -48,6 +47,8 @@ def psnr_db(a, b, data_range=1.0):
 
 
 def ssim(a, b, data_range=1.0):
+    from skimage.metrics import structural_similarity  # here: a program starts faster without
+
     a, b = (x.double().permute(1, 2, 0).numpy() for x in (a, b))
     return float(
         structural_similarity(

@@ -4,7 +4,8 @@ how well a frame predicts the next along its flow.
 Flow is Farneback's (2003) in OpenCV, in pixels per frame at the frames' own size.
 """
 
-import cv2
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 
@@ -16,24 +17,38 @@ FARNEBACK = {
 OCCLUDED = 1.0  # pixels that forward and backward flow may disagree
 
 
+@dataclass(frozen=True)
+class Motion:
+    """Frames (1 + F, 3, H, W) with the one before them, and what is computed of them once."""
+
+    frames: torch.Tensor
+    flow: np.ndarray  # (F, H, W, 2), from each frame to the next
+    warping_errors: list
+
+    @classmethod
+    def of(cls, frames, before):
+        frames = torch.cat([before[None], frames])
+        flow = optical_flow(frames)
+        return cls(frames, flow, warping_errors(frames, flow))
+
+
 def motion_scores(frames, truth, before):
-    """Scores of frames against truth, both (F, 3, H, W) float in 0..1, as they follow the frame
-    before (3, H, W); per frame and as means.
+    """Scores of frames (F, 3, H, W) float in 0..1, as they follow the frame before (3, H, W),
+    against truth, the Motion of the real ones; per frame and as means.
 
     temporal_psnr_db, temporal_ssim: of the differences to the frame before, which lie in -1..1, so
     the range is 2. flow_error_px: mean end-point error of the flow. warping_error: mean squared
     error of each frame warped to the next along its own flow, where that is visible (Lai et al.
     2018); truth_warping_error is that of the real frames.
     """
-    ours, real = (torch.cat([before[None], x]) for x in (frames, truth))
-    changes = list(zip(ours.diff(dim=0), real.diff(dim=0), strict=True))
-    flows = [optical_flow(x) for x in (ours, real)]
+    ours = Motion.of(frames, before)
+    changes = list(zip(ours.frames.diff(dim=0), truth.frames.diff(dim=0), strict=True))
     per_frame = {
         "temporal_psnr_db": [psnr_db(a, b, data_range=2.0) for a, b in changes],
         "temporal_ssim": [ssim(a, b, data_range=2.0) for a, b in changes],
-        "flow_error_px": np.linalg.norm(flows[0] - flows[1], axis=3).mean((1, 2)).tolist(),
-        "warping_error": warping_errors(ours, flows[0]),
-        "truth_warping_error": warping_errors(real, flows[1]),
+        "flow_error_px": np.linalg.norm(ours.flow - truth.flow, axis=3).mean((1, 2)).tolist(),
+        "warping_error": ours.warping_errors,
+        "truth_warping_error": truth.warping_errors,
     }
     return {name: mean(values) for name, values in per_frame.items()} | {
         f"{name}_per_frame": values for name, values in per_frame.items()
@@ -42,6 +57,8 @@ def motion_scores(frames, truth, before):
 
 def farneback(a, b):
     """Flow (H, W, 2) float32, x first, from a to b, both (H, W) 8-bit grey."""
+    import cv2  # here: a program starts faster without
+
     return cv2.calcOpticalFlowFarneback(a, b, None, flags=0, **FARNEBACK)
 
 
@@ -67,6 +84,8 @@ def warping_errors(frames, forward):
 
 def along(picture, flow):
     """picture (H, W, C) looked up where flow (H, W, 2) points; its border goes on outside."""
+    import cv2
+
     y, x = np.mgrid[: flow.shape[0], : flow.shape[1]].astype(np.float32)
     return cv2.remap(
         picture, x + flow[..., 0], y + flow[..., 1], cv2.INTER_LINEAR,

@@ -4,17 +4,15 @@ import glob
 import hashlib
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
 import uuid
+from importlib.metadata import version
 from pathlib import Path
 
-import diffusers
 import numpy as np
 import torch
-import transformers
 from safetensors.torch import load_file, save_file
 
 from common.errors import UsageError
@@ -28,7 +26,7 @@ METRICS = (
 # baseline and can be compared
 GENERATION = (
     "videos prompt caption checkpoint size anchor cond_frames gen_frames seed attention "
-    "sampling_steps guidance_scale negative_prompt enhance_hf"
+    "sampling_steps guidance_scale negative_prompt enhance_hf weights compile"
 ).split()
 BLOCK, BLOCKS = 1 << 18, 64  # bytes and number of the samples of a large weight file
 
@@ -119,8 +117,7 @@ def describe(args, manifest_sha256, forgetting_sha256, no_lpips):
         "versions": {
             "python": sys.version.split()[0],
             "torch": torch.__version__,
-            "diffusers": diffusers.__version__,
-            "transformers": transformers.__version__,
+            **{name: version(name) for name in ("diffusers", "transformers")},
         },
         "git_revision": git_revision(),
         "lpips": no_lpips or "alex",
@@ -220,19 +217,6 @@ def summarise(out):
     }
     write_json(out / "summary.json", summary)
     return summary
-
-
-def reset_peak_memory(device):
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-
-
-def peak_memory_gb(device):
-    """Of this video on a GPU; of the whole process so far on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e9
-    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return kilobytes * (1 if sys.platform == "darwin" else 1024) / 1e9
 
 
 def line(result):

@@ -1,27 +1,35 @@
-"""A run: which videos of the list are still to do, and where their results go."""
+"""A run: which videos of the list are still to do, in which order, and what they share."""
 
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 
-from tqdm import tqdm
+import av
 
 from common import results
+from common.adapt import within_memory
+from common.background import Ahead, Behind
+from common.cache import Cache, References, embedded
 from common.captions import captioned
 from common.claims import Claims
-from common.clip import Window, load_clip, mean_change, side_by_side
-from common.data import list_videos, sha256, write_video
+from common.clip import Window, load_clip, read_footage
+from common.data import list_videos, sha256
 from common.errors import PreflightError, StopRun, UsageError, VideoError
-from common.evaluate import evaluate, references
+from common.evaluate import reconstruct
+from common.exits import BEFORE_STOP
 from common.loss import beats_zero, preflight
 from common.metrics import load_lpips
+from common.records import Records
+from common.stages import stage, traced
 
 # what may differ when a run goes on: it changes no number, or is known by its content
 NEUTRAL = {
     "videos", "checkpoint", "out", "batch_start", "batch_end", "limit", "device", "checkpointing",
     "dry_run", "forgetting", "shard", "lpips_weights", "allow_poor_captions", "save_frames",
-    "save_adapter",
+    "save_adapter", "offload", "cache", "cache_latents", "profile",
 }  # fmt: skip
+PROBLEMS = (OSError, ValueError, RuntimeError, av.FFmpegError)  # of scoring and writing
 FAILED_PREFLIGHTS = 3  # at the start of a range: the run stops
 
 
@@ -29,7 +37,7 @@ class Run:
     """Opens or resumes the run in args.out. Raises UsageError where that holds another one."""
 
     def __init__(self, args):
-        self.args, self.out, self.window, self.last = args, args.out, Window.of(args), ""
+        self.args, self.out, self.window = args, args.out, Window.of(args)
         videos, manifest_sha256 = list_videos(
             args.videos, args.prompt, allow_empty=args.caption or args.allow_poor_captions
         )
@@ -37,10 +45,11 @@ class Run:
         self.others, others_sha256 = [], None
         if args.forgetting:
             self.others, others_sha256 = list_videos(args.forgetting, flag="--forgetting")
-        self.lpips, no_lpips = load_lpips(args.lpips_weights)
+        lpips, no_lpips = load_lpips(args.lpips_weights)
         self.config = results.describe(args, manifest_sha256, others_sha256, no_lpips)
         goes_on = results.same_run(self.out, self.config, NEUTRAL)
-        self.before = {video.id: self._changed(video) for video in self.videos}
+        self.records = Records(args, self.config, self.window, lpips)
+        self.before = {video.id: self.records.changed(video) for video in self.videos}
         self.todo = [video for video in self.videos if not self._is_done(video)]
         if args.dry_run:
             self._print_plan()
@@ -63,112 +72,125 @@ class Run:
     def clips(self, model):
         """Loads the videos still to do, one after the other; those that cannot be used are recorded
         as skipped. Raises StopRun where the model predicts none of the first few."""
-        texts, self.model = self._embed(model), model
-        self.other_clips = self._load_others(model, texts)
+        self.model, self.cache = model, Cache(self.args.cache)
+        self.references = References(self.cache, self.args, model, self.config["lpips"])
+        captions = [video.caption for video in self.todo + self.others[:2]]
+        self.texts, new = embedded(
+            model, [self.args.negative_prompt, *captions], self.cache, self.args.checkpoint
+        )
+        model.placement.begin(new)
+        self.other_clips = self._load_others()
         done = len(self.videos) - len(self.todo)
+        self.ahead = Ahead(lambda v: read_footage(v, self.window, model.frame_size), model.device)
+        self.behind = Behind(model.device)
+        BEFORE_STOP.insert(0, self.behind.finish)  # before the claims are given back
         self.passed = self.missed = 0
-        with tqdm(total=len(self.videos), initial=done, unit="video", disable=None) as self.bar:
+        with self.records.progress(len(self.videos), done):
             for video in self.claims.in_turn(self.todo, self.show):
-                if self._changed(video) != self.before[video.id]:  # another worker has done it
-                    self.bar.update()
+                if self.records.changed(video) != self.before[video.id]:
+                    self.records.bar.update()  # another worker has done it
+                    self.claims.release(video.id)
                     continue
-                results.remove_unfinished(self.out / "videos", video.id)
-                self.started = time.perf_counter()
-                results.reset_peak_memory(model.device)
-                self.show(f"{video.id} loading")
                 try:
-                    yield self._load(model, video, texts)
+                    clip = self._load(video)
                 except VideoError as error:
                     self._skip(video, error)
+                else:
+                    with self._trace():
+                        yield clip
                 if self.missed == FAILED_PREFLIGHTS and not self.passed and not done:
                     raise StopRun(self._suspicion())
+            self.behind.finish()
 
-    def _changed(self, video):  # in nanoseconds
-        path = self._path(video)
-        return path.stat().st_mtime_ns if path.exists() else None
-
-    def _embed(self, model):
-        """Text of every caption and of the negative prompt, by prompt."""
-        captions = [video.caption for video in self.todo + self.others[:2]]
-        prompts = list(dict.fromkeys([self.args.negative_prompt, *captions]))
-        text = model.embed(prompts)
-        return {prompt: text[i : i + 1] for i, prompt in enumerate(prompts)}
-
-    def _load(self, model, video, texts):
-        text, negative_text = texts[video.caption], texts[self.args.negative_prompt]
-        clip = load_clip(
-            model, video, self.window, model.frame_size, text, negative_text, self.args.seed
-        )
-        losses = preflight(model, clip)
+    def _load(self, video):
+        results.remove_unfinished(self.out / "videos", video.id)
+        self.started = time.perf_counter()
+        self.show(f"{video.id} loading")
+        footage, following = self.ahead.take(video), self._following(video)
+        if following:
+            self.ahead.begin(following)
+        clip = within_memory(self.model, lambda: self._encode(video, footage))
+        losses = within_memory(self.model, lambda: preflight(self.model, clip))
         if self.args.preflight and not beats_zero(losses):
             self.missed += 1
             raise PreflightError(losses)
         self.passed += 1
-        return replace(clip, preflight=losses, other=self._other(clip, self.other_clips))
+        return replace(clip, preflight=losses, other=self._other(clip))
 
-    def _load_others(self, model, texts):
+    def _following(self, video):
+        """The next video that no other worker has, or None."""
+        rest = self.todo[self.todo.index(video) + 1 :]
+        return next((v for v in rest if self.claims.is_free(v.id)), None)
+
+    def _encode(self, video, footage=None):
+        encode = None
+        if self.args.cache_latents:
+            encode = self.cache.encoder(self.model, self.args.checkpoint, video, self.window)
+        texts = [self.texts[x] for x in (video.caption, self.args.negative_prompt)]
+        size, seed = self.model.frame_size, self.args.seed
+        return load_clip(self.model, video, self.window, size, *texts, seed, footage, encode)
+
+    def _load_others(self):
         """The first two clips of --forgetting: one of them is not the video that is adapted to."""
         try:
-            return [
-                load_clip(
-                    model, v, self.window, model.frame_size, texts[v.caption], texts[v.caption],
-                    self.args.seed,
-                )
-                for v in self.others[:2]
-            ]  # fmt: skip
+            return [self._encode(video) for video in self.others[:2]]
         except VideoError as error:
             raise UsageError(f"--forgetting {self.args.forgetting}: {error}") from error
 
-    def _other(self, clip, others):
-        for other in others:
+    def _other(self, clip):
+        for other in self.other_clips:
             if other.video_sha256 != clip.video_sha256:
                 return other
-        if others:
+        if self.other_clips:
             raise UsageError(
                 f"--forgetting {self.args.forgetting}: holds no video but {clip.video.id} itself"
             )
         return None
 
+    def _trace(self):
+        """Of the first video, where --profile asks for it."""
+        path = self.out / "trace.json.gz"
+        if not self.args.profile or self.passed > 1:
+            return nullcontext()
+        self.records.bar.write(f"profiling the first video: {path}")
+        return traced(path, self.model.device)
+
     def show(self, line):
-        """Says beside the progress bar what is going on, and how the last video went."""
-        self.bar.set_postfix_str(line + self.last)
+        self.records.show(line)
 
     def write(self, clip, record, frames, method):
-        """Scores the generated frames and writes the video's mp4, adapter and JSON."""
+        """Scores the generated frames and writes the video's mp4, adapter and JSON, all but the
+        adapter in the background."""
         if not frames.isfinite().all():
             self._skip(clip.video, VideoError("the generated frames are not finite"))
             return
         results.refuse_other(self.out, self.config, NEUTRAL)  # one that began beside this one
-        started = time.perf_counter()
-        record |= evaluate(frames, clip.truth, clip.cond_frames[-1], self.lpips)
-        name = self.out / "videos" / clip.video.id
-        if self.args.save_frames:
-            results.save_frames(name, frames, clip.truth)
-        results.replace_file(
-            name.with_name(f"{name.name}.mp4"),
-            lambda path: write_video(path, side_by_side(clip, frames), clip.fps),
-        )
         if self.args.save_adapter:
-            results.save_adapter(name, method)
-        record |= self._identity(clip.video) | {
-            "status": "done",
-            "video_sha256": clip.video_sha256,
-            "frame_indices": self._frame_indices(),
-            "preflight": clip.preflight,
-            "target_values": clip.target.numel(),
-            "cond_motion": mean_change(clip.cond_frames),
-            "references": references(self.model, clip, self.lpips),
-            "device": str(clip.target.device),
-            "git_revision": self.config["git_revision"],
-            "encode_seconds": clip.encode_seconds,
-            "metrics_seconds": time.perf_counter() - started,
+            results.save_adapter(self.out / "videos" / clip.video.id, method)
+        with stage(record, "reference", self.model.device):
+            record["references"], again = self.references.load(clip), None
+            if record["references"] is None:
+                again = within_memory(self.model, lambda: reconstruct(self.model, clip))
+        record |= clip.costs | {
+            "placement": self.model.placement.describe(),
             "total_seconds": time.perf_counter() - self.started,
-            "peak_memory_gb": results.peak_memory_gb(clip.target.device),
         }
-        results.write_json(self._path(clip.video), record)
-        self.bar.write(results.line(record))
-        self.last = "" if record["psnr_db"] is None else f", PSNR {record['psnr_db']:.2f} dB"
-        self.bar.update()
+        self.behind.begin(lambda: self._finish(clip, record, frames, again))
+
+    def _finish(self, clip, record, frames, reconstruction):
+        try:
+            self.records.finish(clip, record, frames, reconstruction)
+            self.references.save(clip, record["references"])
+        except PROBLEMS as error:  # of this video alone; the next is adapted to already
+            self._skip(clip.video, VideoError(f"not scored: {type(error).__name__}: {error}"))
+        self.claims.release(clip.video.id)
+
+    def _skip(self, video, error):
+        try:
+            self.records.skip(video, error)
+        except OSError as problem:
+            raise StopRun(f"--out {self.out}: cannot be written ({problem})") from problem
+        self.claims.release(video.id)
 
     def exit_code(self):
         """Writes and prints the summary; 3 where videos of this range were skipped, else 0."""
@@ -182,39 +204,16 @@ class Run:
             print(f"skipped {name}: {reason}", file=sys.stderr)
         return 3 if skipped.keys() & {video.id for video in self.videos} else 0
 
-    def _path(self, video):
-        return self.out / "videos" / f"{video.id}.json"
-
     def _is_done(self, video):
-        record = results.read_json(self._path(video)) or {}
+        record = results.read_json(self.records.path(video)) or {}
         if record.get("status") != "done":
             return False
         if video.path.is_file() and sha256(video.path) != record["video_sha256"]:
             raise UsageError(
-                f"--videos: {video.path} is not the file that {self._path(video)} was made from; "
-                "choose another --out"
+                f"--videos: {video.path} is not the file that {self.records.path(video)} was made "
+                "from; choose another --out"
             )
         return True
-
-    def _identity(self, video):
-        facts = {"id": video.id, "caption": video.caption, "source": video.source}
-        return facts | {"seed": self.args.seed, "columns": video.columns}
-
-    def _frame_indices(self):  # half-open, as in Python
-        w = self.window
-        return {
-            "tta": [w.anchor - w.tta_frames, w.anchor],
-            "conditioning": [w.anchor - w.cond_frames, w.anchor],
-            "generated": [w.anchor, w.stop],
-        }
-
-    def _skip(self, video, error):
-        record = self._identity(video) | {"status": "skipped", "reason": str(error)}
-        if isinstance(error, PreflightError):
-            record["preflight"] = error.losses
-        results.write_json(self._path(video), record)
-        self.bar.write(f"{video.id}: SKIPPED, {error}")
-        self.bar.update()
 
     def _suspicion(self):
         return (
@@ -227,7 +226,7 @@ class Run:
         print(
             f"{self.args.method} on {len(self.videos)} videos of {self.args.videos} -> {self.out}"
         )
-        for name, (start, stop) in self._frame_indices().items():
+        for name, (start, stop) in self.window.indices().items():
             print(f"  {name} frames {start}..{stop - 1}")
         for name, value in sorted(vars(self.args).items()):
             print(f"  {name} = {value}")

@@ -46,10 +46,9 @@ def frame_size(text):
 
 
 def count_of_blocks(text):
-    """None stands for all."""
-    if text in ("all", "none"):
-        return None if text == "all" else 0
-    return at_least(0)(text)
+    if text == "none":
+        return 0
+    return text if text in ("auto", "all") else at_least(0)(text)
 
 
 def groups(text):

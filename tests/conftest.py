@@ -4,8 +4,9 @@ import sys
 
 import pytest
 from oracles import LONGCAT, SHARED
-from toy import make_checkpoint
+from toy import make_checkpoint, toy_clip
 
+import backbones
 from common.exits import SIGNALS
 
 
@@ -15,10 +16,26 @@ def pytest_configure(config):
         pytest.exit(f"CI must not skip tests: there is no {absent[0]}", returncode=1)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    """Of embedded prompts, for this process and those it starts; the user's stays as it is."""
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def toy_checkpoint(tmp_path_factory):
     """A random checkpoint in the official layout, sharded DiT and Wan VAE included."""
     return make_checkpoint(tmp_path_factory.mktemp("toy") / "LongCat-Video")
+
+
+@pytest.fixture(scope="module")
+def model(toy_checkpoint):
+    return backbones.load(toy_checkpoint)
+
+
+@pytest.fixture(scope="module")
+def clip(toy_checkpoint):
+    return toy_clip(backbones.load(toy_checkpoint))
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from adasteer import AdaSteer
 from backbones.longcat import LongCat
 from backbones.longcat_dit import LongCatVideoTransformer3DModel
-from backbones.parts import Text
+from backbones.text import Text
 from common.cli import parse_args
 from delta_c import DeltaC
 from film_tta import FiLM

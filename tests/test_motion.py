@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from common.cli import ROOT
-from common.motion import motion_scores, optical_flow
+from common.motion import Motion, motion_scores, optical_flow
 from report.fvd import frechet_distance, fvd
 
 
@@ -29,7 +29,7 @@ def test_the_flow_of_a_shifted_texture_is_the_shift():
 
 def test_the_same_motion_has_no_error():
     video = shifted(4, 2)
-    found = motion_scores(video[1:], video[1:], video[0])
+    found = motion_scores(video[1:], Motion.of(video[1:], video[0]), video[0])
     assert found["temporal_psnr_db"] is None and found["temporal_ssim"] == pytest.approx(1)
     assert found["flow_error_px"] == 0
     assert found["warping_error"] == found["truth_warping_error"] < 1e-3
@@ -39,7 +39,7 @@ def test_the_same_motion_has_no_error():
 def test_a_frozen_video_misses_the_flow_and_the_differences():
     video = shifted(4, 3)
     frozen = video[:1].expand(4, -1, -1, -1)
-    found = motion_scores(frozen, video[1:], video[0])
+    found = motion_scores(frozen, Motion.of(video[1:], video[0]), video[0])
     assert found["flow_error_px"] == pytest.approx(3, abs=0.4)
     expected = -10 * (video.diff(dim=0).double().square().mean((1, 2, 3)) / 4).log10()
     assert found["temporal_psnr_db"] == pytest.approx(expected.mean().item(), rel=1e-6)
@@ -49,7 +49,7 @@ def test_a_frozen_video_misses_the_flow_and_the_differences():
 def test_flicker_warps_badly():
     video = shifted(4, 1)
     flicker = (video + 0.2 * torch.tensor([0, 1, 0, 1, 0]).view(5, 1, 1, 1)).clamp(0, 1)
-    found = motion_scores(flicker[1:], video[1:], video[0])
+    found = motion_scores(flicker[1:], Motion.of(video[1:], video[0]), video[0])
     assert (
         found["warping_error"] is None or found["warping_error"] > 3 * found["truth_warping_error"]
     )
@@ -57,7 +57,7 @@ def test_flicker_warps_badly():
 
 def test_black_frames_have_finite_scores():
     black = torch.zeros(3, 3, 32, 32)
-    found = motion_scores(black, black, black[0])
+    found = motion_scores(black, Motion.of(black, black[0]), black[0])
     assert (
         found["flow_error_px"] == found["warping_error"] == 0 and found["temporal_psnr_db"] is None
     )

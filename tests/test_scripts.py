@@ -9,7 +9,6 @@ import torch
 from oracles import SHARED
 from peft import PeftModel
 
-import backbones
 import common
 import lora_tta
 from backbones.longcat_dit import LongCatVideoTransformer3DModel
@@ -75,8 +74,7 @@ def test_peft_loads_what_lora_saves(script, tmp_path):
     (folder,) = (tmp_path / "videos").glob("*.adapter")
     checkpoint = ROOT / "nano" / "checkpoint"
     args = common.parse_args(None, lora_tta.LoRA, [])
-    model, run = backbones.load(checkpoint), common.Run(args)
-    run.args.limit, model.frame_size = 1, (64, 64)
+    model, run = common.load_model(args), common.Run(args)
     clip = next(run.clips(model))
     method = lora_tta.LoRA(model, clip, args)
     common.results.load_adapter(folder, method)

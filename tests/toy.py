@@ -1,12 +1,15 @@
 """Small random models and clips for tests."""
 
 import json
+from types import SimpleNamespace
 
 import torch
 from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler
+from oracles import arguments
 from transformers import UMT5Config, UMT5EncoderModel
 
 from backbones.longcat_dit import LongCatVideoTransformer3DModel
+from common.loss import flow_matching_loss
 from nano.architecture import train_tokenizer
 
 # the keys of the released dit/config.json, at a size for tests
@@ -40,3 +43,42 @@ def make_checkpoint(folder):
     size = {"height": 32, "width": 48, "max_sequence_length": 16}
     (folder / "model_index.json").write_text(json.dumps(size))
     return folder
+
+
+def toy_clip(model):
+    """What a method and the loop need of a clip."""
+    torch.manual_seed(0)
+    text = model.embed(["a red ball", ""])
+    return SimpleNamespace(
+        context=torch.randn(1, 16, 2, 4, 6), target=torch.randn(1, 16, 2, 4, 6),
+        held_out=torch.randn(1, 16, 1, 4, 6), cond_latents=torch.randn(1, 16, 2, 4, 6),
+        text=text[:1], negative_text=text[1:], seed=1, video=SimpleNamespace(id="toy"),
+    )  # fmt: skip
+
+
+def new(method, flags, model, clip):
+    """The method at its start, and three steps' arguments."""
+    args = arguments(method, f"--steps 3 {flags}")
+    return method(model, clip, args), args
+
+
+def loss_of(model, clip):
+    return flow_matching_loss(model, clip, torch.tensor([0.5]), torch.ones_like(clip.target))
+
+
+@torch.no_grad()
+def sample(model, clip, **options):
+    noise = torch.linspace(-2, 2, clip.cond_latents.numel()).view_as(clip.cond_latents)
+    return model.generate(
+        clip.cond_latents, clip.text, clip.negative_text, noise, steps=2, **options
+    )
+
+
+@torch.no_grad()
+def perturb(method):
+    for p in method.named_parameters().values():
+        p.add_(0.1 * torch.randn(p.shape))
+
+
+def copies(method):
+    return {name: p.detach().clone() for name, p in method.named_parameters().items()}

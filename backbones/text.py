@@ -1,0 +1,73 @@
+"""Prompts as a transformer takes them."""
+
+import gc
+import html
+from dataclasses import dataclass
+
+import ftfy
+import torch
+from tqdm import tqdm
+
+from backbones.parts import load_part, load_weights
+
+
+@dataclass(frozen=True)
+class Text:
+    """Prompt embeddings (B, 1, L, width) and their mask (B, L)."""
+
+    embeds: torch.Tensor
+    mask: torch.Tensor
+
+    def to(self, device):
+        return Text(self.embeds.to(device), self.mask.to(device))
+
+    def expand(self, batch):
+        return Text(self.embeds.expand(batch, -1, -1, -1), self.mask.expand(batch, -1))
+
+    def __getitem__(self, rows):
+        return Text(self.embeds[rows], self.mask[rows])
+
+    @classmethod
+    def joined(cls, texts):
+        return cls(torch.cat([t.embeds for t in texts]), torch.cat([t.mask for t in texts]))
+
+
+def clean_prompt(text):
+    """Text repair, html entities and white space, as the official sampler does."""
+    return " ".join(html.unescape(html.unescape(ftfy.fix_text(text))).split())
+
+
+class PromptEncoder:
+    """The tokenizer and UMT5 encoder of a checkpoint folder, in memory only while they work."""
+
+    def __init__(self, folder, dtype):
+        self.folder, self.dtype = folder, dtype
+
+    def __call__(self, prompts, device, length):
+        """Text of the prompts, on the CPU, padded to `length` tokens. Raises CheckpointError.
+
+        One prompt a pass: in a batch its last bits would depend on the others.
+        """
+        from transformers import AutoTokenizer, UMT5EncoderModel, utils  # slow, and often unneeded
+
+        utils.logging.disable_progress_bar()  # one bar: that over the videos
+        tokenizer = load_part(AutoTokenizer, self.folder / "tokenizer")
+        encoder = load_weights(UMT5EncoderModel, self.folder / "text_encoder", self.dtype)
+        encoder.eval().to(device)
+        passes = []
+        with torch.no_grad():
+            for prompt in tqdm(prompts, "prompts", unit="prompt", disable=None, leave=False):
+                tokens = tokenizer(
+                    [clean_prompt(prompt)],
+                    padding="max_length",
+                    max_length=length,
+                    truncation=True,
+                    return_tensors="pt",
+                ).to(device)
+                out = encoder(tokens.input_ids, tokens.attention_mask).last_hidden_state
+                passes.append(Text(out[:, None], tokens.attention_mask).to("cpu"))
+        del encoder
+        gc.collect()  # the model and its modules refer to each other
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        return Text.joined(passes)

@@ -1,0 +1,72 @@
+"""One adaptation step: ours against the plain wrapper, which recomputes every block and computes
+norms, modulation and rotary embedding as their formulas are written (benchmarks.layers); and
+Delta-C, which has no graph through the DiT, against AdaSteer.
+
+    python -m benchmarks.adapt_step
+"""
+
+import argparse
+import functools
+
+import torch
+
+from adasteer import AdaSteer
+from benchmarks.layers import plain_layers
+from benchmarks.timing import MID_SIZE, in_turns, random_model, random_problem
+from common.adapt import take_step
+from common.cli import parse_args
+from common.loss import draw_noise, flow_matching_loss
+from delta_c import DeltaC
+
+
+def steps_of(cls, model, problem, flags=(), draws=1):
+    """A function that takes one step of the method, on the same draws each time."""
+    args = parse_args(None, cls, ["--steps", "1", *flags])
+    method = cls(model, problem, args)
+    optimizer = method.optimizer(args)
+    sigma = torch.linspace(0.1, 0.9, draws, device=model.device)
+    noise = draw_noise(torch.Generator().manual_seed(0), problem.target, draws)
+    loss = functools.partial(flow_matching_loss, model, problem, sigma, noise)
+
+    def step(recomputed=0):
+        model.recompute(recomputed)
+        with method.attached():
+            take_step(model, method, optimizer, loss)
+
+    return step
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--hidden", type=int, default=MID_SIZE["hidden_size"])
+    parser.add_argument("--depth", type=int, default=MID_SIZE["depth"])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--side", type=int, default=24, help="height and width in latents")
+    args = parser.parse_args()
+    config = MID_SIZE | {"hidden_size": args.hidden, "depth": args.depth}
+    model = random_model(args.device, **config)
+    problem = random_problem(model, side=(args.side, args.side))
+    adasteer, delta_c = (steps_of(cls, model, problem) for cls in (AdaSteer, DeltaC))
+
+    def plain():
+        with plain_layers():
+            adasteer(None)
+
+    ways = {
+        "AdaSteer": adasteer,
+        "AdaSteer, every block recomputed": lambda: adasteer(None),
+        "AdaSteer, plain": plain,
+        "Delta-C": delta_c,
+    }
+    times = in_turns(ways, model.device, args.repeats)
+    for name, time in times.items():
+        print(f"{name}: {time:.3f} s")
+    ours, recomputed, plain, output = times.values()
+    print(f"AdaSteer step, ours / every block recomputed: ratio {ours / recomputed:.2f}")
+    print(f"AdaSteer step, ours / plain: ratio {ours / plain:.2f}")
+    print(f"Delta-C step / AdaSteer step: ratio {output / ours:.2f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""Five steps and the continuation of each demo clip on nano, everything included but the start of
+the program, against the calls of the DiT and of the autoencoder that this needs, timed alone.
+
+    python -m benchmarks.end_to_end
+"""
+
+import argparse
+import contextlib
+import io
+import tempfile
+from pathlib import Path
+from statistics import median
+
+import torch
+
+import common
+from adasteer import AdaSteer
+from benchmarks.timing import seconds
+from common.cli import parse_args
+
+
+def whole_run(model, flags):
+    """What adasteer.py does between loading the model and its summary."""
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        args = parse_args(None, AdaSteer, [*flags, "--out", str(Path(folder) / "out")])
+        run = common.Run(args)
+
+        def work():
+            for clip in run.clips(model):
+                method = AdaSteer(model, clip, args)
+                with method.attached():
+                    record = common.adapt(model, method, clip, args, run.show)
+                    frames = common.generate(model, clip, args, record)
+                run.write(clip, record, frames, method)
+
+        return seconds(work, model.device)
+
+
+@contextlib.contextmanager
+def recorded(module, name, calls):
+    """Adds every call of module.name to calls: function, arguments, whether a graph was built."""
+    function = getattr(module, name)
+
+    def call(*args, **kwargs):
+        calls.append((function, args, kwargs, torch.is_grad_enabled()))
+        return function(*args, **kwargs)
+
+    setattr(module, name, call)
+    try:
+        yield
+    finally:
+        delattr(module, name)
+
+
+def replay(model, calls):
+    delta = torch.zeros(model.embedding_width, device=model.device, requires_grad=True)
+    with model.timestep_embedding(lambda i, e, sigma: e + delta):
+        for function, args, kwargs, graph in calls:
+            with torch.set_grad_enabled(graph):
+                out = function(*args, **kwargs)
+            if graph:
+                out.square().mean().backward()
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--flags", default="--groups 1 --steps 5", help="of adasteer.py")
+    given = parser.parse_args()
+    flags = given.flags.split()
+    model = common.load_model(parse_args(None, AdaSteer, flags))
+    calls = []
+    with contextlib.ExitStack() as stack:
+        for module, name in ((model.dit, "forward"), (model.vae, "encode"), (model.vae, "decode")):
+            stack.enter_context(recorded(module, name, calls))
+        whole_run(model, flags)
+    model.recompute(model.placement.recomputed)
+    times = [(whole_run(model, flags), seconds(lambda: replay(model, calls), model.device))
+             for _ in range(given.repeats)]  # fmt: skip
+    ours, alone = (median(t) for t in zip(*times, strict=True))
+    print(f"all stages: {ours:.2f} s; its {len(calls)} calls alone: {alone:.2f} s")
+    print(f"all stages / calls alone: ratio {ours / alone:.2f}")
+
+
+if __name__ == "__main__":
+    main()

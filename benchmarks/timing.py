@@ -1,0 +1,61 @@
+"""Random models of any size, and times of two ways taken in turns."""
+
+import time
+from statistics import median
+from types import SimpleNamespace
+
+import torch
+
+from backbones.longcat import LongCat
+from backbones.longcat_dit import LongCatVideoTransformer3DModel
+from backbones.text import Text
+
+MID_SIZE = {"hidden_size": 512, "depth": 12, "num_heads": 8, "caption_channels": 256}
+TEXT_TOKENS = 64
+
+
+def random_model(device="cpu", dtype=None, **config):
+    """Speed and memory do not depend on the weights' values."""
+    dtype = dtype or (torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32)
+    torch.manual_seed(0)
+    with torch.device("meta"):
+        dit = LongCatVideoTransformer3DModel(**config)
+    dit = dit.to(dtype).to_empty(device=device)
+    with torch.no_grad():
+        for weight in dit.parameters():
+            weight.normal_(std=0.02)
+    return LongCat(dit)
+
+
+def random_problem(model, context=4, target=3, side=(24, 24)):
+    """Latents (1, C, T, h, w) and one prompt, as methods see them in a clip."""
+    shape = (1, model.latent_channels, context + target, *side)
+    latents = torch.randn(shape, device=model.device)
+    embeds = torch.randn(1, 1, TEXT_TOKENS, model.dit.config.caption_channels, device=model.device)
+    text = Text(embeds, torch.ones(1, TEXT_TOKENS, device=model.device, dtype=torch.long))
+    return SimpleNamespace(
+        context=latents[:, :, :context], target=latents[:, :, context:], text=text, seed=0,
+        video=SimpleNamespace(id="random"),
+    )  # fmt: skip
+
+
+def seconds(work, device):
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    started = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - started
+
+
+def in_turns(ways, device, repeats):
+    """{name: median seconds} of {name: function}, one after the other and over again, so that what
+    else the machine does meets all of them; the first round does not count."""
+    times = {name: [] for name in ways}
+    for i in range(repeats + 1):
+        for name, work in ways.items():
+            found = seconds(work, device)
+            if i:
+                times[name].append(found)
+    return {name: median(found) for name, found in times.items()}

@@ -1,0 +1,118 @@
+"""What is kept on disk between runs: embeddings of prompts, references and latents of clips."""
+
+import hashlib
+import os
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from backbones import CheckpointError
+from backbones.text import Text
+from common.clip import encode_frames
+from common.data import sha256
+from common.errors import UsageError
+from common.evaluate import SCORES
+from common.results import fingerprint, read_json, replace_file, write_json
+
+
+def default_folder():
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "adasteer"
+
+
+class Cache:
+    """Files named by the SHA-256 of everything that their tensors depend on."""
+
+    def __init__(self, folder):
+        self.folder, self.complained = folder or default_folder(), False
+
+    def load(self, kind, facts):
+        """{name: tensor}, or None where there is none yet."""
+        try:
+            return load_file(self._path(kind, facts))
+        except (OSError, SafetensorError):  # not there, or cut off by a full disk
+            return None
+
+    def save(self, kind, facts, tensors):
+        tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        path = self._path(kind, facts)
+        self._write(path, lambda: replace_file(path, lambda new: save_file(tensors, new)))
+
+    def load_json(self, kind, facts):
+        return read_json(self._path(kind, facts, "json"))
+
+    def save_json(self, kind, facts, content):
+        path = self._path(kind, facts, "json")
+        self._write(path, lambda: write_json(path, content))
+
+    def _write(self, path, write):
+        """A cache that cannot be written costs time in the next run and nothing else."""
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write()
+        except (OSError, SafetensorError) as error:
+            if not self.complained:
+                print(f"--cache {self.folder}: not written ({error})", file=sys.stderr)
+            self.complained = True
+
+    def encoder(self, model, checkpoint, video, window):
+        """A function for load_clip that encodes what is not here yet."""
+        facts = [
+            fingerprint(checkpoint / "vae"), sha256(video.path), window, model.frame_size,
+            model.device.type,
+        ]  # fmt: skip
+
+        def encode(frames, name):
+            found = self.load("latents", [*facts, name])
+            if found is None:
+                found = {"latents": encode_frames(model, frames)}
+                self.save("latents", [*facts, name], found)
+            return found["latents"].to(model.device)
+
+        return encode
+
+    def _path(self, kind, facts, suffix="safetensors"):
+        digest = hashlib.sha256("\n".join(map(str, facts)).encode()).hexdigest()
+        return self.folder / kind / f"{digest}.{suffix}"
+
+
+class References:
+    """Scores of a clip's two references, the same for every run over it."""
+
+    def __init__(self, cache, args, model, lpips):
+        vae = fingerprint(args.checkpoint / "vae")
+        self.cache = cache
+        self.facts = [vae, model.frame_size, model.device.type, lpips, *SCORES]
+
+    def load(self, clip):
+        return self.cache.load_json("references", self._facts(clip))
+
+    def save(self, clip, found):
+        self.cache.save_json("references", self._facts(clip), found)
+
+    def _facts(self, clip):
+        return [*self.facts, clip.video_sha256, clip.window.indices()]
+
+
+def embedded(model, prompts, cache, checkpoint):
+    """{prompt: Text} on the CPU. Loads the text encoder only where the cache lacks a prompt, once
+    for all of them; returns how many were new too."""
+    parts = [fingerprint(checkpoint / name) for name in ("text_encoder", "tokenizer")]
+    encoder = [
+        *parts, model.prompt_encoder.dtype, model.device.type,
+        model.native["max_sequence_length"], version("transformers"),
+    ]  # fmt: skip
+    prompts = list(dict.fromkeys(prompts))
+    texts = {prompt: cache.load("prompts", [*encoder, prompt]) for prompt in prompts}
+    missing = [prompt for prompt, found in texts.items() if found is None]
+    if missing:
+        try:
+            text = model.embed(missing)
+        except CheckpointError as error:
+            raise UsageError(f"--checkpoint: {error}") from error
+        for i, prompt in enumerate(missing):
+            texts[prompt] = {"embeds": text.embeds[i : i + 1], "mask": text.mask[i : i + 1]}
+            cache.save("prompts", [*encoder, prompt], texts[prompt])
+    return {prompt: Text(**found) for prompt, found in texts.items()}, len(missing)

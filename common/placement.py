@@ -1,0 +1,174 @@
+"""What of the model is on the GPU and how much of it is recomputed, decided from free memory."""
+
+import gc
+import sys
+
+import psutil
+import torch
+from tqdm import tqdm
+
+from common.errors import StopRun
+
+PLANS = ("none", "vae", "blocks")  # what is offloaded, from loosest to strictest
+BLOCK_TENSORS = 40  # hidden states' worth of memory that a step needs beside one state per block
+KEPT = 2  # blocks, while one is measured
+GPU_SHARE, HOST_SHARE = 0.92, 0.5  # of free memory that a plan counts on
+
+
+class Placement:
+    """The plan for a model, made stricter when memory runs out."""
+
+    def __init__(self, model, args):
+        self.model, self.args, self.out_of_memory = model, args, 0
+        self.offload = args.offload if args.offload != "auto" else choose(model, args)
+        self.recomputed = self._recomputed()
+        self.says = ""
+
+    def _recomputed(self):
+        """How many blocks are recomputed; None where a block is to be measured first."""
+        asked, depth = self.args.checkpointing, self.model.depth
+        if asked == "auto":
+            # a graph keeps streamed or float8 weights as they were used: nothing would be saved
+            return depth if self.offload == "blocks" or self.args.weights == "fp8" else None
+        return depth if asked == "all" else min(asked, depth)
+
+    def begin(self, prompts):
+        """Moves the weights, once the text encoder has embedded so many prompts and is gone."""
+        self.says = f"text encoder released after {prompts} prompts"
+        if not prompts:
+            self.says = "text encoder not loaded, all prompts cached"
+        self._apply()
+        if self.recomputed is not None or not self.args.steps:
+            self._say()
+
+    def run(self, attempt, backward=False):
+        """attempt(), once more under every stricter plan while memory runs out. Raises StopRun when
+        there is no stricter one. The first with backward measures a block."""
+        while True:
+            try:
+                if backward and self.recomputed is None:
+                    return self._measure(attempt)
+                return attempt()
+            except torch.OutOfMemoryError as error:
+                stricter, reason = self._stricter(), str(error).splitlines()[0]
+                if stricter is None:
+                    raise StopRun(
+                        f"out of memory with {self.describe()}; try fewer --draws, fewer "
+                        f"--tta-frames or a smaller --size ({reason})"
+                    ) from error
+            # here the error and the tensors of its frames are gone
+            self.out_of_memory += 1
+            self.offload, self.recomputed = stricter
+            release(self.model.device)
+            self._apply()
+            self._say("out of memory, now ")
+
+    def describe(self):
+        """For the video's JSON."""
+        return {
+            "offload": self.offload,
+            "recomputed_blocks": self.recomputed,
+            "compiled": self.model.compiled,
+            "out_of_memory": self.out_of_memory,
+        }
+
+    def _measure(self, attempt):
+        """With the last two blocks kept. The last leaves the context out, so that the one before it
+        is measured."""
+        depth, device = self.model.depth, self.model.device
+        self.model.recompute(max(0, depth - KEPT))
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        saved, after = SavedBytes(self.model.dit), {-1: 0}
+
+        def mark(i, x):
+            after[i] = saved.total
+            return x
+
+        with self.model.block_output(mark), saved:
+            result = attempt()
+        measured = max(0, depth - KEPT)
+        block = after[measured] - after[measured - 1]
+        spare = free_bytes(device)
+        if device.type == "cuda":
+            spare -= torch.cuda.max_memory_allocated(device)
+        kept = min(depth, KEPT + int(max(0, spare) // max(1, block)))
+        self.recomputed = depth - kept
+        self.model.recompute(self.recomputed)
+        self._say()
+        return result
+
+    def _stricter(self):
+        if self.args.checkpointing == "auto" and (self.recomputed or 0) < self.model.depth:
+            return self.offload, self.model.depth
+        if self.args.offload == "auto" and self.offload != PLANS[-1]:
+            return PLANS[PLANS.index(self.offload) + 1], self.recomputed
+        return None
+
+    def _apply(self):
+        self.model.place(self.offload)
+        # before a block is measured all are recomputed
+        self.model.recompute(self.recomputed)
+
+    def _say(self, before=""):
+        model, on = self.model, "GPU" if self.model.device.type == "cuda" else "CPU"
+        dit = f"DiT {size(model.dit) / 1e9:.1f} GB" + " as float8" * (self.args.weights == "fp8")
+        place = "streamed from host memory" if self.offload == "blocks" else f"on {on}"
+        vae = f"VAE on {on}" if self.offload == "none" else "VAE visiting"
+        line = f"{before}{dit} {place}, {vae}, {self.says}"
+        if self.args.steps:
+            line += f", {self.recomputed} of {model.depth} blocks recomputed"
+        tqdm.write(line, file=sys.stderr)
+
+
+def choose(model, args):
+    """The loosest plan whose weights and working memory fit into what is free."""
+    if model.device.type != "cuda":
+        return "none"
+    free = free_bytes(model.device)
+    height, width = model.frame_size
+    latents = 1 + (max(args.tta_frames, args.cond_frames + args.gen_frames) - 1) // 4
+    tokens = args.draws * latents * height * width // model.size_multiple**2
+    state = 2 * tokens * model.hidden_width  # bytes in bfloat16
+    needed = size(model.dit) + state * (model.depth + BLOCK_TENSORS)
+    if needed + size(model.vae) <= free:
+        return "none"
+    return "vae" if needed <= free else "blocks"
+
+
+class SavedBytes(torch.autograd.graph.saved_tensors_hooks):
+    """Counts in `total` what graphs keep for backward, outside of recomputed blocks and beside the
+    weights of `model`."""
+
+    def __init__(self, model):
+        self.total, self.seen = 0, {p.untyped_storage().data_ptr() for p in model.parameters()}
+        super().__init__(self._count, lambda tensor: tensor)
+
+    def __enter__(self):
+        super().__enter__()
+        return self
+
+    def _count(self, tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in self.seen:
+            self.seen.add(storage.data_ptr())
+            self.total += storage.nbytes()
+        return tensor
+
+
+def size(module):
+    return sum(p.numel() * p.element_size() for p in module.parameters())
+
+
+def free_bytes(device):
+    """That this process may use, what it has reserved on a GPU included."""
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+        return int(GPU_SHARE * free)
+    return int(HOST_SHARE * psutil.virtual_memory().available)
+
+
+def release(device):
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

@@ -1,0 +1,88 @@
+"""What a run leaves behind for each video, and what it shows meanwhile."""
+
+import contextlib
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+from tqdm import tqdm
+
+from common import results
+from common.clip import mean_change, side_by_side
+from common.data import write_video
+from common.errors import PreflightError
+from common.evaluate import evaluate, references
+
+FOR_LOOKING = {"crf": "12", "preset": "superfast"}  # larger files in a third of the time
+
+
+class Records:
+    def __init__(self, args, config, window, lpips):
+        self.args, self.config, self.window, self.lpips = args, config, window, lpips
+        self.folder, self.last, self.bar = args.out / "videos", "", None
+
+    def path(self, video):
+        return self.folder / f"{video.id}.json"
+
+    def changed(self, video):
+        """When its record was last written, in nanoseconds."""
+        path = self.path(video)
+        return path.stat().st_mtime_ns if path.exists() else None
+
+    @contextlib.contextmanager
+    def progress(self, total, done):
+        with tqdm(total=total, initial=done, unit="video", disable=None) as self.bar:
+            yield
+
+    def show(self, line):
+        """Says beside the progress bar what is going on, and how the last video went."""
+        self.bar.set_postfix_str(line + self.last)
+
+    def skip(self, video, error):
+        record = self._identity(video) | {"status": "skipped", "reason": str(error)}
+        if isinstance(error, PreflightError):
+            record["preflight"] = error.losses
+        results.write_json(self.path(video), record)
+        self.bar.write(f"{video.id}: SKIPPED, {error}")
+        self.bar.update()
+
+    def finish(self, clip, record, frames, reconstruction):
+        """Scores the generated frames and writes the video's mp4 and JSON. reconstruction: the real
+        ones through the autoencoder, where record has no references yet."""
+        started = time.perf_counter()
+        with ThreadPoolExecutor(1) as pool:  # encoding takes other time than scoring
+            writing = pool.submit(self._write_pictures, clip, frames)
+            record |= evaluate(frames, clip, self.lpips)
+            if record["references"] is None:
+                record["references"] = references(clip, reconstruction, self.lpips)
+            writing.result()
+        record |= self._identity(clip.video) | {
+            "status": "done",
+            "video_sha256": clip.video_sha256,
+            "frame_indices": self.window.indices(),
+            "preflight": clip.preflight,
+            "target_values": clip.target.numel(),
+            "cond_motion": mean_change(clip.cond_frames),
+            "device": str(clip.target.device),
+            "git_revision": self.config["git_revision"],
+            "peak_memory_gb": max(v for k, v in record.items() if k.endswith("_peak_memory_gb")),
+        }
+        record["metrics_seconds"] = time.perf_counter() - started
+        record["total_seconds"] += record["metrics_seconds"]
+        results.write_json(self.path(clip.video), record)
+        self.bar.write(results.line(record))
+        self.last = "" if record["psnr_db"] is None else f", PSNR {record['psnr_db']:.2f} dB"
+        self.bar.update()
+
+    def _write_pictures(self, clip, frames):
+        name = self.folder / clip.video.id
+        if self.args.save_frames:
+            results.save_frames(name, frames, clip.truth)
+        pictures = side_by_side(clip, frames)
+        results.replace_file(
+            name.with_name(f"{name.name}.mp4"),
+            lambda path: write_video(path, pictures, clip.fps, FOR_LOOKING, min_height=256),
+        )
+
+    def _identity(self, video):
+        facts = {"id": video.id, "caption": video.caption, "source": video.source}
+        return facts | {"seed": self.args.seed, "columns": video.columns}

@@ -1,0 +1,54 @@
+"""The benchmarks run, small and once; their numbers are for benchmarks/RESULTS.md."""
+
+import json
+import re
+import sys
+
+import pytest
+
+from benchmarks import adapt_step, end_to_end, generate, layers, longcat_h200, scaling, start
+
+TINY = ["--hidden", 64, "--depth", 3, "--side", 8, "--repeats", 1]
+CASES = {
+    layers: ["--repeats", 2, "--hidden", 64],
+    adapt_step: TINY,
+    generate: [*TINY, "--steps", 1],
+    end_to_end: ["--repeats", 1, "--flags", "--steps 1 --limit 1 --sampling-steps 1"],
+}
+
+
+def ratios(module, flags, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, flags)])
+    module.main()
+    said = capsys.readouterr().out
+    return said, [float(x) for x in re.findall(r"ratio (\d+\.\d+)", said)]
+
+
+@pytest.mark.parametrize("module", CASES, ids=lambda m: m.__name__)
+def test_ratios_are_printed(module, monkeypatch, capsys):
+    _, found = ratios(module, CASES[module], monkeypatch, capsys)
+    assert found and all(0 < x < 100 for x in found)
+
+
+def test_exponents_are_fitted(monkeypatch, capsys):
+    flags = ["--repeats", 1, "--hidden", 64, "--only", "draws"]
+    said, _ = ratios(scaling, flags, monkeypatch, capsys)
+    (exponent,) = re.findall(r"draws: .* memory ~ n\^(\d\.\d+)", said)
+    assert float(exponent) == pytest.approx(1, abs=0.1)
+
+
+@pytest.mark.slow
+def test_the_start_is_timed(monkeypatch, capsys):
+    said, _ = ratios(start, [], monkeypatch, capsys)
+    assert "to the end of the first step" in said
+
+
+@pytest.mark.slow
+def test_the_released_size_in_small_and_resumed(tmp_path, monkeypatch, capsys):
+    flags = ["--small", "--device", "cpu", "--repeats", 1, "--out", tmp_path]
+    said, found = ratios(longcat_h200, flags, monkeypatch, capsys)
+    assert len(found) == 4 and "LoRA r=1 step" in said
+    rows = json.loads((tmp_path / "longcat.json").read_text())
+    assert rows["AdaSteer step, 0 recomputed"]["tflops"] > 0
+    _, again = ratios(longcat_h200, flags, monkeypatch, capsys)
+    assert again == found  # nothing was measured twice

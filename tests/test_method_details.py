@@ -1,0 +1,195 @@
+"""What one method alone promises."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from oracles import arguments
+from toy import copies, loss_of, new, perturb
+
+import common
+from adasteer import AdaSteer
+from common.adapt import adapt
+from common.loss import beats_zero, flow_matching_loss, preflight
+from delta_c import DeltaC
+from film_tta import FiLM
+from full_tta import FullTTA
+from lora_tta import LoRA
+
+
+@pytest.mark.parametrize("flags", ["--site pre-norm", "--site last-modulation"])
+def test_cached_loss_and_gradient_are_those_of_the_whole_network(model, clip, flags):
+    method, args = new(DeltaC, f"--cached-draws 3 {flags}", model, clip)
+    with method.attached():
+        (_, cached), *_ = method.losses(model, clip, args)
+        perturb(method)
+        cached_loss = cached()
+        (cached_gradient,) = torch.autograd.grad(cached_loss, [method.delta])
+        losses = [flow_matching_loss(model, clip, s, n) for s, n in method.draws(clip)]
+        loss = torch.stack(losses).mean()
+        (gradient,) = torch.autograd.grad(loss, [method.delta])
+    assert abs(loss - cached_loss) < 1e-6 * loss
+    assert (gradient - cached_gradient).abs().max() < 1e-6 * max(1, gradient.abs().max())
+
+
+def test_delta_c_builds_no_graph_through_the_network(model, clip):
+    for flags in ("", *(f"--site {s} --cached-draws 1" for s in ("pre-norm", "last-modulation"))):
+        method, args = new(DeltaC, flags, model, clip)
+        with method.attached():
+            if flags:
+                _, compute_loss = next(iter(method.losses(model, clip, args)))
+                loss = compute_loss()
+            else:
+                loss = loss_of(model, clip)
+        seen, todo = set(), [loss.grad_fn]
+        while todo:
+            node = todo.pop()
+            if node is not None and node not in seen:
+                seen.add(node)
+                todo += [n for n, _ in node.next_functions]
+        assert not any("Attention" in type(node).__name__ for node in seen)
+        assert len(seen) < 60  # one block alone has more
+
+
+def test_the_closed_form_is_the_best_constant(model, clip):
+    """On its draws the gradient is zero there, and a step away is worse."""
+    method, args = new(DeltaC, "--solver closed-form --cached-draws 4", model, clip)
+    with method.attached():
+        adapt(model, method, clip, args)
+        draws = list(method.draws(clip))
+
+        def loss():
+            return torch.stack([flow_matching_loss(model, clip, s, n) for s, n in draws]).mean()
+
+        best = loss()
+        (gradient,) = torch.autograd.grad(best, [method.delta])
+        assert gradient.abs().max() < 1e-5
+        perturb(method)
+        assert loss() > best
+
+
+@pytest.mark.parametrize(
+    ("method", "flags", "message"),
+    [
+        (AdaSteer, "--groups 5", r"--groups must be in 1..4, got 5"),
+        (AdaSteer, "--groups 3 --blocks last:2", r"--groups must be in 1..2, got 3"),
+        (AdaSteer, "--dims 17", r"--dims must be in 1..16, got 17"),
+        (AdaSteer, "--blocks last:5", r"--blocks last:K needs K in 1..4, got last:5"),
+        (AdaSteer, "--blocks 0,4", r"--blocks must be in 0..3, got 0,4"),
+        (LoRA, "--targets attn.qvk", r"--targets: attn.qvk is not one of attn.qkv attn.proj"),
+        (LoRA, "--targets adaLN_modulation.1", "is not one of"),
+        (FiLM, "--groups 9", r"--groups must be in 1..4, got 9"),
+    ],
+)
+def test_impossible_flags(model, clip, method, flags, message):
+    with pytest.raises(common.UsageError, match=message):
+        new(method, flags, model, clip)
+
+
+@pytest.mark.parametrize(
+    ("method", "flags", "message"),
+    [
+        (AdaSteer, "--target hidden --final-layer", "need --target timestep"),
+        (DeltaC, "--solver closed-form --site pre-norm", "closed-form needs --site output"),
+        (DeltaC, "--cached-draws 4", "--cached-draws: the output with adamw draws at every step"),
+        (DeltaC, "--site pre-norm --draws 2", "are for draws at every step"),
+        (FullTTA, "--ewc 1 --context-latents 1", "--context-latents of at least 2"),
+    ],
+)
+def test_flags_that_contradict_each_other(method, flags, message, capsys):
+    with pytest.raises(SystemExit):
+        arguments(method, flags)
+    assert message in capsys.readouterr().err
+
+
+def test_rates_of_full_tuning():
+    assert arguments(FullTTA).lr == 1e-4 and arguments(FullTTA, "--optimizer sgd").lr == 1e-5
+    assert arguments(FullTTA, "--optimizer sgd --lr 0.5").lr == 0.5
+
+
+def test_penalties_act(model, clip):
+    """At the start they are zero; away from it they have the value of their formula, and pull."""
+    for cls, flags in ((AdaSteer, "--l2 0.5"), (FullTTA, "--l2-to-start 0.5")):
+        method, args = new(cls, flags, model, clip)
+        assert method.penalty().item() == 0
+        start = copies(method)
+        perturb(method)
+        moved = method.named_parameters()
+        square = sum((moved[name] - start[name]).square().sum() for name in start)
+        assert method.penalty().item() == pytest.approx(0.5 * square.item(), rel=1e-5)
+    zero = torch.zeros((), requires_grad=True)
+    norms = []
+    for flags in ("", "--l2-to-start 10"):  # nothing but the penalty has a gradient
+        method, args = new(FullTTA, flags, model, clip)
+        perturb(method)
+        method.losses = lambda *_: (([0.5], lambda: 1 + 0 * zero) for _ in range(3))
+        before = method.named_parameters()["final_layer.linear.bias"].detach().clone()
+        with method.attached():
+            adapt(model, method, clip, args)
+        after = method.named_parameters()["final_layer.linear.bias"].detach()
+        original = model.dit.final_layer.linear.bias
+        norms.append((after - original).norm() / (before - original).norm())
+    assert norms[0] == 1 and norms[1] < 1
+
+
+def test_the_fisher_information_weighs_what_the_context_needs(model, clip):
+    method, args = new(FullTTA, "--ewc 2", model, clip)
+    with method.attached():
+        method.optimizer(args)
+        fisher = method.fisher
+        assert all(f.isfinite().all() and (f >= 0).all() for f in fisher.values())
+        count = sum(f.numel() for f in fisher.values())
+        assert sum(f.sum() for f in fisher.values()) / count == pytest.approx(1, rel=1e-3)
+        perturb(method)
+        originals, weights = method.copies.originals, method.named_parameters()
+        expected = 2 * sum(
+            (f * (weights[n] - originals[n]).square()).sum() for n, f in fisher.items()
+        )
+        assert method.penalty().item() == pytest.approx(expected.item(), rel=1e-4)
+    assert all(p.grad is None for p in weights.values())
+
+
+def test_groups_are_floor_i_g_over_depth(model, clip):
+    """G = 3 of 4 blocks: 0, 0, 1, 2; the final layer only with --final-layer, with the last
+    group."""
+    for flags, last in (("", 0), ("--final-layer", 3)):
+        method, _ = new(AdaSteer, f"--groups 3 {flags}", model, clip)
+        for g, vector in enumerate(method.delta):
+            vector.data.fill_(g + 1)
+        seen = [method.steer(i, torch.zeros(1, 1, 16), None)[0, 0, 0].item() for i in range(5)]
+        assert seen == [1, 1, 2, 3, last]
+
+
+def test_the_slope_is_zero_on_context(model, clip):
+    method, _ = new(AdaSteer, "--time-slope", model, clip)
+    method.delta[0].data[16:] = 2.0
+    sigma = torch.tensor([[0.0, 0.5, 1.0]])
+    assert method.steer(0, torch.zeros(1, 3, 16), sigma)[0, :, 0].tolist() == [0, 1, 2]
+
+
+def test_groups_from_the_size_of_the_clip(model, clip):
+    """768 target values: floor(768 / (R * 16)) groups, at least one, at most the depth."""
+    for ratio, groups in ((100, 1), (20, 2), (16, 3), (1, 4)):
+        flags = f"--groups auto --values-per-parameter {ratio}"
+        method, args = new(AdaSteer, flags, model, clip)
+        assert len(method.delta) == groups
+        with method.attached():
+            record = adapt(model, method, clip, args)
+        assert record["capacity"] == {
+            "target_values": 768, "values_per_parameter": ratio, "blocks": 4,
+            "group_parameters": 16, "groups": groups,
+        }  # fmt: skip
+
+
+def test_a_site_sees_each_frame_s_sigma(model, clip):
+    seen = []
+    with model.timestep_embedding(lambda i, e, sigma: seen.append((i, e.shape, sigma)) or e):
+        loss_of(model, clip)
+    assert [i for i, _, _ in seen] == [0, 1, 2, 3, 4]
+    assert all(shape == (1, 4, 16) and s.tolist() == [[0, 0, 0.5, 0.5]] for _, shape, s in seen)
+
+
+def test_a_preflight_that_is_not_finite_does_not_pass(model, clip):
+    bad = SimpleNamespace(**vars(clip) | {"context": clip.context * float("nan")})
+    losses = preflight(model, bad)
+    assert losses["loss"] is None and losses["zero_loss"] > 0 and not beats_zero(losses)
