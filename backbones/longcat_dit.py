@@ -64,7 +64,7 @@ class LongCatVideoTransformer3DModel(ModelMixin, ConfigMixin):
     ):
         super().__init__()
         if enable_bsa:
-            logger.warning("enable_bsa is set: block-sparse attention is not built, dense is used")
+            logger.warning("enable_bsa: block-sparse attention is not built, dense is used")
         patch = tuple(patch_size)
         if patch[0] != 1:
             raise ValueError(f"patch_size must not merge frames, (1, h, w), got {patch}")
@@ -112,29 +112,28 @@ class LongCatVideoTransformer3DModel(ModelMixin, ConfigMixin):
         kv_cache_dict to calls that hold the other frames only. With noise_only (ours, not the
         official code's) the context is left out of the result, and of most of the last block.
         """
-        x = hidden_states.to(self.weight_dtype)
-        grid = self._grid(x)
+        grid = self._grid(hidden_states)
         if timestep.ndim == 1:
             timestep = timestep[:, None].expand(-1, grid[0])
-        sigma = timestep.float() / 1000
+        sigma, e = timestep.float() / 1000, self._embed_timestep(timestep)
         # contiguous, as what leaves a block: a compiled block meets one layout
-        x = self.x_embedder.proj(x).flatten(2).transpose(1, 2).contiguous()
-        e = self._embed_timestep(timestep)
-        given = encoder_hidden_states, encoder_attention_mask
-        text, mask = (None, None) if skip_crs_attn else self._embed_text(*given)
+        x = self.x_embedder.proj(hidden_states.to(self.weight_dtype))
+        x = x.flatten(2).transpose(1, 2).contiguous()
+        text = mask = None
+        if not skip_crs_attn:
+            text, mask = self._embed_text(encoder_hidden_states, encoder_attention_mask)
         clean = 0 if kv_cache_dict else num_cond_latents * grid[1] * grid[2]
         rotary = self._rotary(grid, num_cond_latents if kv_cache_dict else 0, x.device)
         run = functools.partial(
             self._run_block, e=e, sigma=sigma, text=text, text_mask=mask, rotary=rotary, clean=clean
         )
-        caches = {}
-        last = len(self.blocks) - 1
-        for i in range(last + 1):
-            left_out = noise_only and i == last
+        caches, depth = {}, len(self.blocks)
+        for i in range(depth):
+            left_out = noise_only and i == depth - 1
             x, fresh = run(i, x, cache=(kv_cache_dict or {}).get(i), noise_only=left_out)
             if return_kv:
                 caches[i] = tuple(c.cpu() if offload_kv_cache else c.contiguous() for c in fresh)
-        e = self._site("timestep_embedding", last + 1, e, sigma)
+        e = self._site("timestep_embedding", depth, e, sigma)
         if noise_only:
             e, grid = e[:, num_cond_latents:], (grid[0] - num_cond_latents, *grid[1:])
         out = self.head(x.unflatten(1, (grid[0], -1)), e, grid)

@@ -46,6 +46,7 @@ def parse_args(description, method, argv=None):
     method.add_arguments(parser.add_argument_group(f"{method.__name__} (this script)"))
     add_sampling(parser.add_argument_group("sampling"))
     add_run(parser.add_argument_group("run"))
+    add_speed(parser.add_argument_group("speed and memory"))
     args = parser.parse_args(argv)
     args.method = method.__name__
     args.out = args.out or Path("results") / Path(sys.argv[0]).stem
@@ -94,11 +95,9 @@ def add_window(group):
         help="frames before the anchor that generation continues, 4k + 1",
     )  # fmt: skip
     group.add_argument(
-        "--tta-frames",
-        type=at_least(5),
-        default=29,
+        "--tta-frames", type=at_least(5), default=29,
         help="frames before the anchor that adaptation sees, 4k + 1",
-    )
+    )  # fmt: skip
     group.add_argument(
         "--context-latents", type=at_least(1), default=4,
         help="leading latents of those that stay clean; the rest is predicted",
@@ -116,11 +115,6 @@ def add_adaptation(group):
     group.add_argument(
         "--seed", type=int, default=42, help="of every random stream, with the video's id"
     )
-    group.add_argument(
-        "--checkpointing", type=count_of_blocks, default="auto", metavar="auto|all|none|N",
-        help="blocks recomputed in backward: less memory, more time, same numbers; auto: as few as "
-        "the free memory needs, by a block measured in the first step",
-    )  # fmt: skip
     group.add_argument(
         "--draws", type=at_least(1), default=1, metavar="K",
         help="draws of (sigma, noise) per step, in one batch: less noise in the update, K times "
@@ -199,40 +193,6 @@ def add_run(group):
         "--limit", type=at_least(1), metavar="N", help="at most N videos of the range"
     )
     group.add_argument(
-        "--device", default="auto", help="cpu, cuda, cuda:1, ...; auto takes a GPU if there is one"
-    )
-    group.add_argument(
-        "--attention",
-        choices=("sdpa", "flash"),
-        default="sdpa",
-        help="flash needs the flash-attn package",
-    )
-    group.add_argument(
-        "--offload", choices=("auto", *PLANS), default="auto",
-        help="what waits in host memory: the vae while it has nothing to do, or also the blocks of "
-        "the DiT, streamed while the one before computes; auto: by free memory; same numbers",
-    )  # fmt: skip
-    group.add_argument(
-        "--weights", choices=("bf16", "fp8"), default="bf16",
-        help="fp8 keeps the DiT's linear layers in half the memory; other numbers. On a CPU bf16 "
-        "means float32",
-    )  # fmt: skip
-    group.add_argument(
-        "--compile", action="store_true",
-        help="torch.compile of the repeated block: a minute at the start, then faster steps",
-    )  # fmt: skip
-    group.add_argument(
-        "--cache", type=Path, metavar="FOLDER",
-        help="prompts embedded once and for all; ~/.cache/adasteer where not given",
-    )  # fmt: skip
-    group.add_argument(
-        "--cache-latents", action="store_true", help="keep the latents of the clips there too"
-    )
-    group.add_argument(
-        "--profile", action="store_true",
-        help="trace the first video with torch's profiler: trace.json.gz in --out",
-    )  # fmt: skip
-    group.add_argument(
         "--lpips-weights", type=Path, metavar="FILE",
         help="torchvision's alexnet-owt-7be5be79.pth; that in torch hub's cache where not given",
     )  # fmt: skip
@@ -246,3 +206,43 @@ def add_run(group):
         help="keep each video's adapted parameters (full_tta.py: all weights, each time)",
     )
     group.add_argument("--dry-run", action="store_true", help="print what would run, and end")
+
+
+def add_speed(group):
+    group.add_argument(
+        "--device", default="auto", help="cpu, cuda, cuda:1, ...; auto takes a GPU if there is one"
+    )
+    group.add_argument(
+        "--attention", choices=("sdpa", "flash"), default="sdpa",
+        help="flash needs the flash-attn package",
+    )  # fmt: skip
+    group.add_argument(
+        "--checkpointing", type=count_of_blocks, default="auto", metavar="auto|all|none|N",
+        help="blocks recomputed in backward: less memory, more time, same numbers; auto: as few as "
+        "the free memory needs, by a block measured in the first step",
+    )  # fmt: skip
+    group.add_argument(
+        "--offload", choices=("auto", *PLANS), default="auto",
+        help="what waits in host memory: the vae while it has nothing to do, or also the blocks of "
+        "the DiT, streamed while the one before computes; auto: by free memory; same numbers",
+    )  # fmt: skip
+    group.add_argument(
+        "--weights", choices=("bf16", "fp8"), default="bf16",
+        help="fp8 keeps the DiT's linear layers in half the memory; other numbers. On a CPU bf16 "
+        "means float32",
+    )  # fmt: skip
+    group.add_argument(
+        "--compile", action="store_true",
+        help="torch.compile of the repeated block, when it is first run; last digits differ",
+    )  # fmt: skip
+    group.add_argument(
+        "--cache", type=Path, metavar="FOLDER",
+        help="prompts embedded once and for all; ~/.cache/adasteer where not given",
+    )  # fmt: skip
+    group.add_argument(
+        "--cache-latents", action="store_true", help="keep the latents of the clips there too"
+    )
+    group.add_argument(
+        "--profile", action="store_true",
+        help="trace the first video with torch's profiler: trace.json.gz in --out",
+    )  # fmt: skip

@@ -1,6 +1,7 @@
 """All scores of one generated clip, and the two references that a table needs beside them."""
 
 import hashlib
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 
@@ -20,8 +21,9 @@ SCORES = [hashlib.sha256(Path(m.__file__).read_bytes()).hexdigest() for m in (me
 def evaluate(frames, clip, lpips=None):
     """Scores of frames (gen_frames, 3, H, W) in 0..1, per frame and as means."""
     before = clip.cond_frames[-1]
-    real = Motion.of(clip.truth, before)
-    return score(frames, clip.truth, lpips) | motion_scores(frames, real, before)
+    with ThreadPoolExecutor(1) as pool:  # half of the work each
+        moving = pool.submit(lambda: motion_scores(frames, Motion.of(clip.truth, before), before))
+        return score(frames, clip.truth, lpips) | moving.result()
 
 
 def references(clip, reconstruction, lpips=None):

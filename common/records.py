@@ -80,7 +80,7 @@ class Records:
         pictures = side_by_side(clip, frames)
         results.replace_file(
             name.with_name(f"{name.name}.mp4"),
-            lambda path: write_video(path, pictures, clip.fps, FOR_LOOKING, min_height=256),
+            lambda path: write_video(path, pictures, clip.fps, FOR_LOOKING, min_height=128),
         )
 
     def _identity(self, video):
