@@ -35,7 +35,10 @@ def run_script(main):
     except Stopped as error:
         print(f"\nstopped by {error}; the same command goes on where this ended", file=sys.stderr)
         for function in BEFORE_STOP:
-            function()
+            try:
+                function()
+            except Exception as problem:  # noqa: BLE001 - the others must be called too
+                print(f"{name}: {type(problem).__name__}: {problem}", file=sys.stderr)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(STOPPED)  # at once: torch may be in the middle of what an orderly end would break

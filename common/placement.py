@@ -112,7 +112,7 @@ class Placement:
 
     def _say(self, before=""):
         model, on = self.model, "GPU" if self.model.device.type == "cuda" else "CPU"
-        dit = f"DiT {size(model.dit) / 1e9:.1f} GB" + " as float8" * (self.args.weights == "fp8")
+        dit = f"DiT {size(model.dit) / 1e9:.3g} GB" + " as float8" * (self.args.weights == "fp8")
         place = "streamed from host memory" if self.offload == "blocks" else f"on {on}"
         vae = f"VAE on {on}" if self.offload == "none" else "VAE visiting"
         line = f"{before}{dit} {place}, {vae}, {self.says}"
