@@ -14,7 +14,7 @@ from test_run import ROOT, demo_rows, results
 from test_sweep import THREE
 
 pytestmark = pytest.mark.slow
-LONG = "--steps 40 --limit 4".split()  # about five seconds a video
+LONG = "--steps 120 --limit 4".split()  # about five seconds a video
 FLAGS = "--steps 2 --sampling-steps 2 --no-enhance-hf".split()
 SITE = f"""
 CHECKPOINT=nano/checkpoint
