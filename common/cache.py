@@ -10,7 +10,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from backbones import CheckpointError
-from backbones.text import Text
 from common.clip import encode_frames
 from common.data import sha256
 from common.errors import UsageError
@@ -99,6 +98,8 @@ class References:
 def embedded(model, prompts, cache, checkpoint):
     """{prompt: Text} on the CPU. Loads the text encoder only where the cache lacks a prompt, once
     for all of them; returns how many were new too."""
+    from backbones.text import Text  # here: it takes seconds, and compare.py needs none of it
+
     parts = [fingerprint(checkpoint / name) for name in ("text_encoder", "tokenizer")]
     encoder = [
         *parts, model.prompt_encoder.dtype, model.device.type,

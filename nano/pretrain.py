@@ -25,6 +25,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
 import backbones
+from backbones.parts import load_weights
 from nano.architecture import new_dit, new_text_encoder
 from nano.dataset import SIZE, prepare, save_whole
 from nano.progress import draw_curve, draw_samples
@@ -95,9 +96,9 @@ class Trainer:
     def first_models(self):
         models = {"dit": new_dit(), "text_encoder": new_text_encoder(len(self.tokenizer))}
         if self.args.start:
-            begun = backbones.load(self.args.start)
             for name, model in models.items():
-                model.load_state_dict(getattr(begun, name).state_dict())
+                begun = load_weights(type(model), self.args.start / name, torch.float32)
+                model.load_state_dict(begun.state_dict())
         return torch.nn.ModuleDict(models)
 
     def save(self):
