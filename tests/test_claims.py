@@ -18,6 +18,7 @@ from test_run import QUICK, ROOT, results
 import adasteer
 import common
 from common import claims
+from common.results import read_json
 
 
 @pytest.fixture
@@ -144,12 +145,17 @@ def work(flags):
     common.run_script(adasteer.main)
 
 
+def claimed(process, folder):
+    owners = [read_json(path) or {} for path in folder.rglob("*.claim")]
+    return any(owner.get("process") == process.pid for owner in owners)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not (SHARED / "clips").is_dir(), reason=f"no real clips at {SHARED}")
 def test_storm(tmp_path):
     """30 rounds of SIGKILL at random moments over two workers, then a clean finish."""
     context = get_context("forkserver")  # imports once, not at every start
-    context.set_forkserver_preload(["adasteer"])
+    context.set_forkserver_preload(["adasteer", "backbones.longcat"])
     listed = ["--videos", SHARED / "clips" / "metadata.csv"]
 
     def worker(out):
@@ -158,13 +164,18 @@ def test_storm(tmp_path):
         process.start()
         return process
 
-    calm = worker("calm")  # first: it embeds the prompts, for which two seconds are too short
+    calm = worker("calm")
     calm.join()
+    written = sorted(p.stat().st_mtime for p in (tmp_path / "calm" / "videos").glob("*.json"))
+    clip = (written[-1] - written[0]) / len(written)  # seconds that this machine takes for one
     moments, written, unfinished = random.Random(0), {}, 0
     for _ in range(30):
         workers = [worker("storm") for _ in range(2)]
         for process in workers:
-            time.sleep(moments.uniform(0.3, 2.0))
+            wait_for(
+                lambda process=process: not process.is_alive() or claimed(process, tmp_path), 60
+            )
+            time.sleep(moments.uniform(0, 1.5 * clip))
             process.kill()
         for process in workers:
             process.join()
@@ -172,7 +183,7 @@ def test_storm(tmp_path):
         assert all(found[path] == then for path, then in written.items()), "done twice"
         written = found
         unfinished += bool(list((tmp_path / "storm").rglob("*.claim")))
-    assert unfinished > 10 and 0 < len(written), "the kills hit nothing"
+    assert unfinished > 10 and 0 < len(written), (unfinished, len(written))
     workers = [worker("storm") for _ in range(2)]
     for process in workers:
         process.join()
