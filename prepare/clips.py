@@ -8,11 +8,12 @@ import av
 import cv2
 import numpy as np
 
-from common.data import decode, fit, sha256, video_stream, write_video
+from common.data import decode, fit, seek_before, sha256, video_stream, write_video
 from common.errors import VideoError
 from common.motion import farneback
 
 MEASURED = (72, 120)  # height and width of the grey frames that motion and cuts are measured on
+MARGIN = 1.0  # seconds: the index has times of decoding, which are not those of showing
 
 
 @dataclass(frozen=True)
@@ -92,25 +93,18 @@ def copy_frames(candidate, rules, path):
                     yield picture
 
             write_video(path, frames(), fps)
-            announced = stream.frames
     except av.FFmpegError as error:
         raise VideoError(f"damaged: {len(grey)} frames decode ({error.strerror})") from error
     if len(grey) < rules.min_frames:
         raise VideoError(f"short: {len(grey)} frames, {rules.min_frames} are needed")
-    whole = candidate.stop == float("inf") and not rules.fps and len(grey) < rules.max_frames
-    if whole and announced > len(grey):
-        raise VideoError(f"damaged: {len(grey)} of {announced} announced frames decode")
     return np.stack(grey), fps, first[0]
 
 
 def stretch(container, stream, candidate, rules):
     """(index in the source, frame) of the wanted frames: stored ones, or at --fps the newest that
-    is there at each time."""
-    kept, last, last_time, origin = 0, None, 0.0, None
-    for index, frame in enumerate(decode(container, stream, candidate.path)):
-        time = frame.time if frame.time is not None else index / float(stream.average_rate or 24)
-        origin = time if origin is None else origin
-        time -= origin
+    is there at each time. Raises VideoError where the file ends before the frames it announces."""
+    kept, index, last, last_time = 0, -1, None, 0.0
+    for index, time, frame in timed(container, stream, candidate):
         if time >= candidate.stop or kept == rules.max_frames:
             break
         if time < candidate.start - 1e-6:
@@ -124,8 +118,30 @@ def stretch(container, stream, candidate, rules):
             kept += 1
             yield last
         last, last_time = (index, frame), time
+    else:
+        if stream.frames > index + 1:
+            raise VideoError(f"damaged: {index + 1} of {stream.frames} announced frames decode")
     if last and kept < rules.max_frames and candidate.start + kept / rules.fps <= last_time + 1e-6:
         yield last
+
+
+def timed(container, stream, candidate):
+    """(index, seconds after the file's first frame, frame), from a keyframe before the start on."""
+    first, origin = 0, None
+    if candidate.start > MARGIN:
+        with av.open(str(candidate.path), metadata_errors="ignore") as again:
+            origin = next(again.decode(again.streams.video[0])).time
+        first = seek_before(container, stream, stored_before(stream, candidate.start - MARGIN))
+    for index, frame in enumerate(decode(container, stream, candidate.path, first), first):
+        time = frame.time if frame.time is not None else index / float(stream.average_rate or 24)
+        origin = time if origin is None else origin
+        yield index, time - origin, frame
+
+
+def stored_before(stream, seconds):
+    """How many frames are stored before a time, by the file's index; 0 where it has none."""
+    entries, unit = list(stream.index_entries), float(stream.time_base)
+    return sum((entry.timestamp - entries[0].timestamp) * unit < seconds for entry in entries)
 
 
 def shrink(picture):

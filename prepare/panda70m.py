@@ -11,11 +11,13 @@ row is a video of several clips. --videos holds the videos as <videoID>.<suffix>
 import argparse
 import ast
 import csv
-import random
+import hashlib
+import heapq
 import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 from tqdm import tqdm
@@ -64,65 +66,72 @@ def category(caption):
     return "other"
 
 
-def read_csv(path):
-    """Rows (videoID, url, [(start, stop, caption)]). Raises UsageError."""
+def read_rows(path):
+    """(line, row) one by one: the list for training has millions. Raises UsageError."""
     csv.field_size_limit(10_000_000)
-    rows = []
     with open(path, newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
         missing = {"videoID", "url", "timestamp", "caption"} - set(reader.fieldnames or [])
         if missing:
             raise UsageError(f"SOURCE {path}: no column {' or '.join(sorted(missing))}")
         for row in reader:
-            times = as_list(row["timestamp"], "timestamp", reader.line_num)
-            captions = as_list(row["caption"], "caption", reader.line_num)
-            if len(times) != len(captions):
-                raise UsageError(
-                    f"SOURCE, line {reader.line_num}: {len(times)} timestamps, "
-                    f"{len(captions)} captions"
-                )
-            try:
-                clips = [
-                    (seconds(start), seconds(stop), caption.strip())
-                    for (start, stop), caption in zip(times, captions, strict=True)
-                    if caption.strip()
-                ]
-            except (AttributeError, TypeError, ValueError) as error:
-                raise UsageError(
-                    f"SOURCE, line {reader.line_num}: timestamps must be pairs as "
-                    f"['0:00:01.000', '0:00:04.400'], captions text ({error})"
-                ) from error
-            rows.append((row["videoID"], row["url"], clips))
-    return rows
+            yield reader.line_num, row
 
 
-def candidates(rows, folder):
+def clips_of(row, line):
+    """[(start, stop, caption)] of a row's clips with a caption, in seconds. Raises UsageError."""
+    times = as_list(row["timestamp"], "timestamp", line)
+    captions = as_list(row["caption"], "caption", line)
+    if len(times) != len(captions):
+        raise UsageError(f"SOURCE, line {line}: {len(times)} timestamps, {len(captions)} captions")
+    try:
+        return [
+            (seconds(start), seconds(stop), caption.strip())
+            for (start, stop), caption in zip(times, captions, strict=True)
+            if caption.strip()
+        ]
+    except (AttributeError, TypeError, ValueError) as error:
+        raise UsageError(
+            f"SOURCE, line {line}: timestamps must be pairs as "
+            f"['0:00:01.000', '0:00:04.400'], captions text ({error})"
+        ) from error
+
+
+def candidates(path, folder):
     """The clips of all videos that the folder holds, one source a video."""
     files = {p.stem: p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES}
-    found = [
-        Candidate(f"{video}_{n:03d}", files[video], caption, category(caption), video, start, stop)
-        for video, _, clips in rows
-        if video in files
-        for n, (start, stop, caption) in enumerate(clips)
-    ]
+    found, listed, clips = [], 0, Counter()
+    for line, row in read_rows(path):
+        listed, video = listed + 1, row["videoID"]
+        if video not in files:
+            continue
+        for start, stop, caption in clips_of(row, line):
+            name = f"{video}_{clips[video]:03d}"
+            clips[video] += 1  # a video may have several rows
+            found.append(
+                Candidate(name, files[video], caption, category(caption), video, start, stop)
+            )
     if not found:
         raise UsageError(
-            f"--videos {folder}: holds none of the CSV's {len(rows)} videos as <videoID>.mp4; "
+            f"--videos {folder}: holds none of the CSV's {listed} videos as <videoID>.mp4; "
             "fetch them, perhaps with --download"
         )
     return found
 
 
-def download(rows, folder, args):
+def download(path, folder, args):
     """Fetches three videos for each clip that is asked for, since many are gone or rejected."""
     if not shutil.which("yt-dlp"):
         raise UsageError("--download: needs yt-dlp (pip install yt-dlp)")
+
+    def rank(video):  # of all rows alike, without holding them
+        return hashlib.sha256(f"{args.seed} {video}".encode()).digest()
+
+    rows = ((rank(row["videoID"]), row["videoID"], row["url"]) for _, row in read_rows(path))
+    wanted = heapq.nsmallest(3 * args.count, rows)
     folder.mkdir(parents=True, exist_ok=True)
-    wanted = sorted(rows)
-    random.Random(args.seed).shuffle(wanted)
-    have = {p.stem for p in folder.iterdir()}
-    for video, url, _ in tqdm(wanted[: 3 * args.count], "downloading", unit="video"):
-        if video not in have:
+    for _, video, url in tqdm(wanted, "downloading", unit="video"):
+        if not any(p.stem == video for p in folder.iterdir()):
             output = str(folder / f"{video}.%(ext)s")
             subprocess.run(["yt-dlp", "--quiet", "-f", FORMAT, "-o", output, "--", url])
 
@@ -139,12 +148,11 @@ def main():
     try:
         if not args.source.is_file():
             raise UsageError(f"SOURCE {args.source}: no such file")
-        rows = read_csv(args.source)
         if args.download:
-            download(rows, args.videos, args)
+            download(args.source, args.videos, args)
         if not args.videos.is_dir():
             raise UsageError(f"--videos {args.videos}: no such folder")
-        return prepare(candidates(rows, args.videos), args)
+        return prepare(candidates(args.source, args.videos), args)
     except UsageError as error:
         parser.error(str(error))
 

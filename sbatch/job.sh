@@ -3,7 +3,8 @@
 #
 # Takes settings from sbatch/site.sh where the flags do not give them, and this task's part of the
 # videos. On SIGUSR1 (near the time limit) or SIGTERM (preemption) the script drops the video in hand
-# and ends with 75; then the job goes back to the queue and finishes later.
+# and ends with 75; then the job goes back to the queue and finishes later, unless a video takes
+# longer than the time limit.
 script=$1
 shift
 CHECKPOINT= VIDEOS= OUT=
@@ -33,6 +34,11 @@ setting --checkpoint "$CHECKPOINT" CHECKPOINT
 setting --videos "$VIDEOS" VIDEOS
 setting --out "${OUT:+$OUT/$run}" OUT
 
+out= began=$(date +%s)
+for i in "${!flags[@]}"; do
+    case ${flags[i]} in --out=*) out=${flags[i]#--out=} ;; --out) out=${flags[i + 1]} ;; esac
+done
+
 # the place of this task among those of the array; of an array with gaps each task takes the whole
 # list, and claims share it out
 index=0 count=${SLURM_ARRAY_TASK_COUNT:-1}
@@ -48,7 +54,11 @@ fi
 job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
 job=${job:-$SLURM_JOB_ID}
 child=
-stopped() {
+fruitless() { # again at the time limit, and nothing finished in the meantime
+    [ "$1" = USR1 ] && [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ] &&
+        [ -z "$(find "$out/videos" -name '*.json' -newermt "@$began" 2>/dev/null)" ]
+}
+stopped() { # signal
     trap '' USR1 TERM
     code=75
     if [ -n "$child" ]; then
@@ -58,6 +68,11 @@ stopped() {
     fi
     if [ "$code" -eq 75 ] || [ "$code" -gt 128 ]; then # over 128: before it could listen
         code=75
+        if fruitless "$1"; then
+            echo "$name.sbatch: twice no video was finished before the time limit; allow more" \
+                "with --time=HH:MM:SS, or fewer --steps" >&2
+            exit 1
+        fi
         # a job that was cancelled, or that Slurm requeues itself, is not running any more
         if scontrol show job "$job" | grep -q JobState=RUNNING; then
             scontrol requeue "$job" || echo "$name.sbatch: submit the same line again" >&2
@@ -65,7 +80,8 @@ stopped() {
     fi
     exit "$code"
 }
-trap stopped USR1 TERM
+trap 'stopped USR1' USR1
+trap 'stopped TERM' TERM
 echo "$name.sbatch: python $script ${flags[*]} --shard $index/$count"
 python "$script" "${flags[@]}" --shard "$index/$count" &
 child=$!

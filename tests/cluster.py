@@ -29,6 +29,8 @@ JobAcctGatherType=jobacct_gather/none
 MpiDefault=none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
+# a job that was queued again starts within seconds, by default within 30
+SchedulerParameters=sched_interval=3,bf_interval=3
 KillWait=5
 ReturnToService=2
 GresTypes=gpu

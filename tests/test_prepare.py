@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import av
@@ -18,9 +19,9 @@ from oracles import SHARED
 import adasteer
 from common.captions import caption_shares, poor_captions
 from common.cli import ROOT
-from common.data import list_videos, read_frames, sha256
+from common.data import list_videos, read_frames, sha256, write_video
 from common.errors import UsageError
-from prepare import check, panda70m, ucf101
+from prepare import check, clips, panda70m, ucf101
 from prepare.clips import Candidate, Rules, make_clip
 from prepare.select import judged
 
@@ -263,7 +264,62 @@ def test_a_csv_that_is_not_panda(panda, tmp_path, column, text, complaint):
         writer.writeheader()
         writer.writerows(rows)
     with pytest.raises(UsageError, match=complaint):
-        panda70m.read_csv(tmp_path / "bad.csv")
+        panda70m.candidates(tmp_path / "bad.csv", panda[1])
+
+
+def test_a_video_may_have_several_rows(panda):
+    with open(panda[0], "a", newline="") as file:
+        file.write("x y,,\"[['0:00:03.500', '0:00:04.000']]\",['A bus.']\n")
+    names = [(c.name, c.start) for c in panda70m.candidates(*panda) if c.source == "x y"]
+    assert names == [("x y_000", 0.5), ("x y_001", 3.5)]
+
+
+def test_download_fetches_what_is_missing(panda, tmp_path, monkeypatch):
+    """With a yt-dlp that has every video but one."""
+    path, folder = panda
+    store, program = tmp_path / "store", tmp_path / "bin" / "yt-dlp"
+    folder.rename(store)
+    program.parent.mkdir()
+    program.write_text(
+        '#!/bin/sh\nwhile [ "$1" != -- ]; do [ "$1" = -o ] && out=$2; shift; done\n'
+        f'echo "$2" >> "{tmp_path}/asked"\nname=${{2##*/}}\n'
+        f'cp "{store}/$name.avi" "$(echo "$out" | sed "s/%(ext)s/avi/")"\n'
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    flags = ["--videos", folder, "--out", tmp_path / "out", "--count", 2, *QUICK, "--download"]
+    assert prepared(panda70m, monkeypatch, path, *flags) == 0
+    assert prepared(panda70m, monkeypatch, path, *flags) == 0
+    asked = [line.rsplit("/")[-1] for line in (tmp_path / "asked").read_text().splitlines()]
+    assert sorted(asked) == ["-aBc_1", "gone", "gone", "x y"]
+
+
+@pytest.mark.parametrize("rate", [None, 10.0])
+def test_a_late_segment_is_read_from_the_keyframe_before(rate, tmp_path, monkeypatch):
+    path, decoded = tmp_path / "long.mp4", []
+    pictures = (torch.from_numpy(p).permute(2, 0, 1) / 255 for p in pan(60, 170, speed=1.5))
+    write_video(path, pictures, 25, {"g": "12", "bf": "2"})
+    decode = clips.decode
+
+    def counted(*args):
+        for frame in decode(*args):
+            decoded.append(frame.pts)
+            yield frame
+
+    monkeypatch.setattr(clips, "decode", counted)
+
+    def read():
+        with av.open(str(path)) as container:
+            stream = container.streams.video[0]
+            rules = replace(RULES, fps=rate)
+            late = Candidate("x", path, "", "", "", 4.5, 5.5)
+            found = list(clips.stretch(container, stream, late, rules))
+            return [(index, frame.pts, frame.to_ndarray().tobytes()) for index, frame in found]
+
+    late = read()
+    assert len(decoded) < 80
+    monkeypatch.setattr(clips, "MARGIN", 9.0)  # from the start of the file
+    assert late == read() and len(late) == (10 if rate else 25)
 
 
 @pytest.mark.skipif(not (SHARED / "bad_inputs").is_dir(), reason="odd files not found")
@@ -271,7 +327,7 @@ def test_a_csv_that_is_not_panda(panda, tmp_path, column, text, complaint):
     ("name", "verdict"),
     [
         ("two_hard_cuts", "cut"), ("glitch_and_freeze", "cut"), ("frozen_73f", "static"),
-        ("black_73f", "static"), ("truncated_data_lost", "short"), ("corrupted", "damaged"),
+        ("black_73f", "static"), ("truncated_data_lost", "damaged"), ("corrupted", "damaged"),
         ("empty", "no such file, or an empty one"), ("not_a_video", "damaged"),
         ("audio_only", "no video stream"), ("three_frames", "short"), ("png_named", "short"),
         ("ten_bit", None), ("variable_frame_rate", None), ("rotated_90_73f", None),

@@ -13,6 +13,8 @@ from cluster import Cluster, wait_for
 from test_run import ROOT, demo_rows, results
 from test_sweep import THREE
 
+from common import claims
+
 pytestmark = pytest.mark.slow
 LONG = "--steps 120 --limit 4".split()  # about five seconds a video
 FLAGS = "--steps 2 --sampling-steps 2 --no-enhance-hf".split()
@@ -118,14 +120,35 @@ def test_a_requeue_in_the_middle(slurm, checkout, local):
 
 
 def test_a_signal_before_the_limit(slurm, checkout, local):
-    """Slurm's own USR1, a minute before the end at the latest: the job queues itself again."""
-    options = ["--array=0-0", "--time=1", "--signal=B:USR1@50"]
-    job = submit(slurm, checkout, *LONG, "--out", "limited", options=options)
-    slurm.wait(400)
-    assert int(slurm.job(f"{job}_0")["Restarts"]) >= 1, said(checkout, job)
+    """Slurm's own USR1, which comes up to 30 seconds early: the job queues itself again."""
+    claim = checkout / "limited" / "videos" / f"{demo_rows()[3][0].stem}a.claim"
+    claim.parent.mkdir(parents=True)
+    assert claims.create(claim)  # that clip is ours: the job waits for it until the signal
+    options = ["--array=0-0", "--time=2", "--signal=B:USR1@55"]
+    job = submit(slurm, checkout, *FLAGS, "--limit", 4, "--out", "limited", options=options)
+    assert wait_for(lambda: slurm.job(f"{job}_0")["Restarts"] == "1", 110), said(checkout, job)
+    claim.unlink()
+    slurm.wait()
     assert "stopped by SIGUSR1" in said(checkout, job)
     assert states(slurm, job) == {("COMPLETED", "0:0")}
-    assert results(checkout / "limited") == local(*LONG, out="local_long")
+    assert results(checkout / "limited") == local(*FLAGS, "--limit", 4, out="local_limited")
+
+
+def test_a_limit_too_short_for_a_video_is_no_endless_loop(slurm, checkout):
+    endless = ["--steps", 10**6, "--limit", 1, "--out", "endless"]
+    job = submit(slurm, checkout, *endless, options=["--array=0-0"])
+    for restarts in ("0", "1"):
+        assert wait_for(
+            lambda n=restarts: (
+                slurm.job(f"{job}_0")["Restarts"] == n
+                and list((checkout / "endless").rglob("*.claim"))
+            ),
+            60,
+        )
+        slurm("scancel", "--batch", "--signal=USR1", job)
+    slurm.wait(60)
+    assert states(slurm, job) == {("FAILED", "1:0")}, said(checkout, job)
+    assert "twice no video was finished before the time limit" in said(checkout, job)
 
 
 def test_a_cancelled_task_does_not_come_back_nor_disturb_the_others(slurm, checkout):
