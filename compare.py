@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 
 import common
-from common.results import read_json, write_json
+from common.results import difference, read_json, write_json
 from report.comparison import COMPARED, compare, table
 from report.page import write_page
 from report.predict import lines, predict
@@ -49,11 +49,14 @@ def sets_of(args):
     sets, notes = {}, []
     for row in sweep["rows"]:
         folder = args.sweep / row["name"]
-        if (folder / "config.json").is_file():
-            run = read_run(folder, row["name"])
-            sets.setdefault(run.setting, []).append(run)
-        else:
+        if not (folder / "config.json").is_file():
             notes.append(f"{row['name']}: not begun")
+            continue
+        run = read_run(folder, row["name"])
+        if found := difference(run.config, {"arguments": row.get("arguments", run.arguments)}):
+            notes.append(f"{row['name']}: left out, its folder holds another run ({found})")
+        else:
+            sets.setdefault(run.setting, []).append(run)
     return {runs[0].name: runs for runs in sets.values()}, sweep["rows"], notes
 
 

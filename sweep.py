@@ -21,7 +21,7 @@ from pathlib import Path
 
 import common
 from common.cli import ROOT
-from common.results import write_json
+from common.results import plain_arguments, write_json
 from report.table import as_text
 from sweeps.local import run_here
 from sweeps.rows import read_sweep
@@ -110,7 +110,10 @@ def main():
             print(shlex.join([sys.executable, row.script, *row.flags, "--out", str(row.out)]))
         return 0
     keys = ("name", "baseline", "over", "template")
-    described = [{key: getattr(row, key) for key in keys} for row in rows]
+    described = [
+        {key: getattr(row, key) for key in keys} | {"arguments": plain_arguments(row.args)}
+        for row in rows
+    ]
     if not args.dry_run:
         out.mkdir(parents=True, exist_ok=True)
         write_json(out / "sweep.json", {"file": args.file.name, "rows": described})

@@ -58,7 +58,8 @@ class LongCat:
         check_parts(folder, ("dit", "vae", "text_encoder", "tokenizer", "scheduler"))
         model = cls(
             load_weights(LongCatVideoTransformer3DModel, folder / "dit", dtype),
-            # float32: it is small, and its rounding would show in every metric
+            # float32: it is small, and bfloat16's rounding would show in every metric (on a GPU
+            # cuDNN multiplies in TF32, eight times finer than that)
             load_weights(autoencoder_class(folder), folder / "vae", torch.float32),
             PromptEncoder(folder, dtype),
             load_part(FlowMatchEulerDiscreteScheduler, folder / "scheduler"),
@@ -120,10 +121,12 @@ class LongCat:
             x = vae.decode(z, return_dict=False)[0]
         return (x / 2 + 0.5).clamp(0, 1)
 
-    def embed(self, prompts):
-        """Text of the prompts, on the CPU, padded to the length the model was trained with; loads
-        the text encoder and lets it go."""
+    def embed_each(self, prompts):
+        """The Text of each prompt in turn, on the CPU; loads the text encoder and lets it go."""
         return self.prompt_encoder(prompts, self.device, self.native["max_sequence_length"])
+
+    def embed(self, prompts):
+        return Text.joined(list(self.embed_each(prompts)))
 
     def _moment(self, name):
         return torch.tensor(self.vae.config[name], device=self.device).view(1, -1, 1, 1, 1)

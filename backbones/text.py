@@ -44,7 +44,8 @@ class PromptEncoder:
         self.folder, self.dtype = folder, dtype
 
     def __call__(self, prompts, device, length):
-        """Text of the prompts, on the CPU, padded to `length` tokens. Raises CheckpointError.
+        """The Text of each prompt in turn, on the CPU, padded to `length` tokens. Raises
+        CheckpointError.
 
         One prompt a pass: in a batch its last bits would depend on the others.
         """
@@ -54,20 +55,19 @@ class PromptEncoder:
         tokenizer = load_part(AutoTokenizer, self.folder / "tokenizer")
         encoder = load_weights(UMT5EncoderModel, self.folder / "text_encoder", self.dtype)
         encoder.eval().to(device)
-        passes = []
-        with torch.no_grad():
-            for prompt in tqdm(prompts, "prompts", unit="prompt", disable=None, leave=False):
-                tokens = tokenizer(
-                    [clean_prompt(prompt)],
-                    padding="max_length",
-                    max_length=length,
-                    truncation=True,
-                    return_tensors="pt",
-                ).to(device)
+        for prompt in tqdm(prompts, "prompts", unit="prompt", disable=None, leave=False):
+            tokens = tokenizer(
+                [clean_prompt(prompt)],
+                padding="max_length",
+                max_length=length,
+                truncation=True,
+                return_tensors="pt",
+            ).to(device)
+            with torch.no_grad():
                 out = encoder(tokens.input_ids, tokens.attention_mask).last_hidden_state
-                passes.append(Text(out[:, None], tokens.attention_mask).to("cpu"))
+            yield Text(out[:, None], tokens.attention_mask).to("cpu")
+            del out
         del encoder
         gc.collect()  # the model and its modules refer to each other
         if device.type == "cuda":
             torch.cuda.empty_cache()
-        return Text.joined(passes)

@@ -21,6 +21,7 @@ from common.loss import (
     random_losses,
     stream,
 )
+from common.placement import within_memory
 from common.stages import stage
 from common.stopping import early_stopping
 
@@ -75,7 +76,7 @@ def take_steps(model, method, clip, args):
     if hasattr(method, "solve"):
         yield *within_memory(model, lambda: method.solve(model, clip, args)), True
         return
-    optimizer = method.optimizer(args)
+    optimizer = within_memory(model, lambda: method.optimizer(args))
     schedule = method.schedule(optimizer) if hasattr(method, "schedule") else None
     draw = getattr(method, "losses", random_losses)
     for sigmas, compute_loss in draw(model, clip, args):
@@ -107,12 +108,6 @@ def take_step(model, method, optimizer, compute_loss):
     if finite:
         optimizer.step()
     return loss.item(), finite
-
-
-def within_memory(model, attempt, backward=False):
-    """attempt(), by the placement of a model that load_model has loaded."""
-    placement = getattr(model, "placement", None)
-    return placement.run(attempt, backward) if placement else attempt()
 
 
 def clipped_together(method):

@@ -65,6 +65,10 @@ class Behind:
 
     def finish(self):
         """Waits for what has begun; raises what it raised."""
-        last, self.last = self.last, None
-        if last:
-            last.result()
+        last = self.last
+        try:
+            if last:
+                last.result()
+        finally:  # kept where a signal ends the wait: what follows the signal waits for it again
+            if last and last.done():
+                self.last = None

@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from backbones import CheckpointError
+from common import data
 from common.clip import encode_frames
 from common.data import sha256
 from common.errors import UsageError
@@ -19,6 +20,12 @@ from common.results import fingerprint, read_json, replace_file, write_json
 
 def default_folder():
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "adasteer"
+
+
+# what latents and true frames depend on beside weights and files
+READING = [hashlib.sha256(Path(data.__file__).read_bytes()).hexdigest()] + [
+    version(name) for name in ("torch", "av", "diffusers")
+]
 
 
 class Cache:
@@ -60,7 +67,7 @@ class Cache:
         """A function for load_clip that encodes what is not here yet."""
         facts = [
             fingerprint(checkpoint / "vae"), sha256(video.path), window, model.frame_size,
-            model.device.type,
+            model.device.type, *READING,
         ]  # fmt: skip
 
         def encode(frames, name):
@@ -83,7 +90,7 @@ class References:
     def __init__(self, cache, args, model, lpips):
         vae = fingerprint(args.checkpoint / "vae")
         self.cache = cache
-        self.facts = [vae, model.frame_size, model.device.type, lpips, *SCORES]
+        self.facts = [vae, model.frame_size, model.device.type, lpips, *SCORES, *READING]
 
     def load(self, clip):
         return self.cache.load_json("references", self._facts(clip))
@@ -103,17 +110,16 @@ def embedded(model, prompts, cache, checkpoint):
     parts = [fingerprint(checkpoint / name) for name in ("text_encoder", "tokenizer")]
     encoder = [
         *parts, model.prompt_encoder.dtype, model.device.type,
-        model.native["max_sequence_length"], version("transformers"),
+        model.native["max_sequence_length"], *map(version, ("transformers", "torch", "ftfy")),
     ]  # fmt: skip
     prompts = list(dict.fromkeys(prompts))
     texts = {prompt: cache.load("prompts", [*encoder, prompt]) for prompt in prompts}
     missing = [prompt for prompt, found in texts.items() if found is None]
     if missing:
         try:
-            text = model.embed(missing)
+            for prompt, text in zip(missing, model.embed_each(missing), strict=True):
+                texts[prompt] = vars(text)
+                cache.save("prompts", [*encoder, prompt], texts[prompt])
         except CheckpointError as error:
             raise UsageError(f"--checkpoint: {error}") from error
-        for i, prompt in enumerate(missing):
-            texts[prompt] = {"embeds": text.embeds[i : i + 1], "mask": text.mask[i : i + 1]}
-            cache.save("prompts", [*encoder, prompt], texts[prompt])
     return {prompt: Text(**found) for prompt, found in texts.items()}, len(missing)

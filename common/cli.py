@@ -1,6 +1,7 @@
 """The command line that all method scripts share."""
 
 import argparse
+import inspect
 import sys
 from pathlib import Path
 
@@ -48,7 +49,7 @@ def parse_args(description, method, argv=None):
     add_run(parser.add_argument_group("run"))
     add_speed(parser.add_argument_group("speed and memory"))
     args = parser.parse_args(argv)
-    args.method = method.__name__
+    args.method, args.script = method.__name__, Path(inspect.getfile(method)).stem
     args.out = args.out or Path("results") / Path(sys.argv[0]).stem
     if args.batch_end is not None and args.batch_end < args.batch_start:
         parser.error(f"--batch-end {args.batch_end} lies before --batch-start {args.batch_start}")

@@ -147,6 +147,7 @@ def read_frames(path, start, stop, size):
     try:
         with av.open(str(path.resolve()), metadata_errors="ignore") as container:
             stream = video_stream(container, path)
+            announced = announced_frames(stream)
             count = seek_before(container, stream, start)
             for frame in decode(container, stream, path, count):
                 count += 1
@@ -157,8 +158,8 @@ def read_frames(path, start, stop, size):
     except av.FFmpegError as error:
         what = f"decodes only {count} frames" if count else "cannot be opened as a video"
         raise VideoError(f"{path}: {what} ({error.strerror}), {stop} are needed") from error
-    announced = f" of {stream.frames} announced" if stream.frames > count else ""
-    raise VideoError(f"{path}: has {count}{announced} frames, {stop} are needed")
+    lacking = f" of {announced} announced" if announced > count else ""
+    raise VideoError(f"{path}: has {count}{lacking} frames, {stop} are needed")
 
 
 def video_stream(container, path):
@@ -168,12 +169,21 @@ def video_stream(container, path):
     return container.streams.video[0]
 
 
+def announced_frames(stream):
+    """How many frames the file says that it shows. An MP4 that was cut without encoding it anew
+    stores more: its edit list hides some, which the index marks or lacks."""
+    if "mp4" not in stream.container.format.name:
+        return stream.frames
+    return min(stream.frames, sum(not entry.is_discard for entry in stream.index_entries))
+
+
 def seek_before(container, stream, start):
     """Goes to the last keyframe up to frame `start` and gives its index; to the first frame where
     the file's index does not tell, or pictures after the keyframe are shown before it."""
     entries = list(stream.index_entries)
     keys = [i for i, entry in enumerate(entries) if entry.is_keyframe and 0 < i <= start]
-    if not keys or len(entries) != stream.frames:
+    all_shown = len(entries) == stream.frames and not any(entry.is_discard for entry in entries)
+    if not keys or not all_shown:
         return 0
     time = entries[keys[-1]].timestamp
     shown = time - min(0, entries[0].timestamp)  # the index has times of decoding

@@ -12,6 +12,9 @@ from common.placement import Placement
 def load_model(args):
     """The backbone of args.checkpoint on args.device; its `frame_size` is args.size or its own."""
     device = pick_device(args.device)
+    for flag, value in (("--weights", "fp8"), ("--offload", "blocks")):
+        if args.compile and value in (args.weights, args.offload):  # a graph keeps what they swap
+            raise UsageError(f"--compile: not together with {flag} {value}")
     if args.attention == "flash" and device.type != "cuda":
         raise UsageError(f"--attention flash: works on a GPU only, not on {device}; use sdpa")
     try:
@@ -61,11 +64,12 @@ def use_flash_attention(model):
 
 def pick_device(name):
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
+        device = torch.empty(1, device=name).device  # with its index
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise UsageError(f"--device {name}: not usable here ({reason}); try cpu") from error
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # diffusers streams on the current one
     return device

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from common.placement import within_memory
+
 PREFLIGHT_SIGMAS, PREFLIGHT_DRAWS = (0.25, 0.5, 0.75), 2
 LOWEST_SIGMA = 0.001
 
@@ -118,7 +120,7 @@ def anchored_loss(model, problem, sigmas, noise):
     """Mean loss over all pairs of the given sigmas and noise (K, C, T, h, w), in one batch."""
     sigma = torch.tensor(sigmas, device=noise.device).repeat_interleave(len(noise))
     noise = noise.repeat(len(sigmas), 1, 1, 1, 1)
-    return flow_matching_loss(model, problem, sigma, noise).item()
+    return within_memory(model, lambda: flow_matching_loss(model, problem, sigma, noise).item())
 
 
 @torch.no_grad()

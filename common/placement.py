@@ -37,20 +37,25 @@ class Placement:
         self.says = f"text encoder released after {prompts} prompts"
         if not prompts:
             self.says = "text encoder not loaded, all prompts cached"
-        self._apply()
+        self.run(self._apply)
         if self.recomputed is not None or not self.args.steps:
             self._say()
 
     def run(self, attempt, backward=False):
         """attempt(), once more under every stricter plan while memory runs out. Raises StopRun when
         there is no stricter one. The first with backward measures a block."""
+        applied = True
         while True:
             try:
+                if not applied:
+                    self._apply()
+                    self._say("out of memory, now ")
+                    applied = True
                 if backward and self.recomputed is None:
                     return self._measure(attempt)
                 return attempt()
             except torch.OutOfMemoryError as error:
-                stricter, reason = self._stricter(), str(error).splitlines()[0]
+                stricter, reason = self._stricter(backward), str(error).splitlines()[0]
                 if stricter is None:
                     raise StopRun(
                         f"out of memory with {self.describe()}; try fewer --draws, fewer "
@@ -58,10 +63,8 @@ class Placement:
                     ) from error
             # here the error and the tensors of its frames are gone
             self.out_of_memory += 1
-            self.offload, self.recomputed = stricter
+            (self.offload, self.recomputed), applied = stricter, False
             release(self.model.device)
-            self._apply()
-            self._say("out of memory, now ")
 
     def describe(self):
         """For the video's JSON."""
@@ -88,7 +91,7 @@ class Placement:
         with self.model.block_output(mark), saved:
             result = attempt()
         measured = max(0, depth - KEPT)
-        block = after[measured] - after[measured - 1]
+        block = after.get(measured, 0) - after.get(measured - 1, 0)  # 0 where no block was run
         spare = free_bytes(device)
         if device.type == "cuda":
             spare -= torch.cuda.max_memory_allocated(device)
@@ -98,14 +101,26 @@ class Placement:
         self._say()
         return result
 
-    def _stricter(self):
-        if self.args.checkpointing == "auto" and (self.recomputed or 0) < self.model.depth:
+    def _stricter(self, backward):
+        """The next plan, or None. Recomputing helps a graph only."""
+        if backward and self.args.checkpointing == "auto" and self.recomputed != self.model.depth:
             return self.offload, self.model.depth
-        if self.args.offload == "auto" and self.offload != PLANS[-1]:
-            return PLANS[PLANS.index(self.offload) + 1], self.recomputed
-        return None
+        if self.args.offload != "auto" or self.offload == PLANS[-1]:
+            return None
+        following = PLANS[PLANS.index(self.offload) + 1]
+        if following != "blocks":
+            return following, self.recomputed
+        if all(p.requires_grad for p in self.model.dit.parameters() if p.ndim > 1):
+            return None  # nothing frozen is left to stream
+        auto = self.args.checkpointing == "auto"  # as in _recomputed
+        return following, self.model.depth if auto else self.recomputed
 
     def _apply(self):
+        if self.model.compiled and self.offload == "blocks":
+            for name in self.model.block_names:
+                self.model.dit.get_submodule(name)._compiled_call_impl = None
+            self.model.compiled = False
+            tqdm.write("--compile: not with streamed blocks, goes on without", file=sys.stderr)
         self.model.place(self.offload)
         # before a block is measured all are recomputed
         self.model.recompute(self.recomputed)
@@ -119,6 +134,12 @@ class Placement:
         if self.args.steps:
             line += f", {self.recomputed} of {model.depth} blocks recomputed"
         tqdm.write(line, file=sys.stderr)
+
+
+def within_memory(model, attempt, backward=False):
+    """attempt(), by the placement of a model that load_model has loaded."""
+    placement = getattr(model, "placement", None)
+    return placement.run(attempt, backward) if placement else attempt()
 
 
 def choose(model, args):
@@ -153,7 +174,7 @@ class SavedBytes(torch.autograd.graph.saved_tensors_hooks):
         if storage.data_ptr() not in self.seen:
             self.seen.add(storage.data_ptr())
             self.total += storage.nbytes()
-        return tensor
+        return tensor.detach()  # of the tensor itself: a graph that is never run would keep itself
 
 
 def size(module):

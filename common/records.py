@@ -47,7 +47,7 @@ class Records:
 
     def finish(self, clip, record, frames, reconstruction):
         """Scores the generated frames and writes the video's mp4 and JSON. reconstruction: the real
-        ones through the autoencoder, where record has no references yet."""
+        ones through the autoencoder, where record has no references yet. Returns the record."""
         started = time.perf_counter()
         with ThreadPoolExecutor(1) as pool:  # encoding takes other time than scoring
             writing = pool.submit(self._write_pictures, clip, frames)
@@ -68,7 +68,11 @@ class Records:
         }
         record["metrics_seconds"] = time.perf_counter() - started
         record["total_seconds"] += record["metrics_seconds"]
+        results.refuse_other(self.args.out, self.config)  # as it may be by now
         results.write_json(self.path(clip.video), record)
+        return record
+
+    def announce(self, record):
         self.bar.write(results.line(record))
         self.last = "" if record["psnr_db"] is None else f", PSNR {record['psnr_db']:.2f} dB"
         self.bar.update()

@@ -28,6 +28,12 @@ GENERATION = (
     "videos prompt caption checkpoint size anchor cond_frames gen_frames seed attention "
     "sampling_steps guidance_scale negative_prompt enhance_hf weights compile"
 ).split()
+# what may differ when a run goes on: it changes no number, or is known by its content
+NEUTRAL = {
+    "videos", "checkpoint", "out", "batch_start", "batch_end", "limit", "device", "checkpointing",
+    "dry_run", "forgetting", "shard", "lpips_weights", "allow_poor_captions", "save_frames",
+    "save_adapter", "offload", "cache", "cache_latents", "profile",
+}  # fmt: skip
 BLOCK, BLOCKS = 1 << 18, 64  # bytes and number of the samples of a large weight file
 
 
@@ -166,34 +172,41 @@ def git_revision():
         return None
 
 
-def same_run(out, config, neutral):
+def same_run(out, config):
     """Whether `out` already holds results of this run. Raises UsageError where it holds results of
     one that differs in what changes numbers."""
     if out.exists() and not out.is_dir():
         raise UsageError(f"--out {out}: is a file; give a folder")
     if not any((read_json(p) or {}).get("status") == "done" for p in out.glob("videos/*.json")):
         return False
-    refuse_other(out, config, neutral)
+    refuse_other(out, config)
     return True
 
 
-def refuse_other(out, config, neutral):
+def refuse_other(out, config):
     """Raises UsageError where config.json in `out` is not that of this run."""
     old = read_json(out / "config.json")
     if old is None:
         raise UsageError(f"--out {out}: holds results without config.json; choose another folder")
-    facts = ["method", "manifest_sha256", "forgetting_sha256", "checkpoint_sha256"]
-    compared = [(name, old.get(name), config[name]) for name in facts]
+    if found := difference(old, config):
+        raise UsageError(f"--out {out}: holds another run ({found}); choose another folder")
+
+
+def difference(old, config):
+    """What the first difference of two runs is that changes numbers, or None. Facts that either of
+    them lacks are not compared."""
+    facts = {"manifest_sha256", "forgetting_sha256", "checkpoint_sha256"}
+    compared = [(name, old[name], config[name]) for name in facts & old.keys() & config.keys()]
     then, now = old["arguments"], config["arguments"]
-    for name in sorted((then.keys() | now.keys()) - neutral):
-        flag = "--no-preflight" if name == "preflight" else f"--{name.replace('_', '-')}"
+    for name in sorted((then.keys() | now.keys()) - NEUTRAL):
+        flag = {"preflight": "--no-preflight", "method": "method", "script": "script"}.get(
+            name, f"--{name.replace('_', '-')}"
+        )
         compared.append((flag, then.get(name), now.get(name)))
     for name, there, here in compared:
         if there != here:
-            raise UsageError(
-                f"--out {out}: holds another run ({name} is {there} there, {here} here); "
-                "choose another folder"
-            )
+            return f"{name} is {there} there, {here} here"
+    return None
 
 
 def summarise(out):
@@ -206,6 +219,7 @@ def summarise(out):
         "videos_diverged": sum(r["diverged"] for r in done),
         "videos_skipped": {r["id"]: r["reason"] for r in found if r and r["status"] == "skipped"},
         **{f"mean_{name}": mean([r[name] for r in done]) for name in METRICS},
+        "videos_with_lpips": sum(r["lpips"] is not None for r in done),
         "mean_references": {
             kind: {name: mean([r["references"][kind][name] for r in done]) for name in METRICS}
             for kind in ("repeat_last", "reconstruction")

@@ -8,7 +8,6 @@ from dataclasses import replace
 import av
 
 from common import results
-from common.adapt import within_memory
 from common.background import Ahead, Behind
 from common.cache import Cache, References, embedded
 from common.captions import captioned
@@ -20,15 +19,10 @@ from common.evaluate import reconstruct
 from common.exits import BEFORE_STOP
 from common.loss import beats_zero, preflight
 from common.metrics import load_lpips
+from common.placement import within_memory
 from common.records import Records
 from common.stages import stage, traced
 
-# what may differ when a run goes on: it changes no number, or is known by its content
-NEUTRAL = {
-    "videos", "checkpoint", "out", "batch_start", "batch_end", "limit", "device", "checkpointing",
-    "dry_run", "forgetting", "shard", "lpips_weights", "allow_poor_captions", "save_frames",
-    "save_adapter", "offload", "cache", "cache_latents", "profile",
-}  # fmt: skip
 PROBLEMS = (OSError, ValueError, RuntimeError, av.FFmpegError)  # of scoring and writing
 FAILED_PREFLIGHTS = 3  # at the start of a range: the run stops
 
@@ -47,7 +41,7 @@ class Run:
             self.others, others_sha256 = list_videos(args.forgetting, flag="--forgetting")
         lpips, no_lpips = load_lpips(args.lpips_weights)
         self.config = results.describe(args, manifest_sha256, others_sha256, no_lpips)
-        goes_on = results.same_run(self.out, self.config, NEUTRAL)
+        goes_on = results.same_run(self.out, self.config)
         self.records = Records(args, self.config, self.window, lpips)
         self.before = {video.id: self.records.changed(video) for video in self.videos}
         self.todo = [video for video in self.videos if not self._is_done(video)]
@@ -109,7 +103,7 @@ class Run:
         footage, following = self.ahead.take(video), self._following(video)
         if following:
             self.ahead.begin(following)
-        clip = within_memory(self.model, lambda: self._encode(video, footage))
+        clip = self._encode(video, footage)
         losses = within_memory(self.model, lambda: preflight(self.model, clip))
         if self.args.preflight and not beats_zero(losses):
             self.missed += 1
@@ -128,7 +122,10 @@ class Run:
             encode = self.cache.encoder(self.model, self.args.checkpoint, video, self.window)
         texts = [self.texts[x] for x in (video.caption, self.args.negative_prompt)]
         size, seed = self.model.frame_size, self.args.seed
-        return load_clip(self.model, video, self.window, size, *texts, seed, footage, encode)
+        return within_memory(
+            self.model,
+            lambda: load_clip(self.model, video, self.window, size, *texts, seed, footage, encode),
+        )
 
     def _load_others(self):
         """The first two clips of --forgetting: one of them is not the video that is adapted to."""
@@ -164,7 +161,7 @@ class Run:
         if not frames.isfinite().all():
             self._skip(clip.video, VideoError("the generated frames are not finite"))
             return
-        results.refuse_other(self.out, self.config, NEUTRAL)  # one that began beside this one
+        results.refuse_other(self.out, self.config)  # one that began beside this one
         if self.args.save_adapter:
             results.save_adapter(self.out / "videos" / clip.video.id, method)
         with stage(record, "reference", self.model.device):
@@ -179,11 +176,13 @@ class Run:
 
     def _finish(self, clip, record, frames, reconstruction):
         try:
-            self.records.finish(clip, record, frames, reconstruction)
-            self.references.save(clip, record["references"])
+            record = self.records.finish(clip, record, frames, reconstruction)
         except PROBLEMS as error:  # of this video alone; the next is adapted to already
             self._skip(clip.video, VideoError(f"not scored: {type(error).__name__}: {error}"))
+            return
         self.claims.release(clip.video.id)
+        self.references.save(clip, record["references"])
+        self.records.announce(record)
 
     def _skip(self, video, error):
         try:

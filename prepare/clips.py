@@ -8,7 +8,15 @@ import av
 import cv2
 import numpy as np
 
-from common.data import decode, fit, seek_before, sha256, video_stream, write_video
+from common.data import (
+    announced_frames,
+    decode,
+    fit,
+    seek_before,
+    sha256,
+    video_stream,
+    write_video,
+)
 from common.errors import VideoError
 from common.motion import farneback
 
@@ -119,8 +127,8 @@ def stretch(container, stream, candidate, rules):
             yield last
         last, last_time = (index, frame), time
     else:
-        if stream.frames > index + 1:
-            raise VideoError(f"damaged: {index + 1} of {stream.frames} announced frames decode")
+        if (announced := announced_frames(stream)) > index + 1:
+            raise VideoError(f"damaged: {index + 1} of {announced} announced frames decode")
     if last and kept < rules.max_frames and candidate.start + kept / rules.fps <= last_time + 1e-6:
         yield last
 
@@ -130,7 +138,10 @@ def timed(container, stream, candidate):
     first, origin = 0, None
     if candidate.start > MARGIN:
         with av.open(str(candidate.path), metadata_errors="ignore") as again:
-            origin = next(again.decode(again.streams.video[0])).time
+            frame = next(again.decode(again.streams.video[0]), None)
+            if frame is None:
+                raise VideoError("damaged: no frame decodes")
+            origin = frame.time
         first = seek_before(container, stream, stored_before(stream, candidate.start - MARGIN))
     for index, frame in enumerate(decode(container, stream, candidate.path, first), first):
         time = frame.time if frame.time is not None else index / float(stream.average_rate or 24)

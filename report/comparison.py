@@ -1,13 +1,12 @@
 """Paired comparison of runs with their baseline over the videos they share."""
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from common.errors import UsageError
-from common.results import METRICS
-from common.run import NEUTRAL
+from common.results import METRICS, NEUTRAL
 from report.runs import refuse_mismatch
 from report.statistics import clustered_interval, holm, signed_rank_p, spread_over_seeds
 
@@ -25,6 +24,14 @@ class Method:
 
     name: str
     runs: list
+
+    @property
+    def seeds(self):
+        return [run.arguments["seed"] for run in self.runs]
+
+    def at(self, seeds):
+        """Its runs at those seeds alone."""
+        return replace(self, runs=[r for r in self.runs if r.arguments["seed"] in seeds])
 
     def scores(self, metric, videos):
         """(seeds, videos)."""
@@ -57,7 +64,8 @@ class Comparison:
     def differences(self, method, metric, videos):
         """(seeds, videos) over the baseline at the same seed; larger is better."""
         sign = -1 if metric in LOWER_IS_BETTER else 1
-        return sign * (method.scores(metric, videos) - self.baseline.scores(metric, videos))
+        baseline = self.baseline.at(method.seeds)
+        return sign * (method.scores(metric, videos) - baseline.scores(metric, videos))
 
     def gains(self, method, metric, videos):
         """(videos,), means over the seeds."""
@@ -74,23 +82,43 @@ def compare(runs):
             f"one baseline (--steps 0) is needed to compare with, got {found}; of runs that "
             "generate otherwise make a comparison each"
         )
-    (baseline,) = baselines
-    for method in methods:
-        seeds = [sorted(run.arguments["seed"] for run in m.runs) for m in (baseline, method)]
-        if seeds[0] != seeds[1]:
-            raise UsageError(
-                f"{method.name} has the seeds {seeds[1]}, its baseline {seeds[0]}: they must agree"
-            )
-        for there, here in zip(baseline.runs, method.runs, strict=True):
-            refuse_mismatch(there, here)
-    empty = [m for m in methods if not all(run.done for run in m.runs)]
-    if baseline in empty:
+    baseline = begun(baselines[0])
+    if not baseline.runs:
         raise UsageError(f"{baseline.name}: no video of the baseline is done yet")
-    shared = set.intersection(*(set(r.done) for m in methods if m not in empty for r in m.runs))
+    rest = [m for m in methods if m is not baselines[0]]
+    paired = [begun(method).at(baseline.seeds) for method in rest]
+    for method in [baseline, *paired]:
+        for there, here in zip(baseline.at(method.seeds).runs, method.runs, strict=True):
+            refuse_mismatch(there, here)
+    notes = notes_on_seeds(rest, paired, baseline)
+    kept = [method for method in paired if method.runs]
+    shared = set.intersection(*(set(r.done) for m in [baseline, *kept] for r in m.runs))
     if not shared:
         raise UsageError(f"no video is done in all of {', '.join(m.name for m in methods)}")
-    rest = [m for m in methods if m not in [baseline, *empty]]
-    return Comparison(baseline, rest, sorted(shared), notes_on(runs, shared))
+    return Comparison(baseline, kept, sorted(shared), notes_on(runs, shared) + notes)
+
+
+def begun(method):
+    """Its runs that have results."""
+    return replace(method, runs=[run for run in method.runs if run.done])
+
+
+def notes_on_seeds(methods, paired, baseline):
+    """Which seeds are left out for want of a partner. Raises UsageError where none has one."""
+    notes = []
+    for method, kept in zip(methods, paired, strict=True):
+        seeds = begun(method).seeds
+        if seeds and not kept.runs:
+            raise UsageError(
+                f"{method.name} has the seeds {seeds}, its baseline {baseline.seeds}: one must be "
+                "in both"
+            )
+        if seeds and set(seeds) != set(baseline.seeds):
+            notes.append(
+                f"{method.name} has results of the seeds {seeds}, its baseline of "
+                f"{baseline.seeds}; compared at {kept.seeds}"
+            )
+    return notes
 
 
 def by_seed(runs):

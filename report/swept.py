@@ -20,6 +20,7 @@ def swept_figures(comparisons, rows, metric):
                     gain = clustered_interval(comparison.gains(method, metric, videos), sources)
                     values = {k: str(v) for k, v in row["over"].items() if k != "seed"}
                     points.setdefault(row["template"], []).append((values, gain))
+                    break  # the other rows of the method differ in the seed
     found = []
     for template, series in points.items():
         keys = telling([values for values, _ in series])

@@ -29,9 +29,11 @@ def interval(row):
 
 
 def number(value, sign=""):
-    """Three digits after the point where it is small, else three that count."""
+    """Three digits after the point, of small and large numbers three or four that count."""
     if value is None:
         return ""
+    if 0 < abs(value) < 0.1:
+        return f"{value:{sign}.3g}"
     return f"{value:{sign}.3f}" if abs(value) < 10 else f"{value:{sign}.4g}"
 
 

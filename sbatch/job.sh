@@ -54,9 +54,10 @@ fi
 job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
 job=${job:-$SLURM_JOB_ID}
 child=
-fruitless() { # again at the time limit, and nothing finished in the meantime
+fruitless() { # at the time limit of a job that came back, and nothing finished since
     [ "$1" = USR1 ] && [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ] &&
-        [ -z "$(find "$out/videos" -name '*.json' -newermt "@$began" 2>/dev/null)" ]
+        [ -z "$(find "$out/videos" -name '*.json' -newermt "@$began" \
+            -exec grep -l '"status": "done"' {} + 2>/dev/null)" ]
 }
 stopped() { # signal
     trap '' USR1 TERM
@@ -69,7 +70,7 @@ stopped() { # signal
     if [ "$code" -eq 75 ] || [ "$code" -gt 128 ]; then # over 128: before it could listen
         code=75
         if fruitless "$1"; then
-            echo "$name.sbatch: twice no video was finished before the time limit; allow more" \
+            echo "$name.sbatch: no video was finished from start to time limit; allow more" \
                 "with --time=HH:MM:SS, or fewer --steps" >&2
             exit 1
         fi

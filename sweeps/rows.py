@@ -16,7 +16,8 @@ from common.results import GENERATION
 
 KEYS = {"baseline", "shared", "rows"}
 RUN = (  # flags that the baseline takes over, beside those of GENERATION
-    "allow_poor_captions lpips_weights batch_start batch_end limit device save_frames preflight"
+    "allow_poor_captions lpips_weights batch_start batch_end limit device save_frames preflight "
+    "tta_frames context_latents"
 ).split()
 ROW_KEYS = {"name", "script", "flags", "over"}
 

@@ -4,8 +4,8 @@ import functools
 
 from common.claims import is_live
 from common.data import list_videos
-from common.results import fingerprint, plain_arguments, read_json
-from common.run import NEUTRAL
+from common.results import difference, fingerprint, plain_arguments, read_json
+from common.run import in_range
 
 
 def status(row):
@@ -26,21 +26,21 @@ def status(row):
 
 def videos_of(args):
     videos, _ = list_videos(args.videos, args.prompt, allow_empty=True)
-    return videos[args.batch_start : args.batch_end]
+    return in_range(videos, args)
 
 
 def is_complete(row):
     """Whether every video is done, with the flags, list and checkpoint that the row has now."""
-    config = read_json(row.out / "config.json") or {}
-    there = config.get("arguments", {})
-    here = plain_arguments(row.args)
-    if any(there.get(name) != here[name] for name in here.keys() - NEUTRAL):
-        return False
-    videos, manifest_sha256 = list_videos(row.args.videos, row.args.prompt, allow_empty=True)
-    facts = {"manifest_sha256": manifest_sha256, "checkpoint_sha256": known(row.args.checkpoint)}
-    if any(config.get(name) != value for name, value in facts.items()):
+    config = read_json(row.out / "config.json")
+    _, manifest_sha256 = list_videos(row.args.videos, row.args.prompt, allow_empty=True)
+    asked = {
+        "manifest_sha256": manifest_sha256,
+        "checkpoint_sha256": known(row.args.checkpoint),
+        "arguments": plain_arguments(row.args),
+    }
+    if config is None or difference(config, asked):
         return False  # the script will say so
-    return status(row)["done"] == len(videos[row.args.batch_start : row.args.batch_end])
+    return status(row)["done"] == len(videos_of(row.args))
 
 
 known = functools.cache(fingerprint)  # of a checkpoint, which all rows share

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import signal
 import threading
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ from test_run import QUICK, demo_rows, results, write_manifest
 import adasteer
 from common import background, records, run
 from common.background import Ahead, Behind
+from common.exits import Stopped
 
 CPU = torch.device("cpu")
 NAMES = [path.stem for path, _ in demo_rows()]
@@ -55,6 +57,40 @@ def test_behind_waits_for_the_last_and_surfaces_errors():
     with pytest.raises(ZeroDivisionError):
         behind.finish()
     behind.finish()  # once
+
+
+def test_what_a_signal_interrupts_is_waited_for_again():
+    """As at a stop: the last video is written all the same."""
+    behind, gate, done = Behind(CPU), threading.Event(), []
+
+    def interrupt(*_):
+        raise Stopped("SIGALRM")
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    behind.begin(lambda: (gate.wait(10), done.append(1)))
+    signal.setitimer(signal.ITIMER_REAL, 0.2)
+    with pytest.raises(Stopped):
+        behind.finish()
+    signal.signal(signal.SIGALRM, before)
+    gate.set()
+    behind.finish()
+    assert done == [1]
+
+
+def test_a_run_that_began_meanwhile_is_not_mixed_in(script, tmp_path, monkeypatch, capsys):
+    """Its config.json replaced ours before our first video was written."""
+    score, out = records.evaluate, tmp_path / "out"
+
+    def evaluate(*given):
+        config = json.loads((out / "config.json").read_text())
+        config["arguments"]["lr"] = 1.0
+        (out / "config.json").write_text(json.dumps(config))
+        return score(*given)
+
+    monkeypatch.setattr(records, "evaluate", evaluate)
+    assert script(adasteer, *QUICK, "--out", out, "--limit", 1) == 2
+    assert "holds another run (--lr is 1.0 there" in capsys.readouterr().err
+    assert not results(out)
 
 
 def test_a_video_that_cannot_be_scored_is_skipped(script, tmp_path, monkeypatch, capsys):

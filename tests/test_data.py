@@ -122,6 +122,31 @@ def test_reading_starts_at_a_keyframe(tmp_path, monkeypatch, options):
         read_frames(path, 55, 61, (32, 64))
 
 
+@pytest.mark.parametrize("bf", ["0", "2"])
+def test_frames_that_an_edit_list_hides_are_not_counted(tmp_path, bf):
+    """Cut without encoding anew, as by a phone: a tenth of the frames is stored but never shown."""
+    levels = torch.linspace(0.05, 0.95, 100).view(100, 1, 1, 1).expand(100, 3, 32, 32)
+    write_video(tmp_path / "whole.mp4", levels, 25, {"g": "25", "bf": bf})
+    with (
+        av.open(str(tmp_path / "whole.mp4")) as whole,
+        av.open(str(tmp_path / "cut.mp4"), "w") as cut,
+    ):
+        stream = whole.streams.video[0]
+        copy, offset = cut.add_stream_from_template(stream), int(0.4 / stream.time_base)
+        for packet in whole.demux(stream):
+            if packet.dts is not None:
+                packet.pts, packet.dts = packet.pts - offset, packet.dts - offset
+                packet.stream = copy
+                cut.mux(packet)
+    shown, _ = read_frames(tmp_path / "cut.mp4", 0, 90, (32, 32))
+    assert torch.allclose(shown.mean((1, 2, 3)), levels[10:, 0, 0, 0], atol=0.02)
+    for start in (3, 30, 80):
+        part, _ = read_frames(tmp_path / "cut.mp4", start, start + 2, (32, 32))
+        assert torch.equal(part, shown[start : start + 2])
+    with pytest.raises(VideoError, match="has 90 frames, 91 are needed"):
+        read_frames(tmp_path / "cut.mp4", 80, 91, (32, 32))
+
+
 def manifest(tmp_path, text):
     path = tmp_path / "list.csv"
     path.write_text(text)

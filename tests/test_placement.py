@@ -3,6 +3,7 @@ stay the same."""
 
 import gc
 import itertools
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -17,8 +18,11 @@ from backbones.longcat_dit import LongCatVideoTransformer3DModel
 from common import placement
 from common.adapt import adapt, generate
 from common.cache import Cache, embedded
-from common.errors import StopRun
+from common.errors import StopRun, UsageError
+from common.loading import compile_blocks, load_model
+from common.loss import anchored_loss
 from common.placement import Placement
+from delta_c import DeltaC
 from full_tta import FullTTA
 from lora_tta import LoRA
 from norm_tta import NormTTA
@@ -176,6 +180,85 @@ def test_out_of_memory_walks_down_the_plans(model, clip, monkeypatch, capsys):
     said = [line for line in capsys.readouterr().err.splitlines() if "out of memory" in line]
     assert ["visiting" in line for line in said] == [False, True, True]
     assert "streamed" in said[2] and "4 of 4 blocks recomputed" in said[2]
+
+
+def test_a_stage_without_a_graph_is_not_helped_by_recomputing(model, clip, monkeypatch):
+    placed(model)
+    fails(monkeypatch, model, 1)
+    with torch.no_grad():
+        anchored_loss(model, clip, (0.5,), torch.ones_like(clip.target))
+    assert model.placement.describe() == {
+        "offload": "vae", "recomputed_blocks": None, "out_of_memory": 1, "compiled": False,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("flags", ["--site pre-norm", "--site last-modulation", "--site output"])
+def test_a_step_that_runs_no_graph_through_the_blocks(model, clip, flags):
+    plain = outcome(DeltaC, flags, model, clip)
+    placed(model)
+    assert_same(outcome(DeltaC, flags, model, clip), plain, 1e-6)
+    assert model.placement.describe()["recomputed_blocks"] == 0
+
+
+def test_streamed_blocks_are_not_compiled(model, clip, monkeypatch, capsys):
+    """A compiled graph would keep the weights that are taken from under it."""
+    plain = outcome(AdaSteer, "", model, clip)
+    placed(model)
+    compile_blocks(model, "eager")
+    model.compiled = True
+    fails(monkeypatch, model, 3)
+    assert_same(outcome(AdaSteer, "", model, clip), plain, 1e-5)
+    assert model.placement.describe()["offload"] == "blocks" and not model.compiled
+    assert all(block._compiled_call_impl is None for block in model.dit.blocks)
+    assert "--compile: not with streamed blocks" in capsys.readouterr().err
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("flags", ["--weights fp8", "--offload blocks"])
+def test_compiled_blocks_keep_their_weights(toy_checkpoint, flags):
+    args = arguments(AdaSteer, f"--compile {flags} --device cpu --checkpoint {toy_checkpoint}")
+    with pytest.raises(UsageError, match=f"--compile: not together with {flags}"):
+        load_model(args)
+
+
+def test_what_is_learned_cannot_be_streamed(model, clip, monkeypatch):
+    """All weights of full_tta.py: there would be nothing left to take away."""
+    placed(model)
+    fails(monkeypatch, model, 3)
+    with pytest.raises(StopRun, match="out of memory"):
+        outcome(FullTTA, "", model, clip)
+    assert model.placement.describe()["offload"] == "vae"
+
+
+class Watched(torch.autograd.Function):
+    """Leaves an object in the graph by which one sees whether the graph is still there."""
+
+    left = []
+
+    class Held:
+        pass
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.held = Watched.Held()
+        Watched.left.append(weakref.ref(ctx.held))
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient
+
+
+def test_a_measured_graph_that_is_never_run_is_freed(model, clip):
+    """Out of memory behind the forward, or a loss that is not finite."""
+    adapted, _ = new(AdaSteer, "", model, clip)
+    with adapted.attached(), model.block_output(lambda i, x: Watched.apply(x)):
+        with placement.SavedBytes(model.dit):
+            loss = loss_of(model, clip)
+        assert len(Watched.left) == model.depth and all(ref() for ref in Watched.left)
+        del loss
+        gc.collect()
+    assert not any(ref() for ref in Watched.left)
 
 
 def test_no_plan_is_left(model, clip, monkeypatch):

@@ -322,6 +322,27 @@ def test_a_late_segment_is_read_from_the_keyframe_before(rate, tmp_path, monkeyp
     assert late == read() and len(late) == (10 if rate else 25)
 
 
+def test_a_download_that_broke_off_is_rejected(tmp_path):
+    """Its index stands at the front, its pictures are not there."""
+    path = tmp_path / "broken.mp4"
+    pictures = (torch.from_numpy(p).permute(2, 0, 1) / 255 for p in pan(61, 60))
+    write_video(tmp_path / "whole.mp4", pictures, 25)
+    with (
+        av.open(str(tmp_path / "whole.mp4")) as whole,
+        av.open(str(path), "w", options={"movflags": "faststart"}) as copy,
+    ):
+        stream = copy.add_stream_from_template(whole.streams.video[0])
+        for packet in whole.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                copy.mux(packet)
+    content = path.read_bytes()
+    path.write_bytes(content[: content.index(b"mdat") + 4])
+    for start in (0.0, 1.5):
+        found = make_clip(Candidate("x", path, "", "", "", start, 2.0), RULES, tmp_path)
+        assert found["rejected"].startswith("damaged")
+
+
 @pytest.mark.skipif(not (SHARED / "bad_inputs").is_dir(), reason="odd files not found")
 @pytest.mark.parametrize(
     ("name", "verdict"),

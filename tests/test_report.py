@@ -22,6 +22,7 @@ from report.comparison import compare, table
 from report.media import chosen_videos
 from report.runs import read_runs
 from report.swept import telling
+from report.table import number
 
 METRICS = {
     "psnr_db": 20.0, "ssim": 0.6, "lpips": None, "temporal_psnr_db": 25.0, "temporal_ssim": 0.5,
@@ -119,8 +120,38 @@ def test_seeds_are_averaged_and_are_the_noise_floor(runs):
     base, run = table(compare(found), "psnr_db")
     assert base["noise"] == 0 and run["noise"] == pytest.approx(np.sqrt(0.5))
     assert run["gain"] == pytest.approx(2.5) and run["method"] == "run_*"
-    with pytest.raises(UsageError, match=r"has the seeds \[1\], its baseline \[1, 2\]"):
-        compare(found[:3])
+
+
+def test_seeds_without_a_partner_are_left_out(runs):
+    found = runs(
+        ("base_1", [0, 0], {"steps": 0, "seed": 1}),
+        ("base_2", [None, None], {"steps": 0, "seed": 2}),
+        ("run_1", [1, 2], {"seed": 1}),
+        ("run_2", [7, 8], {"seed": 2}),
+        ("other_2", [7, 8], {"seed": 2, "lr": 0.5}),
+    )
+    comparison = compare(found[:4])
+    assert table(comparison, "psnr_db")[1]["gain"] == pytest.approx(1.5)
+    assert "seeds [1, 2], its baseline of [1]; compared at [1]" in "\n".join(comparison.notes)
+    with pytest.raises(UsageError, match=r"has the seeds \[2\], its baseline \[1\]"):
+        compare(found)
+
+
+def test_a_copied_script_is_another_method(runs):
+    """`cp adasteer.py my_variant.py`, with the class left as it is called."""
+    found = runs(
+        ("base_1", [0, 0], {"steps": 0, "seed": 1, "script": "adasteer"}),
+        ("base_2", [0, 0], {"steps": 0, "seed": 2, "script": "adasteer"}),
+        ("run", [1, 1], {"seed": 1, "script": "adasteer"}),
+        ("mine", [-1, -1], {"seed": 2, "script": "my_variant"}),
+    )
+    gains = {row["method"]: row["gain"] for row in table(compare(found), "psnr_db")}
+    assert (gains["run"], gains["mine"]) == (1, -1)
+
+
+def test_numbers_keep_digits_that_count():
+    assert [number(x) for x in (0.0004, 0.25, 12.3456, 0)] == ["0.0004", "0.250", "12.35", "0.000"]
+    assert number(-0.0123, "+") == "-0.0123" and number(None) == ""
 
 
 def test_shared_videos_only_and_what_is_missing(runs):
@@ -236,13 +267,20 @@ def test_a_sweep_is_compared_set_by_set(tmp_path, script):
     rows += [("later", "base_14", {}, "later")]
     keys = ("name", "baseline", "over", "template")
     listed = [dict(zip(keys, row, strict=True)) for row in rows]
+    make_run(tmp_path / "changed", [9, 9], gen_frames=14, anchor=48, lr=0.5)
+    there = json.loads((tmp_path / "changed" / "config.json").read_text())["arguments"]
+    changed = {"name": "changed", "baseline": "base_14", "over": {}, "template": "changed"}
+    listed.append(changed | {"arguments": there | {"lr": 0.1}})
     (tmp_path / "sweep.json").write_text(json.dumps({"rows": listed}))
     assert script(compare_script, "--sweep", tmp_path, "--out", tmp_path / "report") == 0
     found = json.loads((tmp_path / "report" / "results.json").read_text())
     assert list(found["comparisons"]) == ["base_seed1", "base_14", "base_30"]
     run = found["comparisons"]["base_seed1"]["tables"]["psnr_db"][1]
     assert run["method"] == "run_seed*" and run["noise"] == pytest.approx(np.sqrt(0.5))
-    assert found["notes"] == ["later: not begun"]
+    assert found["notes"] == [
+        "later: not begun",
+        "changed: left out, its folder holds another run (--lr is 0.5 there, 0.1 here)",
+    ]
     page = (tmp_path / "report" / "index.html").read_text()
     assert page.count("<h2>gen{gen}_lr{lr}</h2>") == 1 and "<h2>run_seed{seed}" not in page
 

@@ -102,6 +102,18 @@ def test_without_site_file_or_flags_nothing_is_chosen(script, tmp_path, monkeypa
     assert said.count("--checkpoint weights/big --videos 'a list.csv'") == 4
 
 
+def test_the_baseline_has_the_rows_window(tmp_path):
+    """With an anchor that the default frames of adaptation would reach before."""
+    text = THREE.replace("--steps 2", "--steps 2 --anchor 21 --tta-frames 21 --cond-frames 5")
+    base, *_ = read_sweep(write(tmp_path, text), tmp_path)
+    assert (base.name, base.args.tta_frames) == ("baseline", 21)
+
+
+def test_a_limit_in_the_file_counts(status):
+    text = THREE.replace("--steps 2", "--steps 2 --limit 3")
+    assert set(status(text).values()) == {((0, 0, 0, 3), "")}
+
+
 def test_dry_run_prints_the_commands(script, tmp_path, capsys):
     assert script(sweep, *command(tmp_path, THREE, "--dry-run", "--limit", 2)[2:]) == 0
     lines = capsys.readouterr().out.splitlines()
