@@ -18,9 +18,12 @@ from common.cli import parse_args
 from common.loss import draw_noise, flow_matching_loss
 from delta_c import DeltaC
 
+AS_PLACED = "as placed"
+
 
 def steps_of(cls, model, problem, flags=(), draws=1):
-    """A function that takes one step of the method, on the same draws each time."""
+    """A function that takes one step of the method, on the same draws each time. It is given how
+    many blocks are recomputed, None for all; AS_PLACED where the model's placement says so."""
     args = parse_args(None, cls, ["--steps", "1", *flags])
     method = cls(model, problem, args)
     optimizer = method.optimizer(args)
@@ -29,7 +32,8 @@ def steps_of(cls, model, problem, flags=(), draws=1):
     loss = functools.partial(flow_matching_loss, model, problem, sigma, noise)
 
     def step(recomputed=0):
-        model.recompute(recomputed)
+        if recomputed != AS_PLACED:
+            model.recompute(recomputed)
         with method.attached():
             take_step(model, method, optimizer, loss)
 

@@ -2,9 +2,11 @@
 share of the GPU's own matrix peak, of every method's step and of the continuation.
 
 Each case is written when it is measured, and what is there is not measured again, so that the same
-command goes on after a limit. Without a GPU, --small runs all of it on a tiny model.
+command goes on after a limit. With --memory-gb only what a run would do by itself on a smaller GPU
+is measured, in a table of its own. Without a GPU, --small runs all of it on a tiny model.
 
     python -m benchmarks.longcat_h200 --out results/h200
+    python -m benchmarks.longcat_h200 --out results/h200 --memory-gb 24
 """
 
 import argparse
@@ -14,14 +16,19 @@ import platform
 from pathlib import Path
 
 import torch
+from diffusers import AutoencoderKLWan
 from torch.utils.flop_counter import FlopCounterMode
 
 from adasteer import AdaSteer
-from benchmarks.adapt_step import steps_of
+from backbones.longcat import LongCat
+from benchmarks.adapt_step import AS_PLACED, steps_of
 from benchmarks.generate import plain
 from benchmarks.timing import in_turns, random_model, random_problem
-from common.loading import compile_blocks
-from common.placement import release
+from common.cli import parse_args
+from common.errors import StopRun
+from common.loading import compile_blocks, pick_device
+from common.loss import draw_noise, flow_matching_loss
+from common.placement import Placement, release
 from common.results import read_json, write_json
 from delta_c import DeltaC
 from film_tta import FiLM
@@ -31,6 +38,7 @@ from norm_tta import NormTTA
 
 PEAK = "matrix peak"
 SMALL = {"hidden_size": 64, "depth": 4, "num_heads": 2, "caption_channels": 32}
+SMALL_VAE = {"base_dim": 8, "dim_mult": [1, 1, 1, 1], "num_res_blocks": 1}
 FIRST_ATTEMPT = {"step": 4.2, "generation": 80.0}  # seconds on an H200, as it reported them
 OTHERS = {
     "LoRA r=1": (LoRA, ()), "norm": (NormTTA, ()), "FiLM": (FiLM, ()), "Delta-C": (DeltaC, ()),
@@ -45,12 +53,13 @@ class Table:
         self.path, self.device, self.repeats = path, device, repeats
         self.rows = read_json(path) or {}
 
-    def add(self, case, make, flops=None, repeats=None):
-        """Measures what make() returns unless that was done; running out of memory is a result."""
+    def add(self, case, make, flops=None, repeats=None, more=dict):
+        """Measures what make() returns unless that was done; running out of memory is a result.
+        more() is added to the row."""
         if case not in self.rows:
             try:
-                self.rows[case] = self._measured(make(), flops, repeats or self.repeats)
-            except torch.OutOfMemoryError:
+                self.rows[case] = self._measured(make(), flops, repeats or self.repeats) | more()
+            except (torch.OutOfMemoryError, StopRun):
                 self.rows[case] = {"seconds": None, "out_of_memory": True}
             release(self.device)
             write_json(self.path, self.rows)
@@ -86,15 +95,25 @@ def counted(work):
     return counter.get_total_flops()
 
 
+@torch.no_grad()
+def forward(model, problem):
+    noise = draw_noise(torch.Generator().manual_seed(0), problem.target)
+    flow_matching_loss(model, problem, torch.tensor([0.5], device=model.device), noise)
+
+
 def adaptation(table, model, problem, compiled):
     step = steps_of(AdaSteer, model, problem)
-    useful = counted(step)  # nothing recomputed: what counts as useful
+    # what counts as useful: without the second forward of a step that fits into any memory
+    useful = counted(lambda: step(None)) - counted(lambda: forward(model, problem))
     for blocks in (0, model.depth // 2, model.depth):
         case = f"AdaSteer step, {blocks} recomputed{compiled}"
         table.add(case, lambda b=blocks: functools.partial(step, b), useful)
     if not compiled:
         for name, (cls, flags) in OTHERS.items():
-            table.add(f"{name} step", functools.partial(steps_of, cls, model, problem, flags))
+            table.add(  # all blocks recomputed: there is room for every method then
+                f"{name} step",
+                lambda c=cls, f=flags: functools.partial(steps_of(c, model, problem, f), None),
+            )
 
 
 def first_attempt(table, model, problem, text_encoder_bytes):
@@ -109,15 +128,42 @@ def first_attempt(table, model, problem, text_encoder_bytes):
     table.add("plain: text encoder there and back", moving, repeats=1)
 
 
+def generation(model, problem, steps, way=LongCat.generate):
+    noise = torch.randn_like(problem.target)
+    return functools.partial(way, model, problem.context, problem.text, problem.text, noise, steps)
+
+
 def continuation(table, model, problem, compiled, few, steps):
     """With few steps of the schedule (and its last ten) for the ratio, with all of them once."""
-    given = problem.context, problem.text, problem.text, torch.randn_like(problem.target)
-    ours = functools.partial(model.generate, *given)
-    cases = {f"generation, {n} steps{compiled}": functools.partial(ours, n) for n in (few, steps)}
+    cases = {
+        f"generation, {n} steps{compiled}": generation(model, problem, n) for n in (few, steps)
+    }
     if not compiled:
-        cases[f"plain: generation, {few} steps"] = functools.partial(plain, model, *given, few)
+        cases[f"plain: generation, {few} steps"] = generation(model, problem, few, plain)
     for case, work in cases.items():
         table.add(case, lambda w=work: w, repeats=1)
+
+
+def pixels(table, model, side):
+    frames = torch.rand(1, 3, 29, 8 * side[0], 8 * side[1])
+    latents = torch.randn(1, 16, 8, *side, device=model.device)
+    table.add("encode 29 frames", lambda: lambda: model.encode(frames), repeats=1)
+    table.add("decode 8 latents", lambda: lambda: model.decode(latents), repeats=1)
+
+
+def as_placed(table, model, adapting, following, few):
+    """With the plan that a run chooses by itself, and its own retreats."""
+    model.placement = Placement(model, parse_args(None, AdaSteer, []))
+    model.placement.begin(0)
+    step = steps_of(AdaSteer, model, adapting)
+    generate = generation(model, following, few)
+    says = model.placement.describe
+    table.add(f"AdaSteer step, {AS_PLACED}", lambda: lambda: step(AS_PLACED), more=says)
+    table.add(
+        f"generation, {few} steps, {AS_PLACED}",
+        lambda: lambda: model.placement.run(generate), repeats=1, more=says,
+    )  # fmt: skip
+    del model.placement
 
 
 def summary(table, depth, few, steps):
@@ -126,13 +172,13 @@ def summary(table, depth, few, steps):
     table.ratio("step, ours / plain", ours, "plain: every block recomputed")
     table.ratio("generation, compiled / eager", f"{generation}, compiled", generation)
     table.ratio("generation, ours / plain", generation, f"plain: {generation}")
-    cases = ours, f"generation, {steps} steps"
-    step, whole = (table.rows.get(case, {}).get("seconds") for case in cases)
-    if step and whole and depth == 48:
+    cases = ours, f"generation, {steps} steps", "encode 29 frames", "decode 8 latents"
+    found = [table.rows.get(case, {}).get("seconds") for case in cases]
+    if all(found) and depth == 48:
         then = 5 * FIRST_ATTEMPT["step"] + FIRST_ATTEMPT["generation"]
-        print(
-            f"5 steps and generation, ours / first attempt's: ratio {(5 * step + whole) / then:.2f}"
-        )
+        ratio = (4 * found[0] + sum(found)) / then
+        print(f"5 steps, generation, encode, decode / first attempt's: ratio {ratio:.2f}")
+        print("  the first attempt's number has no encode and decode, neither has metrics")
 
 
 def main():
@@ -144,26 +190,37 @@ def main():
     parser.add_argument("--memory-gb", type=float, help="cap on the allocator, as a smaller GPU")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    device = torch.device(args.device)
+    device, name = pick_device(args.device), "longcat"
     if args.memory_gb:
         total = torch.cuda.get_device_properties(device).total_memory
         torch.cuda.set_per_process_memory_fraction(args.memory_gb * 1e9 / total, device)
-    table = Table(args.out / "longcat.json", device, args.repeats)
-    side, few, steps = ((8, 8), 1, 2) if args.small else ((60, 104), 4, 50)
-    matrix_peak(table, 256 if args.small else 8192)
-    model = random_model(device, **(SMALL if args.small else {}))
-    adapting, following = (random_problem(model, 4, n, side) for n in (3, 4))
-    for compiled in ("", ", compiled"):
-        if compiled:
-            compile_blocks(model)
-        adaptation(table, model, adapting, compiled)
-        if not compiled:
-            first_attempt(table, model, adapting, 1 << 20 if args.small else int(11.4e9))
-        model.recompute(0)
-        continuation(table, model, following, compiled, few, steps)
+        name += f"_{args.memory_gb:g}gb"
+    table = Table(args.out / f"{name}.json", device, args.repeats)
+    side, tokens, few, steps = ((8, 8), 64, 1, 2) if args.small else ((60, 104), 512, 4, 50)
+    model = random_model(device, on_host=bool(args.memory_gb), **(SMALL if args.small else {}))
+    model.vae = AutoencoderKLWan(**(SMALL_VAE if args.small else {})).eval().requires_grad_(False)
+    model.frame_size, model.compiled = (8 * side[0], 8 * side[1]), False
+    adapting, following = (random_problem(model, 4, n, side, tokens) for n in (3, 4))
+    if not args.memory_gb:
+        everything(table, model, adapting, following, args.small, few, steps)
+        pixels(table, model, side)
+    as_placed(table, model, adapting, following, few)
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     print(f"{where}, torch {torch.__version__}")
     summary(table, model.depth, few, steps)
+
+
+def everything(table, model, adapting, following, small, few, steps):
+    matrix_peak(table, 256 if small else 8192)
+    for compiled in ("", ", compiled"):
+        if compiled:
+            compile_blocks(model)
+            model.compiled = True
+        adaptation(table, model, adapting, compiled)
+        if not compiled:
+            first_attempt(table, model, adapting, 1 << 20 if small else int(11.4e9))
+        model.recompute(0)
+        continuation(table, model, following, compiled, few, steps)
 
 
 if __name__ == "__main__":

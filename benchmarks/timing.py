@@ -14,25 +14,26 @@ MID_SIZE = {"hidden_size": 512, "depth": 12, "num_heads": 8, "caption_channels":
 TEXT_TOKENS = 64
 
 
-def random_model(device="cpu", dtype=None, **config):
-    """Speed and memory do not depend on the weights' values."""
+def random_model(device="cpu", dtype=None, on_host=False, **config):
+    """Speed and memory do not depend on which random values the weights have. on_host: they wait in
+    host memory, as those of a checkpoint that was just loaded."""
     dtype = dtype or (torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32)
     torch.manual_seed(0)
     with torch.device("meta"):
         dit = LongCatVideoTransformer3DModel(**config)
-    dit = dit.to(dtype).to_empty(device=device)
+    dit = dit.to(dtype).to_empty(device="cpu" if on_host else device)
     with torch.no_grad():
         for weight in dit.parameters():
-            weight.normal_(std=0.02)
-    return LongCat(dit)
+            weight.copy_(torch.randn_like(weight, device=device).mul_(0.02))
+    return LongCat(dit, device=device)
 
 
-def random_problem(model, context=4, target=3, side=(24, 24)):
+def random_problem(model, context=4, target=3, side=(24, 24), tokens=TEXT_TOKENS):
     """Latents (1, C, T, h, w) and one prompt, as methods see them in a clip."""
     shape = (1, model.latent_channels, context + target, *side)
     latents = torch.randn(shape, device=model.device)
-    embeds = torch.randn(1, 1, TEXT_TOKENS, model.dit.config.caption_channels, device=model.device)
-    text = Text(embeds, torch.ones(1, TEXT_TOKENS, device=model.device, dtype=torch.long))
+    embeds = torch.randn(1, 1, tokens, model.dit.config.caption_channels, device=model.device)
+    text = Text(embeds, torch.ones(1, tokens, device=model.device, dtype=torch.long))
     return SimpleNamespace(
         context=latents[:, :, :context], target=latents[:, :, context:], text=text, seed=0,
         video=SimpleNamespace(id="random"),

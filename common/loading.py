@@ -51,6 +51,7 @@ def compile_blocks(model, backend="inductor"):
     cannot be compiled runs as it is."""
     torch._dynamo.config.suppress_errors = True
     torch._dynamo.config.recompile_limit = 64
+    torch._dynamo.utils.counters["frames"].clear()
     for name in model.block_names:
         model.dit.get_submodule(name).compile(backend=backend, dynamic=False)
 

@@ -71,7 +71,7 @@ class Placement:
         return {
             "offload": self.offload,
             "recomputed_blocks": self.recomputed,
-            "compiled": self.model.compiled,
+            "compiled": self.model.compiled and every_graph_compiled(),
             "out_of_memory": self.out_of_memory,
         }
 
@@ -177,6 +177,12 @@ class SavedBytes(torch.autograd.graph.saved_tensors_hooks):
         return tensor.detach()  # of the tensor itself: a graph that is never run would keep itself
 
 
+def every_graph_compiled():
+    """Whether torch.compile had no graph of the blocks that it left as it is."""
+    frames = torch._dynamo.utils.counters["frames"]
+    return frames["ok"] == frames["total"]
+
+
 def size(module):
     return sum(p.numel() * p.element_size() for p in module.parameters())
 
@@ -184,8 +190,10 @@ def size(module):
 def free_bytes(device):
     """That this process may use, what it has reserved on a GPU included."""
     if device.type == "cuda":
-        free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
-        return int(GPU_SHARE * free)
+        free, total = torch.cuda.mem_get_info(device)
+        share = getattr(torch.cuda, "get_per_process_memory_fraction", lambda _: 1.0)  # torch 2.8
+        allowed = share(device) * total
+        return int(GPU_SHARE * min(free + torch.cuda.memory_reserved(device), allowed))
     return int(HOST_SHARE * psutil.virtual_memory().available)
 
 

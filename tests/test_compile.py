@@ -9,6 +9,7 @@ import backbones
 from adasteer import AdaSteer
 from common import loading
 from common.adapt import adapt
+from common.placement import Placement
 from delta_c import DeltaC
 from film_tta import FiLM
 from lora_tta import LoRA
@@ -77,6 +78,22 @@ def test_blocks_share_what_is_compiled(compiled, clip):
     with torch.no_grad():
         loss_of(model, clip)
     assert len(traces) == 2  # and the last block, which leaves the context out
+
+
+def test_what_is_not_compiled_is_not_recorded_as_compiled(toy_checkpoint, clip):
+    def broken(graph, inputs):
+        raise RuntimeError("no such instruction")
+
+    model = backbones.load(toy_checkpoint)
+    model.frame_size, model.compiled = (32, 48), True
+    placement = Placement(model, arguments(AdaSteer, ""))
+    for backend, recorded in (("eager", True), (broken, False)):
+        torch._dynamo.reset()
+        loading.compile_blocks(model, backend)
+        with torch.no_grad():
+            loss_of(model, clip)
+        assert placement.describe()["compiled"] is recorded
+    torch._dynamo.reset()
 
 
 def test_without_a_compiler_it_goes_on(toy_checkpoint, monkeypatch, capsys):
