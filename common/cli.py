@@ -234,7 +234,8 @@ def add_speed(group):
     )  # fmt: skip
     group.add_argument(
         "--compile", action="store_true",
-        help="torch.compile of the repeated block, when it is first run; last digits differ",
+        help="torch.compile of the repeated block, when it is first run; last digits differ; not "
+        "with fp8 or streamed blocks",
     )  # fmt: skip
     group.add_argument(
         "--cache", type=Path, metavar="FOLDER",
