@@ -15,6 +15,11 @@ from oracles import SHARED
 
 import adasteer
 import backbones
+import delta_c
+import film_tta
+import full_tta
+import lora_tta
+import norm_tta
 from backbones.longcat import LongCat
 
 ROOT = Path(adasteer.__file__).parent
@@ -339,6 +344,24 @@ def test_a_copy_of_the_script_with_another_class_runs(tmp_path):
     (record,) = results(tmp_path / "out").values()
     assert record["adapted_parameters"] == 1 and record["norms"]["gain"] != 1.0
     assert json.loads((tmp_path / "out" / "config.json").read_text())["method"] == "Gain"
+
+
+VARIANTS = [
+    (adasteer, "--target hidden --offload blocks"), (adasteer, "--time-slope --dims 8 --profile"),
+    (delta_c, "--site pre-norm"), (delta_c, "--site last-modulation --stop-every 1"),
+    (delta_c, "--solver closed-form --weights fp8"), (lora_tta, "--ffn --weights fp8"),
+    (lora_tta, "--blocks last:2 --offload blocks --save-adapter"), (norm_tta, "--with-delta"),
+    (film_tta, "--mode scale --groups 3 --checkpointing 4"),
+    (full_tta, "--ewc 1 --stop-every 1"), (full_tta, "--optimizer sgd --offload vae"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("module", "flags"), VARIANTS)
+def test_variants_from_the_command_line(module, flags, tmp_path, script):
+    out = tmp_path / "out"
+    assert script(module, *QUICK, "--limit", 1, *flags.split(), "--out", out) == 0
+    (record,) = results(out).values()
+    assert record["status"] == "done" and not record["diverged"] and record["psnr_db"] > 15
 
 
 def test_one_conditioning_frame(tmp_path, script):
