@@ -6,7 +6,16 @@ import sys
 
 import pytest
 
-from benchmarks import adapt_step, end_to_end, generate, layers, longcat_h200, scaling, start
+from benchmarks import (
+    adapt_step,
+    end_to_end,
+    generate,
+    layers,
+    longcat_h200,
+    precision,
+    scaling,
+    start,
+)
 
 TINY = ["--hidden", 64, "--depth", 3, "--side", 8, "--repeats", 1]
 CASES = {
@@ -35,6 +44,14 @@ def test_exponents_are_fitted(monkeypatch, capsys):
     said, _ = ratios(scaling, flags, monkeypatch, capsys)
     (exponent,) = re.findall(r"draws: .* memory ~ n\^(\d\.\d+)", said)
     assert float(exponent) == pytest.approx(1, abs=0.1)
+
+
+def test_bfloat16_stays_close(monkeypatch, capsys):
+    flags = ["--hidden", "64", "--depth", "3", "--side", "8", "--sampling-steps", "2"]
+    monkeypatch.setattr(sys, "argv", ["precision", *flags])
+    precision.main()
+    found = [float(x) for x in re.findall(r": (\d\.\de[+-]\d+)", capsys.readouterr().out)]
+    assert len(found) == 5 and all(0 < x < 0.05 for x in found)
 
 
 @pytest.mark.slow

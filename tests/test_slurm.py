@@ -16,7 +16,7 @@ from test_sweep import THREE
 from common import claims
 
 pytestmark = pytest.mark.slow
-LONG = "--steps 120 --limit 4".split()  # about five seconds a video
+LONG = "--steps 120 --limit 3".split()  # about five seconds a video
 FLAGS = "--steps 2 --sampling-steps 2 --no-enhance-hf".split()
 SITE = f"""
 CHECKPOINT=nano/checkpoint
