@@ -201,10 +201,10 @@ def main():
     model.vae = AutoencoderKLWan(**(SMALL_VAE if args.small else {})).eval().requires_grad_(False)
     model.frame_size, model.compiled = (8 * side[0], 8 * side[1]), False
     adapting, following = (random_problem(model, 4, n, side, tokens) for n in (3, 4))
-    if not args.memory_gb:
-        everything(table, model, adapting, following, args.small, few, steps)
-        pixels(table, model, side)
     as_placed(table, model, adapting, following, few)
+    if not args.memory_gb:
+        pixels(table, model, side)
+        everything(table, model, adapting, following, args.small, few, steps)
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     print(f"{where}, torch {torch.__version__}")
     summary(table, model.depth, few, steps)
@@ -215,7 +215,6 @@ def everything(table, model, adapting, following, small, few, steps):
     for compiled in ("", ", compiled"):
         if compiled:
             compile_blocks(model)
-            model.compiled = True
         adaptation(table, model, adapting, compiled)
         if not compiled:
             first_attempt(table, model, adapting, 1 << 20 if small else int(11.4e9))

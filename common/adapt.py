@@ -8,6 +8,7 @@ is limited; else all), `losses(model, clip, args)` (in place of random_losses), 
 args)` (in place of all steps), `details` (added to the record) and `save(folder)`.
 """
 
+import itertools
 import math
 import re
 
@@ -76,15 +77,20 @@ def take_steps(model, method, clip, args):
     if hasattr(method, "solve"):
         yield *within_memory(model, lambda: method.solve(model, clip, args)), True
         return
-    optimizer = within_memory(model, lambda: method.optimizer(args))
+    optimizer = within_memory(model, lambda: method.optimizer(args), graph=True)
     schedule = method.schedule(optimizer) if hasattr(method, "schedule") else None
     draw = getattr(method, "losses", random_losses)
-    for sigmas, compute_loss in draw(model, clip, args):
+    for sigmas, compute_loss in within_memory(model, lambda: begun(draw(model, clip, args))):
         loss, finite = take_step(model, method, optimizer, compute_loss)
         optimizer.zero_grad(set_to_none=True)
         if schedule and finite:
             schedule.step()
         yield loss, sigmas, finite
+
+
+def begun(draws):
+    """The draws, with what the first of them computes already computed."""
+    return itertools.chain([next(draws)], draws)
 
 
 def take_step(model, method, optimizer, compute_loss):

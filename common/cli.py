@@ -1,11 +1,10 @@
 """The command line that all method scripts share."""
 
 import argparse
-import inspect
 import sys
 from pathlib import Path
 
-from common.clip import Window
+from common.clip import CONTEXT_LATENTS, TTA_FRAMES, Window
 from common.errors import UsageError
 from common.placement import PLANS
 from common.values import (
@@ -49,7 +48,8 @@ def parse_args(description, method, argv=None):
     add_run(parser.add_argument_group("run"))
     add_speed(parser.add_argument_group("speed and memory"))
     args = parser.parse_args(argv)
-    args.method, args.script = method.__name__, Path(inspect.getfile(method)).stem
+    file = getattr(sys.modules[method.__module__], "__file__", sys.argv[0])  # none in a notebook
+    args.method, args.script = method.__name__, Path(file).stem
     args.out = args.out or Path("results") / Path(sys.argv[0]).stem
     if args.batch_end is not None and args.batch_end < args.batch_start:
         parser.error(f"--batch-end {args.batch_end} lies before --batch-start {args.batch_start}")
@@ -96,11 +96,11 @@ def add_window(group):
         help="frames before the anchor that generation continues, 4k + 1",
     )  # fmt: skip
     group.add_argument(
-        "--tta-frames", type=at_least(5), default=29,
+        "--tta-frames", type=at_least(5), default=TTA_FRAMES,
         help="frames before the anchor that adaptation sees, 4k + 1",
     )  # fmt: skip
     group.add_argument(
-        "--context-latents", type=at_least(1), default=4,
+        "--context-latents", type=at_least(1), default=CONTEXT_LATENTS,
         help="leading latents of those that stay clean; the rest is predicted",
     )  # fmt: skip
     group.add_argument(

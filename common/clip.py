@@ -8,6 +8,8 @@ from common.data import LATENT_FRAMES, Video, read_frames, sha256
 from common.errors import UsageError
 from common.stages import stage
 
+TTA_FRAMES, CONTEXT_LATENTS = 29, 4  # where no flag says otherwise
+
 
 @dataclass(frozen=True)
 class Window:

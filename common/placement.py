@@ -41,9 +41,10 @@ class Placement:
         if self.recomputed is not None or not self.args.steps:
             self._say()
 
-    def run(self, attempt, backward=False):
+    def run(self, attempt, backward=False, graph=False):
         """attempt(), once more under every stricter plan while memory runs out. Raises StopRun when
-        there is no stricter one. The first with backward measures a block."""
+        there is no stricter one. The first with backward measures a block; `graph` says that
+        another attempt builds a graph too."""
         applied = True
         while True:
             try:
@@ -55,7 +56,7 @@ class Placement:
                     return self._measure(attempt)
                 return attempt()
             except torch.OutOfMemoryError as error:
-                stricter, reason = self._stricter(backward), str(error).splitlines()[0]
+                stricter, reason = self._stricter(backward or graph), str(error).splitlines()[0]
                 if stricter is None:
                     raise StopRun(
                         f"out of memory with {self.describe()}; try fewer --draws, fewer "
@@ -101,9 +102,9 @@ class Placement:
         self._say()
         return result
 
-    def _stricter(self, backward):
+    def _stricter(self, graph):
         """The next plan, or None. Recomputing helps a graph only."""
-        if backward and self.args.checkpointing == "auto" and self.recomputed != self.model.depth:
+        if graph and self.args.checkpointing == "auto" and self.recomputed != self.model.depth:
             return self.offload, self.model.depth
         if self.args.offload != "auto" or self.offload == PLANS[-1]:
             return None
@@ -131,15 +132,15 @@ class Placement:
         place = "streamed from host memory" if self.offload == "blocks" else f"on {on}"
         vae = f"VAE on {on}" if self.offload == "none" else "VAE visiting"
         line = f"{before}{dit} {place}, {vae}, {self.says}"
-        if self.args.steps:
+        if self.args.steps and self.recomputed is not None:
             line += f", {self.recomputed} of {model.depth} blocks recomputed"
         tqdm.write(line, file=sys.stderr)
 
 
-def within_memory(model, attempt, backward=False):
-    """attempt(), by the placement of a model that load_model has loaded."""
+def within_memory(model, attempt, **more):
+    """attempt(), by the placement of a model that load_model has loaded; see Placement.run."""
     placement = getattr(model, "placement", None)
-    return placement.run(attempt, backward) if placement else attempt()
+    return placement.run(attempt, **more) if placement else attempt()
 
 
 def choose(model, args):

@@ -198,7 +198,8 @@ def difference(old, config):
     facts = {"manifest_sha256", "forgetting_sha256", "checkpoint_sha256"}
     compared = [(name, old[name], config[name]) for name in facts & old.keys() & config.keys()]
     then, now = old["arguments"], config["arguments"]
-    for name in sorted((then.keys() | now.keys()) - NEUTRAL):
+    recorded = NEUTRAL if "script" in then and "script" in now else NEUTRAL | {"script"}
+    for name in sorted((then.keys() | now.keys()) - recorded):
         flag = {"preflight": "--no-preflight", "method": "method", "script": "script"}.get(
             name, f"--{name.replace('_', '-')}"
         )

@@ -134,7 +134,8 @@ def stretch(container, stream, candidate, rules):
 
 
 def timed(container, stream, candidate):
-    """(index, seconds after the file's first frame, frame), from a keyframe before the start on."""
+    """(index, seconds after the file's first frame, frame), from a keyframe before the start on
+    where the file has an index (fragmented MP4 has none), else from its first frame."""
     first, origin = 0, None
     if candidate.start > MARGIN:
         with av.open(str(candidate.path), metadata_errors="ignore") as again:

@@ -92,6 +92,8 @@ def compare(runs):
             refuse_mismatch(there, here)
     notes = notes_on_seeds(rest, paired, baseline)
     kept = [method for method in paired if method.runs]
+    if kept:
+        baseline = baseline.at({seed for method in kept for seed in method.seeds})
     shared = set.intersection(*(set(r.done) for m in [baseline, *kept] for r in m.runs))
     if not shared:
         raise UsageError(f"no video is done in all of {', '.join(m.name for m in methods)}")
@@ -104,28 +106,27 @@ def begun(method):
 
 
 def notes_on_seeds(methods, paired, baseline):
-    """Which seeds are left out for want of a partner. Raises UsageError where none has one."""
+    """Which seeds are left out for want of a partner. Raises UsageError where no method has one."""
     notes = []
     for method, kept in zip(methods, paired, strict=True):
         seeds = begun(method).seeds
-        if seeds and not kept.runs:
-            raise UsageError(
-                f"{method.name} has the seeds {seeds}, its baseline {baseline.seeds}: one must be "
-                "in both"
-            )
         if seeds and set(seeds) != set(baseline.seeds):
             notes.append(
                 f"{method.name} has results of the seeds {seeds}, its baseline of "
-                f"{baseline.seeds}; compared at {kept.seeds}"
+                f"{baseline.seeds}; compared at {kept.seeds or 'none'}"
             )
+    if notes and not any(kept.runs for kept in paired):
+        raise UsageError("; ".join(notes))
     return notes
 
 
 def by_seed(runs):
     """Methods in the order of the runs; runs that agree in all but the seed are one."""
-    found = {}
+    found, left_out = {}, NEUTRAL | {"seed"}
+    if any("script" not in run.arguments for run in runs):  # of before it was recorded
+        left_out |= {"script"}
     for run in runs:
-        rest = {k: v for k, v in run.arguments.items() if k not in NEUTRAL | {"seed"}}
+        rest = {k: v for k, v in run.arguments.items() if k not in left_out}
         found.setdefault((run.config["method"], str(sorted(rest.items()))), []).append(run)
     methods = []
     for group in found.values():

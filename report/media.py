@@ -20,7 +20,9 @@ def write_panels(comparison, video, folder, name):
     Panels: conditioning (then its last frame, held), truth, baseline, methods, and for each of the
     last two the difference from the truth. Gives None where a run has no mp4 of the video."""
     shown = [comparison.baseline, *comparison.methods[:PANELS]]
-    found = [read_pair(m.runs[0].path / "videos" / f"{video}.mp4") for m in shown]
+    seeds = set.intersection(*(set(method.seeds) for method in shown))
+    runs = [(m.at({min(seeds)}) if seeds else m).runs[0] for m in shown]  # of the same noise
+    found = [read_pair(run.path / "videos" / f"{video}.mp4") for run in runs]
     if any(pair is None for pair in found):
         return None
     first = comparison.baseline.record(video)["frame_indices"]["conditioning"]

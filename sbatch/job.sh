@@ -55,7 +55,10 @@ job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
 job=${job:-$SLURM_JOB_ID}
 child=
 fruitless() { # at the time limit of a job that came back, and nothing finished since
+    end=$(scontrol show job "$job" | sed -n 's/.*EndTime=\([^ ]*\).*/\1/p')
+    end=$(date -d "${end:-?}" +%s 2>/dev/null) || return
     [ "$1" = USR1 ] && [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ] &&
+        [ $((end - $(date +%s))) -le 300 ] && # else a preemption
         [ -z "$(find "$out/videos" -name '*.json' -newermt "@$began" \
             -exec grep -l '"status": "done"' {} + 2>/dev/null)" ]
 }

@@ -12,12 +12,13 @@ import yaml
 
 import common
 from common.cli import ROOT
+from common.clip import CONTEXT_LATENTS, TTA_FRAMES
+from common.data import LATENT_FRAMES
 from common.results import GENERATION
 
 KEYS = {"baseline", "shared", "rows"}
 RUN = (  # flags that the baseline takes over, beside those of GENERATION
-    "allow_poor_captions lpips_weights batch_start batch_end limit device save_frames preflight "
-    "tta_frames context_latents"
+    "allow_poor_captions lpips_weights batch_start batch_end limit device save_frames preflight"
 ).split()
 ROW_KEYS = {"name", "script", "flags", "over"}
 
@@ -48,12 +49,12 @@ def read_sweep(path, out, before=(), after=()):
         tokens = [*before, *shared, *flags, *after]
         args = parse(path, name, script, [*tokens, "--out", str(out / name)])
         setting = tuple(str(getattr(args, key)) for key in GENERATION)
-        baselines.setdefault(setting, tokens)
+        baselines.setdefault(setting, [*kept_by_baseline(tokens), *fitting_window(args.anchor)])
         rows.append((Row(name, script, tokens, args, over, template=template), setting))
     names = dict(zip(baselines, baseline_names(baselines), strict=True))
     result = []
     for setting, tokens in baselines.items():
-        flags = [*kept_by_baseline(tokens), "--steps", "0"]
+        flags = [*tokens, "--steps", "0"]
         args = parse(path, names[setting], baseline, [*flags, "--out", str(out / names[setting])])
         result.append(Row(names[setting], baseline, flags, args))
     result += [replace(row, baseline=names[setting]) for row, setting in rows]
@@ -163,6 +164,16 @@ def kept_by_baseline(tokens):
         if name in GENERATION or name in RUN:
             kept[name] = piece
     return [token for piece in kept.values() for token in piece]
+
+
+def fitting_window(anchor):
+    """Flags of a baseline, which adapts to nothing, where the default window reaches before the
+    clip."""
+    frames = (anchor - 1) // LATENT_FRAMES * LATENT_FRAMES + 1
+    if frames >= TTA_FRAMES:
+        return []
+    context = min(CONTEXT_LATENTS, (frames - 1) // LATENT_FRAMES)
+    return ["--tta-frames", str(frames), "--context-latents", str(context)]
 
 
 def baseline_names(settings):

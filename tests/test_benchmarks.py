@@ -67,6 +67,7 @@ def test_the_released_size_in_small_and_resumed(tmp_path, monkeypatch, capsys):
     assert len(found) == 4 and "LoRA r=1 step" in said
     rows = json.loads((tmp_path / "longcat.json").read_text())
     assert rows["AdaSteer step, 0 recomputed"]["tflops"] > 0
-    assert rows["AdaSteer step, as placed"]["offload"] == "none"
+    placed = rows["AdaSteer step, as placed"]
+    assert placed["offload"] == "none" and placed["compiled"] is False
     _, again = ratios(longcat_h200, flags, monkeypatch, capsys)
     assert again == found  # nothing was measured twice

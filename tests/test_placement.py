@@ -193,11 +193,22 @@ def test_a_stage_without_a_graph_is_not_helped_by_recomputing(model, clip, monke
 
 
 @pytest.mark.parametrize("flags", ["--site pre-norm", "--site last-modulation", "--site output"])
-def test_a_step_that_runs_no_graph_through_the_blocks(model, clip, flags):
+def test_a_step_that_runs_no_graph_through_the_blocks(model, clip, flags, monkeypatch):
     plain = outcome(DeltaC, flags, model, clip)
     placed(model)
     assert_same(outcome(DeltaC, flags, model, clip), plain, 1e-6)
     assert model.placement.describe()["recomputed_blocks"] == 0
+    fails(monkeypatch, model, 1)
+    assert_same(outcome(DeltaC, flags, model, clip), plain, 1e-6)
+    assert model.placement.describe()["out_of_memory"] == 1
+
+
+def test_fisher_information_has_a_graph(model, clip, monkeypatch):
+    placed(model)
+    fails(monkeypatch, model, 1)
+    outcome(FullTTA, "--ewc 1", model, clip)
+    found = model.placement.describe()
+    assert (found["offload"], found["out_of_memory"]) == ("none", 1)
 
 
 def test_streamed_blocks_are_not_compiled(model, clip, monkeypatch, capsys):

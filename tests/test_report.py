@@ -133,8 +133,21 @@ def test_seeds_without_a_partner_are_left_out(runs):
     comparison = compare(found[:4])
     assert table(comparison, "psnr_db")[1]["gain"] == pytest.approx(1.5)
     assert "seeds [1, 2], its baseline of [1]; compared at [1]" in "\n".join(comparison.notes)
-    with pytest.raises(UsageError, match=r"has the seeds \[2\], its baseline \[1\]"):
-        compare(found)
+    assert comparison.baseline.seeds == [1] and comparison.videos == ["v000", "v001"]
+    both = compare(found)
+    assert [m.name for m in both.methods] == ["run_*"] and "at none" in "\n".join(both.notes)
+    with pytest.raises(UsageError, match=r"other_2 has results of the seeds \[2\]"):
+        compare([found[0], found[4]])
+
+
+def test_a_seed_that_no_method_has_takes_no_videos_away(runs):
+    found = runs(
+        ("base_1", [0, 0, 0], {"steps": 0, "seed": 1}),
+        ("base_2", [5, None, None], {"steps": 0, "seed": 2}),
+        ("run_1", [1, 2, 3], {"seed": 1}),
+    )
+    base, run = table(compare(found), "psnr_db")
+    assert base["videos"] == 3 and run["mean"] - base["mean"] == pytest.approx(run["gain"])
 
 
 def test_a_copied_script_is_another_method(runs):
@@ -165,7 +178,7 @@ def test_shared_videos_only_and_what_is_missing(runs):
 
 
 MISMATCHES = {
-    "--seed .*42 there, 43 here|seeds": {"seed": 43},
+    r"run has results of the seeds \[43\], its baseline of \[42\]": {"seed": 43},
     "--anchor .32 there, 48 here": {"anchor": 48},
     "--gen-frames": {"gen_frames": 4},
     "--guidance-scale .None there, 2.0 here": {"guidance_scale": 2.0},

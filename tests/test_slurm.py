@@ -16,7 +16,7 @@ from test_sweep import THREE
 from common import claims
 
 pytestmark = pytest.mark.slow
-LONG = "--steps 120 --limit 3".split()  # about five seconds a video
+LONG = "--steps 60 --limit 4".split()  # about three seconds a video
 FLAGS = "--steps 2 --sampling-steps 2 --no-enhance-hf".split()
 SITE = f"""
 CHECKPOINT=nano/checkpoint
@@ -108,11 +108,21 @@ def begun(checkout, out, count):
     return lambda: len(list((checkout / out / "videos").glob("*.json"))) >= count
 
 
+def held_video(out):
+    """Claims the last of four clips, so that no job on `out` ends before the claim is deleted."""
+    claim = out / "videos" / f"{demo_rows()[3][0].stem}a.claim"
+    claim.parent.mkdir(parents=True)
+    assert claims.create(claim)
+    return claim
+
+
 def test_a_requeue_in_the_middle(slurm, checkout, local):
+    claim = held_video(checkout / "requeued")
     job = submit(slurm, checkout, *LONG, "--out", "requeued", options=["--array=0-0"])
     assert wait_for(begun(checkout, "requeued", 2), 60), said(checkout, job)
     kept = {p: p.stat().st_mtime_ns for p in (checkout / "requeued" / "videos").glob("*.json")}
     slurm("scontrol", "requeue", f"{job}_0")
+    claim.unlink()
     slurm.wait()
     assert slurm.job(f"{job}_0")["Restarts"] == "1" and "stopped by" in said(checkout, job)
     assert results(checkout / "requeued") == local(*LONG, out="local_long")
@@ -121,9 +131,7 @@ def test_a_requeue_in_the_middle(slurm, checkout, local):
 
 def test_a_signal_before_the_limit(slurm, checkout, local):
     """Slurm's own USR1, which comes up to 30 seconds early: the job queues itself again."""
-    claim = checkout / "limited" / "videos" / f"{demo_rows()[3][0].stem}a.claim"
-    claim.parent.mkdir(parents=True)
-    assert claims.create(claim)  # that clip is ours: the job waits for it until the signal
+    claim = held_video(checkout / "limited")
     options = ["--array=0-0", "--time=2", "--signal=B:USR1@55"]
     job = submit(slurm, checkout, *FLAGS, "--limit", 4, "--out", "limited", options=options)
     assert wait_for(lambda: slurm.job(f"{job}_0")["Restarts"] == "1", 110), said(checkout, job)
@@ -136,7 +144,7 @@ def test_a_signal_before_the_limit(slurm, checkout, local):
 
 def test_a_limit_too_short_for_a_video_is_no_endless_loop(slurm, checkout):
     endless = ["--steps", 10**6, "--limit", 1, "--out", "endless"]
-    job = submit(slurm, checkout, *endless, options=["--array=0-0"])
+    job = submit(slurm, checkout, *endless, options=["--array=0-0", "--time=3"])
     for restarts in ("0", "1"):
         assert wait_for(
             lambda n=restarts: (

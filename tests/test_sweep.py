@@ -109,6 +109,15 @@ def test_the_baseline_has_the_rows_window(tmp_path):
     assert (base.name, base.args.tta_frames) == ("baseline", 21)
 
 
+def test_the_baseline_does_not_hang_on_the_order_of_the_rows(tmp_path):
+    text = THREE.replace("--groups {groups}\n", "--context-latents 2 --tta-frames {groups}\n")
+    found = []
+    for values in ("[13, 21]", "[9, 21, 13]"):
+        base, *_ = read_sweep(write(tmp_path, text.replace("[1, 4]", values)), tmp_path)
+        found.append(vars(base.args))
+    assert found[0] == found[1]
+
+
 def test_a_limit_in_the_file_counts(status):
     text = THREE.replace("--steps 2", "--steps 2 --limit 3")
     assert set(status(text).values()) == {((0, 0, 0, 3), "")}
