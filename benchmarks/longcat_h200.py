@@ -166,6 +166,18 @@ def as_placed(table, model, adapting, following, few):
     del model.placement
 
 
+def everything(table, model, adapting, following, small, few, steps):
+    matrix_peak(table, 256 if small else 8192)
+    for compiled in ("", ", compiled"):
+        if compiled:
+            compile_blocks(model)
+        adaptation(table, model, adapting, compiled)
+        if not compiled:
+            first_attempt(table, model, adapting, 1 << 20 if small else int(11.4e9))
+        model.recompute(0)
+        continuation(table, model, following, compiled, few, steps)
+
+
 def summary(table, depth, few, steps):
     ours, generation = "AdaSteer step, 0 recomputed", f"generation, {few} steps"
     table.ratio("step, compiled / eager", f"{ours}, compiled", ours)
@@ -208,18 +220,6 @@ def main():
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     print(f"{where}, torch {torch.__version__}")
     summary(table, model.depth, few, steps)
-
-
-def everything(table, model, adapting, following, small, few, steps):
-    matrix_peak(table, 256 if small else 8192)
-    for compiled in ("", ", compiled"):
-        if compiled:
-            compile_blocks(model)
-        adaptation(table, model, adapting, compiled)
-        if not compiled:
-            first_attempt(table, model, adapting, 1 << 20 if small else int(11.4e9))
-        model.recompute(0)
-        continuation(table, model, following, compiled, few, steps)
 
 
 if __name__ == "__main__":

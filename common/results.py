@@ -193,13 +193,13 @@ def refuse_other(out, config):
 
 
 def difference(old, config):
-    """What the first difference of two runs is that changes numbers, or None. Facts that either of
-    them lacks are not compared."""
-    facts = {"manifest_sha256", "forgetting_sha256", "checkpoint_sha256"}
-    compared = [(name, old[name], config[name]) for name in facts & old.keys() & config.keys()]
+    """What the first difference of two runs is that changes numbers, or None. Of the SHA-256s those
+    are compared that `config` has; the script where both say it, which older runs do not."""
+    facts = [f"{name}_sha256" for name in ("manifest", "forgetting", "checkpoint")]
+    compared = [(name, old.get(name), config[name]) for name in facts if name in config]
     then, now = old["arguments"], config["arguments"]
-    recorded = NEUTRAL if "script" in then and "script" in now else NEUTRAL | {"script"}
-    for name in sorted((then.keys() | now.keys()) - recorded):
+    ignored = NEUTRAL if "script" in then and "script" in now else NEUTRAL | {"script"}
+    for name in sorted((then.keys() | now.keys()) - ignored):
         flag = {"preflight": "--no-preflight", "method": "method", "script": "script"}.get(
             name, f"--{name.replace('_', '-')}"
         )
