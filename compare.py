@@ -12,7 +12,8 @@ import argparse
 from pathlib import Path
 
 import common
-from common.results import difference, read_json, write_json
+from common.identity import difference
+from common.results import read_json, write_json
 from report.comparison import COMPARED, compare, table
 from report.page import write_page
 from report.predict import lines, predict

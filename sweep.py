@@ -21,7 +21,8 @@ from pathlib import Path
 
 import common
 from common.cli import ROOT
-from common.results import plain_arguments, write_json
+from common.identity import plain_arguments
+from common.results import write_json
 from report.table import as_text
 from sweeps.local import run_here
 from sweeps.rows import read_sweep

@@ -26,9 +26,10 @@ from benchmarks.nano_captions import caption_differences
 from benchmarks.nano_report import study_report
 from common.clip import Window, load_clip
 from common.data import list_videos, sha256
+from common.identity import fingerprint
 from common.loss import preflight
 from common.metrics import score
-from common.results import fingerprint, read_json, write_json
+from common.results import read_json, write_json
 from full_tta import FullTTA
 
 RECONSTRUCTED = 16  # frames from the anchor on, for the autoencoder's ceiling

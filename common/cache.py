@@ -10,12 +10,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from backbones import CheckpointError
-from common import data
+from common import data, video
 from common.clip import encode_frames
 from common.data import sha256
 from common.errors import UsageError
 from common.evaluate import SCORES
-from common.results import fingerprint, read_json, replace_file, write_json
+from common.identity import fingerprint
+from common.results import read_json, replace_file, write_json
 
 
 def default_folder():
@@ -23,7 +24,7 @@ def default_folder():
 
 
 # what latents and true frames depend on beside weights and files
-READING = [hashlib.sha256(Path(data.__file__).read_bytes()).hexdigest()] + [
+READING = [sha256(module.__file__) for module in (data, video)] + [
     version(name) for name in ("torch", "av", "diffusers")
 ]
 

@@ -5,7 +5,9 @@ import sys
 from pathlib import Path
 
 from common.clip import CONTEXT_LATENTS, TTA_FRAMES, Window
+from common.data import sha256
 from common.errors import UsageError
+from common.identity import ROOT
 from common.placement import PLANS
 from common.values import (
     at_least,
@@ -17,8 +19,6 @@ from common.values import (
     positive,
     shard,
 )
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 class Parser(argparse.ArgumentParser):
@@ -50,6 +50,7 @@ def parse_args(description, method, argv=None):
     args = parser.parse_args(argv)
     file = getattr(sys.modules[method.__module__], "__file__", sys.argv[0])  # none in a notebook
     args.method, args.script = method.__name__, Path(file).stem
+    args.script_sha256 = sha256(file) if Path(file).is_file() else None
     args.out = args.out or Path("results") / Path(sys.argv[0]).stem
     if args.batch_end is not None and args.batch_end < args.batch_start:
         parser.error(f"--batch-end {args.batch_end} lies before --batch-start {args.batch_start}")

@@ -4,9 +4,10 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from common.data import LATENT_FRAMES, Video, read_frames, sha256
+from common.data import LATENT_FRAMES, Video, sha256
 from common.errors import UsageError
 from common.stages import stage
+from common.video import read_frames
 
 TTA_FRAMES, CONTEXT_LATENTS = 29, 4  # where no flag says otherwise
 

@@ -24,25 +24,41 @@ def run_script(main):
     for number in SIGNALS:
         signal.signal(number, stop)
     name = Path(sys.argv[0]).name
+    print_anything()
     try:
         code = main()
     except UsageError as error:
         print(f"{name}: error: {error}", file=sys.stderr)
         code = 2
-    except StopRun as error:
+    except BrokenPipeError:  # nobody reads what is printed
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    except (StopRun, OSError) as error:
         print(f"{name}: stopped: {error}", file=sys.stderr)
         code = 1
     except Stopped as error:
-        print(f"\nstopped by {error}; the same command goes on where this ended", file=sys.stderr)
-        for function in BEFORE_STOP:
-            try:
-                function()
-            except Exception as problem:  # noqa: BLE001 - the others must be called too
-                print(f"{name}: {type(problem).__name__}: {problem}", file=sys.stderr)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(STOPPED)  # at once: torch may be in the middle of what an orderly end would break
+        end_at_once(name, error)
     sys.exit(code)
+
+
+def print_anything():
+    """Not every terminal has every character of a caption."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def end_at_once(name, error):
+    """After a signal: an orderly end could break what torch is in the middle of."""
+    print(f"\nstopped by {error}; the same command goes on where this ended", file=sys.stderr)
+    for function in BEFORE_STOP:
+        try:
+            function()
+        except Exception as problem:  # noqa: BLE001 - the others must be called too
+            print(f"{name}: {type(problem).__name__}: {problem}", file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(STOPPED)
 
 
 def stop(number, frame):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from common.data import sha256
 from common.errors import UsageError
 
 ALEXNET = "alexnet-owt-7be5be79.pth"  # torchvision's file name
@@ -58,6 +59,18 @@ def ssim(a, b, data_range=1.0):
     )  # fmt: skip
 
 
+def alexnet_file(weights):
+    """The file of `weights`, else that in torch hub's cache; None where there is none."""
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / ALEXNET
+    return weights or (cached if cached.is_file() else None)
+
+
+def lpips_sha256(weights):
+    """Of the weights that `load_lpips` loads; None where there are none."""
+    path = alexnet_file(weights)
+    return path and sha256(path)
+
+
 @functools.cache
 def load_lpips(weights=None):
     """LPIPS as a function of two frames, and None; or None and why not. Fetches nothing.
@@ -65,13 +78,13 @@ def load_lpips(weights=None):
     weights: torchvision's AlexNet file; where None, that in torch hub's cache. Raises UsageError
     when the file is not AlexNet's.
     """
-    cached = Path(torch.hub.get_dir()) / "checkpoints" / ALEXNET
-    if weights is None and not cached.is_file():
+    path = alexnet_file(weights)
+    if path is None:
         return None, f"AlexNet weights are not in torch hub's cache ({ALEXNET})"
     import lpips
 
     network = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)
-    load_alexnet(network.net, weights or cached)
+    load_alexnet(network.net, path)
     network.eval().requires_grad_(False)
 
     def distance(a, b):

@@ -6,11 +6,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 from tqdm import tqdm
 
-from common import results
+from common import identity, results
 from common.clip import mean_change, side_by_side
-from common.data import write_video
 from common.errors import PreflightError
 from common.evaluate import evaluate, references
+from common.video import write_video
 
 FOR_LOOKING = {"crf": "12", "preset": "superfast"}  # larger files in a third of the time
 
@@ -68,7 +68,7 @@ class Records:
         }
         record["metrics_seconds"] = time.perf_counter() - started
         record["total_seconds"] += record["metrics_seconds"]
-        results.refuse_other(self.args.out, self.config)  # as it may be by now
+        identity.refuse_other(self.args.out, self.config)  # as it may be by now
         results.write_json(self.path(clip.video), record)
         return record
 

@@ -1,46 +1,40 @@
 """Files of a run: one JSON per video, config.json, summary.json. Each is whole or not there."""
 
 import glob
-import hashlib
 import json
 import os
 import shutil
-import subprocess
-import sys
 import uuid
-from importlib.metadata import version
-from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from common.errors import UsageError
 from common.metrics import mean
 
 METRICS = (
     "psnr_db ssim lpips temporal_psnr_db temporal_ssim flow_error_px warping_error "
     "truth_warping_error"
 ).split()
-# flags that the continuation depends on where nothing is adapted: runs that agree in them share a
-# baseline and can be compared
-GENERATION = (
-    "videos prompt caption checkpoint size anchor cond_frames gen_frames seed attention "
-    "sampling_steps guidance_scale negative_prompt enhance_hf weights compile"
-).split()
-# what may differ when a run goes on: it changes no number, or is known by its content
-NEUTRAL = {
-    "videos", "checkpoint", "out", "batch_start", "batch_end", "limit", "device", "checkpointing",
-    "dry_run", "forgetting", "shard", "lpips_weights", "allow_poor_captions", "save_frames",
-    "save_adapter", "offload", "cache", "cache_latents", "profile",
+STAGES = ("encode", "adapt", "generate", "decode", "metrics", "total")  # <stage>_seconds
+REFERENCES = ("repeat_last", "reconstruction")
+NUMBER = (int, float)
+NEEDED = {  # of a finished video's record, and what each is
+    "id": str, "source": str, "caption": str, "seed": int, "columns": dict, "video_sha256": str,
+    "preflight": dict, "losses": list, "frame_indices": dict, "references": dict, "norms": dict,
+    "distances": dict, "relative_distances": dict, "diverged": bool, "kept": str,
+    "adapted_parameters": int, "peak_memory_gb": NUMBER,
+    **{f"{name}_seconds": NUMBER for name in STAGES},
+    **{name: (*NUMBER, type(None)) for name in METRICS},
 }  # fmt: skip
-BLOCK, BLOCKS = 1 << 18, 64  # bytes and number of the samples of a large weight file
 
 
 def write_json(path, content):
     """Atomic; raises ValueError on NaN or infinity."""
     text = json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
-    replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    whole = text.encode(errors="backslashreplace")  # half a character as JSON escapes it
+    replace_file(path, lambda temporary: temporary.write_bytes(whole))
 
 
 def replace_file(path, write):
@@ -71,9 +65,55 @@ def discard(path):
 def read_json(path):
     """The content, or None where there is no file or not a whole one."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+        return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse_constant)
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, RecursionError):
         return None
+
+
+def refuse_constant(name):
+    raise ValueError(f"{name} is not JSON")
+
+
+def read_record(path):
+    """The record of a video, finished or skipped, or None where there is no whole one."""
+    record = read_json(path)
+    if not isinstance(record, dict) or record.get("id") != path.stem:
+        return None
+    if record.get("status") == "skipped":
+        return record if isinstance(record.get("reason"), str) else None
+    return record if record.get("status") == "done" and is_whole(record) else None
+
+
+def is_whole(record):
+    """Whether a finished video's record has, of the right kind, what others read in it."""
+    if not all(isinstance(record.get(key, ...), kind) for key, kind in NEEDED.items()):
+        return False
+    windows = [record["frame_indices"].get(name) for name in ("tta", "conditioning", "generated")]
+    references = [record["references"].get(kind) for kind in REFERENCES]
+    scores = [
+        *(
+            record[key]
+            for key, kind in NEEDED.items()
+            if float in (kind if type(kind) is tuple else ())
+        ),
+        *record["losses"],
+        *record["preflight"].values(),
+    ]
+    for found in references:
+        if not isinstance(found, dict):
+            return False
+        scores += [found.get(name) for name in METRICS]
+    return all(map(is_range, windows)) and all(map(is_score, scores))
+
+
+def is_score(value):
+    """A finite number, or None where there was nothing to measure."""
+    return value is None or (type(value) in NUMBER and abs(value) < 1e300)
+
+
+def is_range(value):
+    whole = isinstance(value, list) and len(value) == 2 and all(type(i) is int for i in value)
+    return whole and 0 <= value[0] < value[1]
 
 
 def save_frames(name, frames, truth):
@@ -100,7 +140,10 @@ def save_adapter(name, method):
         return path
     tensors = {key: p.detach().cpu().contiguous() for key, p in method.named_parameters().items()}
     path = name.with_name(f"{name.name}.safetensors")
-    replace_file(path, lambda temporary: save_file(tensors, temporary))
+    try:
+        replace_file(path, lambda temporary: save_file(tensors, temporary))
+    except SafetensorError as error:  # its word for a full disk
+        raise OSError(f"{path}: {error}") from error
     return path
 
 
@@ -110,104 +153,6 @@ def load_adapter(path, method):
     tensors = load_file(path / "adapter_model.safetensors" if path.is_dir() else path)
     for name, parameter in method.named_parameters().items():
         parameter.copy_(tensors[name])
-
-
-def describe(args, manifest_sha256, forgetting_sha256, no_lpips):
-    """config.json: what was asked for, on what data, with which weights and versions."""
-    return {
-        "method": args.method,
-        "arguments": plain_arguments(args),
-        "manifest_sha256": manifest_sha256,
-        "forgetting_sha256": forgetting_sha256,
-        "checkpoint_sha256": fingerprint(args.checkpoint),
-        "versions": {
-            "python": sys.version.split()[0],
-            "torch": torch.__version__,
-            **{name: version(name) for name in ("diffusers", "transformers")},
-        },
-        "git_revision": git_revision(),
-        "lpips": no_lpips or "alex",
-    }
-
-
-def plain_arguments(args):
-    """As they are read back from JSON: paths are text, tuples lists."""
-    arguments = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
-    return json.loads(json.dumps(arguments))
-
-
-def fingerprint(checkpoint):
-    """SHA-256 over a checkpoint's files: names, sizes and contents, of large files evenly spaced
-    samples."""
-    if not checkpoint.is_dir():
-        raise UsageError(f"--checkpoint {checkpoint}: no such folder")
-    digest = hashlib.sha256()
-    for path in sorted(p for p in checkpoint.rglob("*") if p.is_file()):
-        name = path.relative_to(checkpoint)
-        if any(part.startswith(".") for part in name.parts):  # caches of download tools
-            continue
-        size = path.stat().st_size
-        digest.update(f"{name.as_posix()}\n{size}\n".encode())
-        with open(path, "rb") as file:
-            step = max(BLOCK, size // BLOCKS)
-            for start in range(0, size, step):
-                file.seek(start)
-                digest.update(file.read(BLOCK))
-    return digest.hexdigest()
-
-
-def git_revision():
-    command = [
-        "git",
-        "-C",
-        str(Path(__file__).parent),
-        "describe",
-        "--always",
-        "--dirty",
-        "--abbrev=12",
-    ]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def same_run(out, config):
-    """Whether `out` already holds results of this run. Raises UsageError where it holds results of
-    one that differs in what changes numbers."""
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"--out {out}: is a file; give a folder")
-    if not any((read_json(p) or {}).get("status") == "done" for p in out.glob("videos/*.json")):
-        return False
-    refuse_other(out, config)
-    return True
-
-
-def refuse_other(out, config):
-    """Raises UsageError where config.json in `out` is not that of this run."""
-    old = read_json(out / "config.json")
-    if old is None:
-        raise UsageError(f"--out {out}: holds results without config.json; choose another folder")
-    if found := difference(old, config):
-        raise UsageError(f"--out {out}: holds another run ({found}); choose another folder")
-
-
-def difference(old, config):
-    """What the first difference of two runs is that changes numbers, or None. Of the SHA-256s those
-    are compared that `config` has; the script where both say it, which older runs do not."""
-    facts = [f"{name}_sha256" for name in ("manifest", "forgetting", "checkpoint")]
-    compared = [(name, old.get(name), config[name]) for name in facts if name in config]
-    then, now = old["arguments"], config["arguments"]
-    ignored = NEUTRAL if "script" in then and "script" in now else NEUTRAL | {"script"}
-    for name in sorted((then.keys() | now.keys()) - ignored):
-        flag = {"preflight": "--no-preflight", "method": "method", "script": "script"}.get(
-            name, f"--{name.replace('_', '-')}"
-        )
-        compared.append((flag, then.get(name), now.get(name)))
-    for name, there, here in compared:
-        if there != here:
-            return f"{name} is {there} there, {here} here"
-    return None
 
 
 def summarise(out):

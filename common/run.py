@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import av
 
-from common import results
+from common import identity, results
 from common.background import Ahead, Behind
 from common.cache import Cache, References, embedded
 from common.captions import captioned
@@ -18,7 +18,7 @@ from common.errors import PreflightError, StopRun, UsageError, VideoError
 from common.evaluate import reconstruct
 from common.exits import BEFORE_STOP
 from common.loss import beats_zero, preflight
-from common.metrics import load_lpips
+from common.metrics import load_lpips, lpips_sha256
 from common.placement import within_memory
 from common.records import Records
 from common.stages import stage, traced
@@ -40,8 +40,10 @@ class Run:
         if args.forgetting:
             self.others, others_sha256 = list_videos(args.forgetting, flag="--forgetting")
         lpips, no_lpips = load_lpips(args.lpips_weights)
-        self.config = results.describe(args, manifest_sha256, others_sha256, no_lpips)
-        goes_on = results.same_run(self.out, self.config)
+        self.config = identity.describe(
+            args, manifest_sha256, others_sha256, lpips_sha256(args.lpips_weights), no_lpips
+        )
+        goes_on = identity.same_run(self.out, self.config)
         self.records = Records(args, self.config, self.window, lpips)
         self.before = {video.id: self.records.changed(video) for video in self.videos}
         self.todo = [video for video in self.videos if not self._is_done(video)]
@@ -161,7 +163,7 @@ class Run:
         if not frames.isfinite().all():
             self._skip(clip.video, VideoError("the generated frames are not finite"))
             return
-        results.refuse_other(self.out, self.config)  # one that began beside this one
+        identity.refuse_other(self.out, self.config)  # one that began beside this one
         if self.args.save_adapter:
             results.save_adapter(self.out / "videos" / clip.video.id, method)
         with stage(record, "reference", self.model.device):

@@ -3,12 +3,16 @@
 import argparse
 import math
 
+MANY = 10**9  # of anything that is counted: more than any machine can do
 
-def at_least(low):
+
+def at_least(low, high=MANY):
     def whole(text):
         value = int(text)
         if value < low:
             raise argparse.ArgumentTypeError(f"must be at least {low}, got {value}")
+        if value > high:
+            raise argparse.ArgumentTypeError(f"must be at most {high}, got {text[:30]}")
         return value
 
     whole.__name__ = "whole number"  # argparse names the type in its message

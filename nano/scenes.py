@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from common.data import write_video
+from common.video import write_video
 from nano.backdrops import background
 from nano.sprites import add_post, add_sprite
 

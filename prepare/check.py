@@ -17,8 +17,9 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from common.captions import LIMITS, caption_shares, poor_captions
-from common.data import decode, fit, list_videos, sha256, video_stream
+from common.data import list_videos, sha256
 from common.errors import UsageError, VideoError
+from common.video import decode, fit, opened
 from prepare.clips import MEASURED, largest_cut, mean_motion, shrink
 
 BINS = (0, 0.05, 0.1, 0.3, 1, 3, float("inf"))  # of motion, pixels per frame at 120x72
@@ -29,8 +30,7 @@ def measure(path):
     """Every frame decoded: number, rate, motion, cut, longest run of identical ones, a picture."""
     grey, middle = [], None
     try:
-        with av.open(str(path), metadata_errors="ignore") as container:
-            stream = video_stream(container, path)
+        with opened(path) as (container, stream):
             for frame in decode(container, stream, path):
                 picture = fit(frame, stream.sample_aspect_ratio, MEASURED)
                 grey.append(shrink(picture))

@@ -8,17 +8,10 @@ import av
 import cv2
 import numpy as np
 
-from common.data import (
-    announced_frames,
-    decode,
-    fit,
-    seek_before,
-    sha256,
-    video_stream,
-    write_video,
-)
+from common.data import sha256
 from common.errors import VideoError
 from common.motion import farneback
+from common.video import announced_frames, decode, fit, opened, seek_before, write_video
 
 MEASURED = (72, 120)  # height and width of the grey frames that motion and cuts are measured on
 MARGIN = 1.0  # seconds: the index has times of decoding, which are not those of showing
@@ -85,12 +78,9 @@ def make_clip(candidate, rules, folder):
 def copy_frames(candidate, rules, path):
     """Writes the stretch's frames; gives them grey and small, the rate, and the index of the first
     in the source. Raises VideoError when one is damaged or they are too few."""
-    if not candidate.path.is_file() or candidate.path.stat().st_size == 0:
-        raise VideoError(f"{candidate.path}: no such file, or an empty one")
     grey, first = [], []
     try:
-        with av.open(str(candidate.path), metadata_errors="ignore") as container:
-            stream = video_stream(container, candidate.path)
+        with opened(candidate.path) as (container, stream):
             fps = rules.fps or float(stream.average_rate or 24)
 
             def frames():
@@ -138,8 +128,8 @@ def timed(container, stream, candidate):
     where the file has an index (fragmented MP4 has none), else from its first frame."""
     first, origin = 0, None
     if candidate.start > MARGIN:
-        with av.open(str(candidate.path), metadata_errors="ignore") as again:
-            frame = next(again.decode(again.streams.video[0]), None)
+        with opened(candidate.path) as (again, other):
+            frame = next(again.decode(other), None)
             if frame is None:
                 raise VideoError("damaged: no frame decodes")
             origin = frame.time

@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from common.errors import UsageError
-from common.results import METRICS, NEUTRAL
+from common.identity import NEUTRAL
+from common.results import METRICS
 from report.runs import refuse_mismatch
 from report.statistics import clustered_interval, holm, signed_rank_p, spread_over_seeds
 

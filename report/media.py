@@ -6,7 +6,7 @@ import av
 import torch
 import torch.nn.functional as F
 
-from common.data import write_video
+from common.video import write_video
 
 WIDTH = 416  # pixels of a panel at most
 DIFFERENCE = 4.0  # what differences are multiplied by

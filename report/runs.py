@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import UsageError
-from common.results import GENERATION, read_json
+from common.identity import GENERATION
+from common.results import read_json
 
 FACTS = ("manifest_sha256", "checkpoint_sha256")  # of config.json
 BY_CONTENT = {"videos", "checkpoint"}  # compared as those, not as paths

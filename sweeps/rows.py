@@ -14,7 +14,7 @@ import common
 from common.cli import ROOT
 from common.clip import CONTEXT_LATENTS, TTA_FRAMES
 from common.data import LATENT_FRAMES
-from common.results import GENERATION
+from common.identity import GENERATION
 
 KEYS = {"baseline", "shared", "rows"}
 RUN = (  # flags that the baseline takes over, beside those of GENERATION

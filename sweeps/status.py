@@ -4,7 +4,8 @@ import functools
 
 from common.claims import is_live
 from common.data import list_videos
-from common.results import difference, fingerprint, plain_arguments, read_json
+from common.identity import difference, fingerprint, plain_arguments, read_config
+from common.results import read_json
 from common.run import in_range
 
 
@@ -31,7 +32,7 @@ def videos_of(args):
 
 def is_complete(row):
     """Whether every video is done, with the flags, list and checkpoint that the row has now."""
-    config = read_json(row.out / "config.json")
+    config = read_config(row.out)
     _, manifest_sha256 = list_videos(row.args.videos, row.args.prompt, allow_empty=True)
     asked = {
         "manifest_sha256": manifest_sha256,

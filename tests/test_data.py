@@ -8,10 +8,11 @@ import pytest
 import torch
 from oracles import SHARED
 
-from common import data
+from common import video
 from common.clip import Window
-from common.data import list_videos, read_frames, write_video
+from common.data import list_videos
 from common.errors import UsageError, VideoError
+from common.video import read_frames, write_video
 
 BAD = SHARED / "bad_inputs"
 needs_bad_inputs = pytest.mark.skipif(not BAD.is_dir(), reason=f"odd files not found at {BAD}")
@@ -25,7 +26,7 @@ REFUSED = {
     "corrupted.mp4": "decodes only 28 frames",
     "one_frame.gif": "has 1 frames",
     "one_frame.mp4": "has 1 frames",
-    "png_named.mp4": "has 1 frames",
+    "png_named.mp4": "cannot be opened as a video",
     "three_frames.mp4": "has 3 frames",
     "unordered_timestamps_4f.mov": "has 4 frames",
     "rotated_90_3f.mov": "has 3 frames",
@@ -109,8 +110,8 @@ def test_reading_starts_at_a_keyframe(tmp_path, monkeypatch, options):
             picture[:, t : t + 4] = 255 - 4 * t
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode())
-    plain = data.decode
-    monkeypatch.setattr(data, "decode", lambda *a: (decoded.append(f.pts) or f for f in plain(*a)))
+    plain = video.decode
+    monkeypatch.setattr(video, "decode", lambda *a: (decoded.append(f.pts) or f for f in plain(*a)))
     whole, _ = read_frames(path, 0, 60, (32, 64))
     for start in (0, 9, 10, 35, 59):
         decoded.clear()

@@ -5,8 +5,8 @@ import torch
 from oracles import SHARED
 from skimage.metrics import peak_signal_noise_ratio
 
-from common.data import read_frames
 from common.metrics import ALEXNET, load_lpips, score
+from common.video import read_frames
 
 
 def pair(frames=3):

@@ -15,7 +15,7 @@ import backbones
 from backbones.linear_autoencoder import LinearVideoAutoencoder
 from benchmarks.nano_study import ROWS
 from common.cli import ROOT
-from common.data import read_frames
+from common.video import read_frames
 from nano import autoencoders, scenes
 
 DIT = "dit/diffusion_pytorch_model.safetensors"

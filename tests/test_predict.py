@@ -7,7 +7,7 @@ from sklearn.metrics import roc_auc_score
 from test_report import make_run
 
 import report.predict
-from common.data import write_video
+from common.video import write_video
 from report.comparison import compare
 from report.predict import area_under_curve, auc_interval, features, of_frames, predict
 from report.runs import read_runs

@@ -18,7 +18,8 @@ from oracles import SHARED
 
 from common.captions import caption_shares, poor_captions
 from common.cli import ROOT
-from common.data import list_videos, read_frames, sha256, write_video
+from common.data import list_videos, sha256
+from common.video import read_frames, write_video
 from prepare import check, clips, ucf101
 from prepare.clips import Candidate, Rules, make_clip
 from prepare.select import judged
@@ -253,8 +254,9 @@ def test_a_download_that_broke_off_is_rejected(tmp_path):
     [
         ("two_hard_cuts", "cut"), ("glitch_and_freeze", "cut"), ("frozen_73f", "static"),
         ("black_73f", "static"), ("truncated_data_lost", "damaged"), ("corrupted", "damaged"),
-        ("empty", "no such file, or an empty one"), ("not_a_video", "damaged"),
-        ("audio_only", "no video stream"), ("three_frames", "short"), ("png_named", "short"),
+        ("empty", "empty file"), ("not_a_video", "damaged"),
+        ("audio_only", "no video stream"), ("three_frames", "short"),
+            ("png_named", "damaged: 0 frames decode"),
         ("ten_bit", None), ("variable_frame_rate", None), ("rotated_90_73f", None),
         ("with audio and spaces", None), ("portrait_184x240", None),
     ],

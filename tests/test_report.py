@@ -15,8 +15,8 @@ from scipy.stats import wilcoxon
 from test_run import ROOT
 
 import compare as compare_script
-from common.data import write_video
 from common.errors import UsageError
+from common.video import write_video
 from report import figures
 from report.comparison import compare, table
 from report.media import chosen_videos

@@ -1,0 +1,159 @@
+"""What a run is: its flags, and the SHA-256 of everything else that its numbers come from."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from common.data import sha256
+from common.errors import UsageError
+from common.results import read_json, read_record
+
+ROOT = Path(__file__).resolve().parents[1]
+# of config.json: SHA-256s that runs of one folder agree in
+FACTS = [f"{name}_sha256" for name in ("manifest", "forgetting", "checkpoint", "lpips")]
+ROOMS = ("common", "backbones")
+# flags that the continuation depends on where nothing is adapted: runs that agree in them share a
+# baseline and can be compared
+GENERATION = (
+    "videos prompt caption checkpoint size anchor cond_frames gen_frames seed attention "
+    "sampling_steps guidance_scale negative_prompt enhance_hf weights compile"
+).split()
+# what may differ when a run goes on: it changes no number, or is known by its content
+NEUTRAL = {
+    "videos", "checkpoint", "out", "batch_start", "batch_end", "limit", "device", "checkpointing",
+    "dry_run", "forgetting", "shard", "lpips_weights", "allow_poor_captions", "save_frames",
+    "save_adapter", "offload", "cache", "cache_latents", "profile",
+}  # fmt: skip
+BLOCK, BLOCKS = 1 << 18, 64  # bytes and number of the samples of a large weight file
+
+
+def describe(args, manifest_sha256, forgetting_sha256, lpips_sha256, no_lpips):
+    """config.json: what was asked for, on what data, with which weights, code and versions."""
+    return {
+        "method": args.method,
+        "arguments": plain_arguments(args),
+        "manifest_sha256": manifest_sha256,
+        "forgetting_sha256": forgetting_sha256,
+        "checkpoint_sha256": fingerprint(args.checkpoint),
+        "lpips_sha256": lpips_sha256,
+        "source_sha256": source_sha256(),
+        "versions": {
+            "python": sys.version.split()[0],
+            "torch": torch.__version__,
+            **{name: version(name) for name in ("diffusers", "transformers")},
+        },
+        "git_revision": git_revision(),
+        "lpips": no_lpips or "alex",
+    }
+
+
+def source_sha256():
+    """Of the code that every script runs on."""
+    digest = hashlib.sha256()
+    for path in sorted(path for room in ROOMS for path in (ROOT / room).glob("*.py")):
+        digest.update(f"{path.relative_to(ROOT).as_posix()} {sha256(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def plain_arguments(args):
+    """As they are read back from JSON: paths are text, tuples lists."""
+    arguments = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
+    return json.loads(json.dumps(arguments))
+
+
+def fingerprint(checkpoint):
+    """SHA-256 over a checkpoint's files, links followed: names, sizes and contents, of large files
+    evenly spaced samples."""
+    if not checkpoint.is_dir():
+        raise UsageError(f"--checkpoint {checkpoint}: no such folder")
+    digest = hashlib.sha256()
+    for path in sorted(files_in(checkpoint)):
+        size = path.stat().st_size
+        digest.update(f"{path.relative_to(checkpoint).as_posix()}\n{size}\n".encode())
+        with open(path, "rb") as file:
+            step = max(BLOCK, size // BLOCKS)
+            for start in range(0, size, step):
+                file.seek(start)
+                digest.update(file.read(BLOCK))
+    return digest.hexdigest()
+
+
+def files_in(folder):
+    """Whatever their folders are, links as well; not those of download tools, which begin with a
+    dot."""
+    entered = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(place)) in entered:  # a link to where it stands
+            folders.clear()
+            continue
+        entered.add(real)
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (Path(place, name) for name in names if not name.startswith("."))
+
+
+def git_revision():
+    """The commit, with -dirty where files were changed or added; None outside of git."""
+    git = ["git", "-C", str(ROOT)]
+    try:
+        commit, changes = (
+            subprocess.run([*git, *rest], capture_output=True, text=True, check=True).stdout.strip()
+            for rest in (("rev-parse", "--short=12", "HEAD"), ("status", "--porcelain"))
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return f"{commit}-dirty" if changes else commit
+
+
+def same_run(out, config):
+    """Whether `out` already holds results of this run. Raises UsageError where it holds results of
+    one that differs in what changes numbers."""
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"--out {out}: is a file; give a folder")
+    found = (read_record(path) for path in out.glob("videos/*.json"))
+    if not any(record and record["status"] == "done" for record in found):
+        return False
+    refuse_other(out, config)
+    return True
+
+
+def read_config(out):
+    """The config.json of a run's folder, or None where there is no whole one."""
+    config = read_json(out / "config.json")
+    whole = isinstance(config, dict) and isinstance(config.get("arguments"), dict)
+    return config if whole else None
+
+
+def refuse_other(out, config):
+    """Raises UsageError where config.json in `out` is not that of this run."""
+    old = read_config(out)
+    if old is None:
+        raise UsageError(
+            f"--out {out}: holds results without a whole config.json; choose another folder"
+        )
+    if found := difference(old, config):
+        raise UsageError(f"--out {out}: holds another run ({found}); choose another folder")
+
+
+def difference(old, config):
+    """What the first difference of two runs is that changes numbers, or None. Of the SHA-256s those
+    are compared that `config` has."""
+    compared = [(name, old.get(name), config[name]) for name in FACTS if name in config]
+    then, now = old["arguments"], config["arguments"]
+    if then.get("script") == now.get("script"):
+        if then.get("script_sha256") != now.get("script_sha256"):
+            return f"{now.get('script')}.py was edited since"
+    for name in sorted((then.keys() | now.keys()) - NEUTRAL - {"script_sha256"}):
+        flag = {"preflight": "--no-preflight", "method": "method", "script": "script"}.get(
+            name, f"--{name.replace('_', '-')}"
+        )
+        compared.append((flag, then.get(name), now.get(name)))
+    for name, there, here in compared:
+        if there != here:
+            return f"{name} is {there} there, {here} here"
+    return None
