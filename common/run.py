@@ -197,6 +197,8 @@ class Run:
 
     def _lost(self, video):
         """Whether another worker took the video over, while this one stood still."""
+        if not (self.out / "videos").is_dir():
+            raise StopRun(f"--out {self.out}: has vanished")
         lost = not self.claims.holds(video.id)
         if lost:
             self.records.say(f"{video.id}: another worker took it over; that one's result counts")
