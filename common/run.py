@@ -167,9 +167,9 @@ class Run:
         if not frames.isfinite().all():
             self._skip(clip.video, VideoError("the generated frames are not finite"))
             return
-        identity.refuse_other(self.out, self.config)  # one that began beside this one
         if self._lost(clip.video):
             return
+        identity.refuse_other(self.out, self.config)  # one that began beside this one
         if self.args.save_adapter:
             results.save_adapter(self.out / "videos" / clip.video.id, method)
         with stage(record, "reference", self.model.device):

@@ -197,11 +197,12 @@ def test_waiting_for_others_is_said(two, tmp_path, monkeypatch):
 
 def test_a_run_that_began_beside_this_one_is_not_mixed_in(tmp_path):
     args = common.parse_args(None, adasteer.AdaSteer, [*map(str, QUICK), "--out", str(tmp_path)])
-    run = common.Run(args)
+    run, model = common.Run(args), common.load_model(args)
+    clip = next(run.clips(model))
     config = tmp_path / "config.json"
     config.write_text(config.read_text().replace('"lr": 0.005', '"lr": 0.1'))
     with pytest.raises(common.UsageError, match="--lr is 0.1 there, 0.005 here"):
-        run.write(None, {}, torch.zeros(1), None)
+        run.write(clip, {}, torch.zeros(1), None)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7])
