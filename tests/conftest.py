@@ -1,4 +1,9 @@
 import os
+
+# before torch: workers of pytest-xdist, and what they start, have a core each
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import signal
 import sys
 
@@ -14,6 +19,11 @@ def pytest_configure(config):
     absent = [p for p in (LONGCAT, SHARED / "clips", SHARED / "bad_inputs") if not p.is_dir()]
     if os.environ.get("CI") and absent:
         pytest.exit(f"CI must not skip tests: there is no {absent[0]}", returncode=1)
+
+
+def pytest_xdist_auto_num_workers(config):
+    """Slurm, storms and browsers, the slow ones, run one after the other."""
+    return 0 if config.option.markexpr == "slow" else min(4, len(os.sched_getaffinity(0)))
 
 
 @pytest.fixture(scope="session", autouse=True)
