@@ -8,11 +8,20 @@ import signal
 import sys
 
 import pytest
+from hypothesis import HealthCheck, settings
 from oracles import LONGCAT, SHARED
 from toy import make_checkpoint, toy_clip
 
 import backbones
+from common.background import cores
 from common.exits import SIGNALS
+
+# the same examples on every machine, however slow it is
+settings.register_profile(
+    "fixed", derandomize=True, database=None, deadline=None,
+    suppress_health_check=list(HealthCheck),
+)  # fmt: skip
+settings.load_profile("fixed")
 
 
 def pytest_configure(config):
@@ -23,7 +32,7 @@ def pytest_configure(config):
 
 def pytest_xdist_auto_num_workers(config):
     """Slurm, storms and browsers, the slow ones, run one after the other."""
-    return 0 if config.option.markexpr == "slow" else min(4, len(os.sched_getaffinity(0)))
+    return 0 if config.option.markexpr == "slow" else min(4, cores())
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -10,7 +10,7 @@ import sys
 import time
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import SafetensorError
 from test_run import QUICK, ROOT, demo_rows, results, whole, write_manifest  # noqa: F401
@@ -152,10 +152,7 @@ json_values = st.recursive(
 FILES = ["config.json", "videos/scene_0.json", "videos/scene_2.json"]
 
 
-@settings(
-    max_examples=60, deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)  # fmt: skip
+@settings(max_examples=60)
 @given(data=st.data())
 def test_any_content_of_a_run_is_resumed_or_refused(data, whole, tmp_path_factory):  # noqa: F811
     """A key taken out or replaced, or the whole file: what is not whole is done again."""

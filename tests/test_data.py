@@ -6,7 +6,7 @@ import av
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import SHARED
 
@@ -212,7 +212,7 @@ HEADS = [b"", b"filename,caption\n", b"filename,caption,id\n"]
 texts = st.lists(st.sampled_from(TOKENS)).map(lambda tokens: "".join(tokens).encode())
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=300)
 @given(head=st.sampled_from(HEADS), rest=texts | st.binary(max_size=40))
 def test_any_list_is_read_or_refused(head, rest, tmp_path):
     path = tmp_path / "list.csv"
