@@ -179,5 +179,6 @@ def test_values_inside_a_forward():
     for name, expected in values.items():
         skipped = re.search(r"\.(pre_crs_attn_norm|cross_attn)$", name)
         # the context frames, for which the official values are unused or exactly zero
-        assert_near(seen[name], expected[:, context:] if skipped else expected, 2e-5)
+        large = max(1, expected.abs().max().item() / 8)  # the limit is for values up to about 8
+        assert_near(seen[name], expected[:, context:] if skipped else expected, 2e-5 * large)
         assert not name.endswith(".cross_attn") or not expected[:, :context].any()
