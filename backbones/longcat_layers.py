@@ -30,8 +30,10 @@ def add_gated(x, gate, h, frames):  # x + gate * h; x, h (B, N, C); gate (B, T, 
 
 def timestep_sinusoid(timestep, width):  # (M,) -> (M, width): cosines, then sines
     half = width // 2
-    exponents = torch.arange(half, dtype=torch.float32, device=timestep.device) / half
-    angles = timestep.float()[:, None] * torch.exp(-math.log(10000) * exponents)
+    steps = torch.arange(half, dtype=torch.float32, device=timestep.device)
+    # multiplied before it is divided, as in the official code: the last digits depend on it
+    frequencies = torch.exp(-math.log(10000) * steps / half)
+    angles = timestep.float()[:, None] * frequencies
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 

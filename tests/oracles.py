@@ -1,8 +1,14 @@
-"""Numbers recorded from the official code, and the tiny model they belong to."""
+"""Numbers recorded from the official code, and the tiny model they belong to.
+
+Nothing here knows one set of files: depth, lengths, names and rates are read from them, so that
+another set of the same layout (ADASTEER_SHARED) passes or fails by its numbers alone.
+"""
 
 import functools
 import json
+import operator
 import os
+import re
 import shlex
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,14 +22,16 @@ from backbones.longcat import LongCat
 from backbones.longcat_dit import LongCatVideoTransformer3DModel
 from backbones.text import Text
 from common.cli import parse_args
+from common.loss import flow_matching_loss
 from delta_c import DeltaC
 from film_tta import FiLM
 from full_tta import FullTTA
-from lora_tta import PREFIX, LoRA
-from norm_tta import NormTTA
+from lora_tta import FFN, PREFIX, LoRA
+from norm_tta import MODULES, NormTTA
 
 SHARED = Path(os.environ.get("ADASTEER_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 LONGCAT = SHARED / "oracles" / "longcat"
+LOSS_LIMIT, LIMIT = 2e-5, 5e-6  # of its README: for losses, and for what is adapted but LoRA
 
 needs_oracles = pytest.mark.skipif(
     not LONGCAT.is_dir(), reason=f"recorded numbers not found at {LONGCAT}"
@@ -39,9 +47,9 @@ def table(name):
     return json.loads((LONGCAT / f"{name}.json").read_text())
 
 
-def entries(name, key):
+def entries(name, *keys):
     """For parametrize, which is evaluated also where the files are absent."""
-    return table(name)[key] if LONGCAT.is_dir() else []
+    return functools.reduce(operator.getitem, keys, table(name)) if LONGCAT.is_dir() else []
 
 
 @functools.cache
@@ -52,10 +60,27 @@ def oracle_dit(zero_pad=False):
     return dit.eval().requires_grad_(False)
 
 
-def oracle_model(zero_pad=False, network_sign=-1):
-    model = LongCat(oracle_dit(zero_pad))
-    model.network_sign = network_sign
+def oracle_model(zero_pad=False, sign="consistent", **options):
+    """The target `reference` is that of a backbone whose network sign is flipped: mean((out -
+    target)^2) with v = out."""
+    model = LongCat(oracle_dit(zero_pad), **options)
+    model.network_sign = 1 if sign == "reference" else -1
     return model
+
+
+def model_of(sign, file):
+    return oracle_model(table(file)["text_tokens_zero_pad"], sign)
+
+
+def oracle_losses(values):
+    """The recorded draws in place of random ones."""
+
+    def losses(model, clip, args):
+        for sigma, noise in zip(values["sigma"], values["noise"], strict=True):
+            sigma = sigma.view(1)
+            yield sigma.tolist(), lambda s=sigma, n=noise: flow_matching_loss(model, clip, s, n)
+
+    return losses
 
 
 def prompt(name, prefix=""):
@@ -72,32 +97,72 @@ def arguments(method, flags=""):
     return parse_args(None, method, shlex.split(flags))
 
 
-FLAGS = {
-    "delta_a": (AdaSteer, "--lr 1e-2 --final-layer"),
-    "delta_a_lr1e-1": (AdaSteer, "--lr 1e-1 --final-layer"),
-    "delta_b_g1": (AdaSteer, "--lr 1e-2"),
-    "delta_b_g2": (AdaSteer, "--lr 1e-2 --groups 2"),
-    "delta_b_g4": (AdaSteer, "--lr 1e-2 --groups 4"),
-    "delta_b_g1_dim8": (AdaSteer, "--lr 1e-2 --dims 8"),
-    "delta_b_g2_last2": (AdaSteer, "--lr 1e-2 --groups 2 --blocks last:2"),
-    "delta_c": (DeltaC, "--lr 1e-2"),
-    "norm_all_norm": (NormTTA, ""),
-    "norm_cross_attn_norm": (NormTTA, "--norms cross"),
-    "norm_qk_norm": (NormTTA, "--norms qk"),
-    "film_full_g2": (FiLM, "--lr 1e-2 --groups 2"),
-    "film_full_g4": (FiLM, "--lr 1e-2 --groups 4"),
-    "film_shift_scale_g1": (FiLM, "--lr 1e-2 --mode shift-scale"),
-    "film_scale_only_g1": (FiLM, "--lr 1e-2 --mode scale"),
-    "lora_r1": (LoRA, ""),
-    "lora_r1_lr1e-2": (LoRA, "--lr 1e-2"),
-    "lora_r2_ffn_last2_lr1e-2": (LoRA, "--lr 1e-2 --rank 2 --alpha 1 --ffn --blocks last:2"),
-    "full_sgd_lr1e-2": (FullTTA, "--optimizer sgd --lr 1e-2"),
-    "full_sgd_lr1e-5": (FullTTA, "--optimizer sgd --lr 1e-5"),
-    "full_adamw_lr1e-4": (FullTTA, ""),
-}
+METHODS = {
+    "delta_a": AdaSteer, "delta_b": AdaSteer, "delta_c": DeltaC, "norm": NormTTA, "film": FiLM,
+    "lora": LoRA, "full": FullTTA,
+}  # fmt: skip
+FILES = ("tta_adasteer", "tta_baselines")
+RECORDED = [entry | {"file": name} for name in FILES for entry in entries(name, "methods")]
+# one pair of matrices for each part of a fused projection: not built here
+TRAJECTORIES = [entry for entry in RECORDED if "splits" not in entry["hyperparameters"]]
 
 
-def oracle_clip(name="tta_baselines"):
+def method_of(entry):
+    """The class and the arguments that a recorded trajectory asks for."""
+    told, name = entry["hyperparameters"], entry["name"]
+    (cls,) = {cls for prefix, cls in METHODS.items() if name.startswith(prefix)}
+    flags = f"--steps {len(entry['losses'])} --lr {told['lr']} "
+    flags += f"--weight-decay {told['weight_decay']} {OWN_FLAGS[cls](entry, told)}"
+    if cls in (LoRA, FullTTA):
+        flags += f" --warm-up {told['warmup_steps']}"
+    return cls, arguments(cls, flags)
+
+
+def adasteer_flags(entry, told):
+    if "block_to_group" not in entry:
+        return "--final-layer"  # Delta-A
+    flags = f"--groups {told['num_groups']}"
+    if "delta_dim" in told:
+        flags += f" --dims {told['delta_dim']}"
+    blocks = active_blocks(entry)
+    # the study lays its groups over all blocks; ours must not be more than the blocks
+    if told["num_groups"] <= len(blocks) < len(entry["block_to_group"]):
+        flags += f" --blocks {','.join(map(str, blocks))}"
+    return flags
+
+
+def active_blocks(entry):
+    everything = list(range(len(entry["block_to_group"])))
+    return everything if entry["active_blocks"] == "all" else entry["active_blocks"]
+
+
+def film_flags(entry, told):
+    mode = told["film_mode"].removesuffix("_only").replace("_", "-")
+    return f"--groups {told['num_groups']} --mode {mode}"
+
+
+def norm_flags(entry, told):
+    tuned = {name.split(".")[-2] for name in entry["target_modules"]}
+    return f"--norms {next(name for name, kinds in MODULES.items() if set(kinds) == tuned)}"
+
+
+def lora_flags(entry, told):
+    places = [re.fullmatch(r"blocks\.(\d+)\.(.+)", name) for name in entry["target_modules"]]
+    blocks = ",".join(sorted({place[1] for place in places}, key=int))
+    layers = [x for x in dict.fromkeys(place[2] for place in places) if x not in FFN]
+    flags = f"--rank {told['rank']} --alpha {told['alpha']} --blocks {blocks}"
+    ffn = "--ffn" if told.get("target_ffn") else ""
+    return f"{flags} {ffn} --targets {' '.join(layers)}"
+
+
+OWN_FLAGS = {
+    AdaSteer: adasteer_flags, DeltaC: lambda entry, told: "", FiLM: film_flags,
+    NormTTA: norm_flags, LoRA: lora_flags,
+    FullTTA: lambda entry, told: f"--optimizer {told['optimizer'].lower()}",
+}  # fmt: skip
+
+
+def oracle_clip(name):
     values = tensors(name)
     return SimpleNamespace(
         context=values["cond_latents"], target=values["train_latents"],
@@ -106,38 +171,48 @@ def oracle_clip(name="tta_baselines"):
     )  # fmt: skip
 
 
-def oracle_method(model, name):
+def oracle_method(model, entry):
     """The method of a recorded trajectory, at its start, and its arguments."""
-    cls, flags = FLAGS[name]
-    args = arguments(cls, flags)
-    method = cls(model, oracle_clip(), args)
-    if name == "delta_b_g2_last2":  # the study's map: the first vector is never used
-        method.group_of = {2: 1, 3: 1}
-    put(method, recorded(model, name, "init"))
+    cls, args = method_of(entry)
+    method = cls(model, oracle_clip(entry["file"]), args)
+    if cls is AdaSteer and "block_to_group" in entry:
+        map_, groups = entry["block_to_group"], entry["hyperparameters"]["num_groups"]
+        study = {i: map_[i] for i in active_blocks(entry)}
+        # the two maps agree where all blocks are steered and the groups divide them
+        assert method.group_of == study or len(map_) % groups or len(study) < len(map_)
+        method.group_of = study
+    put(method, recorded(model, entry, "init"))
     return method, args
 
 
-def recorded(model, name, state):
-    """Our parameters' names and values in a recorded state: "init", "consistent" ..."""
-    values = tensors("tta_adasteer") | tensors("tta_baselines")
-    found = {}
-    for key in (f"{name}.{state}.delta.step5", f"{name}.{state}.final"):
-        if key in values:
-            # Delta-C is recorded on the raw output
-            sign = model.network_sign if name == "delta_c" else 1
-            rows = sign * values[key].reshape(-1, values[key].shape[-1])
-            kind = "gamma" if name.startswith("film") else "delta"
-            found = {f"{kind}.{g}": row for g, row in enumerate(rows)}
-            found = {"delta": rows[0]} if name == "delta_c" else found
-    start = f"{name}.{state}." if state == "init" else f"{name}.{state}.final."
-    for key, value in values.items():
-        if key.startswith(start):
-            parameter = key.removeprefix(start)
-            if "lora_" in parameter:
-                parameter = parameter.replace("lora_down", "lora_A").replace("lora_up", "lora_B")
-                parameter = f"{PREFIX}{parameter}.weight"
-            found[parameter] = value
-    return found
+def states(entry):
+    """The names of a trajectory's recorded states in order: every step's, or the last alone."""
+    start = f"{entry['name']}.{entry['target_sign']}"
+    steps = [f"delta.step{n + 1}" for n in range(len(entry["losses"]))]
+    found = [step for step in steps if f"{start}.{step}" in tensors(entry["file"])]
+    assert found in (steps, [])
+    return found or ["final"]
+
+
+def recorded(model, entry, state):
+    """Our parameters' names and values in a recorded state: "init", "delta.step5", "final"."""
+    name, sign, values = entry["name"], entry["target_sign"], tensors(entry["file"])
+    start = f"{name}.init" if state == "init" else f"{name}.{sign}.{state}"
+    if start in values:
+        if name.startswith("delta_c"):  # recorded on the raw output
+            return {"delta": model.network_sign * values[start]}
+        rows = values[start].reshape(-1, values[start].shape[-1])
+        kind = "gamma" if name.startswith("film") else "delta"
+        return {f"{kind}.{g}": row for g, row in enumerate(rows)}
+    keys = [key for key in values if key.startswith(f"{start}.")]
+    return {parameter_name(key.removeprefix(f"{start}.")): values[key] for key in keys}
+
+
+def parameter_name(recorded_name):
+    if "lora_" not in recorded_name:
+        return recorded_name
+    name = recorded_name.replace("lora_down", "lora_A").replace("lora_up", "lora_B")
+    return f"{PREFIX}{name}.weight"
 
 
 def put(method, values):
@@ -147,8 +222,12 @@ def put(method, values):
             parameters[name].copy_(value)
 
 
-def adapted(model, name, state):
-    """The method in a recorded state."""
-    method, _ = oracle_method(model, name)
-    put(method, recorded(model, name, state))
+def adapted(model, adaptation):
+    """The method in the state that a sentence names: "delta_a after step 5, target_sign ..."."""
+    name, step, sign = re.match(r"(\S+) after step (\d+), target_sign (\w+)", adaptation).groups()
+    (entry,) = [e for e in TRAJECTORIES if (e["name"], e["target_sign"]) == (name, sign)]
+    state = f"delta.step{step}" if f"delta.step{step}" in states(entry) else "final"
+    assert state != "final" or int(step) == len(entry["losses"])
+    method, _ = oracle_method(model, entry)
+    put(method, recorded(model, entry, state))
     return method

@@ -48,6 +48,14 @@ def test_one_draw_a_step_does_not_depend_on_the_number_of_steps(clip):
         assert torch.equal(a, b) and a.shape == clip.target.shape
 
 
+@pytest.mark.parametrize("draws", ["", "--draws 8"])
+def test_sigmas_reach_from_a_thousandth_to_1(clip, draws):
+    """So many draws of U(0, 1) would go lower."""
+    sigmas = all_sigmas(clip, flags(f"--steps 20000 {draws}"))
+    assert 0.001 <= sigmas.min() < 0.002 and 0.999 < sigmas.max() <= 1
+    assert sigmas.double().mean() == pytest.approx(0.5005, abs=0.01)
+
+
 def test_several_draws_are_stratified_over_the_run(clip):
     sigmas = all_sigmas(clip, flags("--steps 5 --draws 8"))
     assert sigmas.shape == (5, 8)

@@ -50,9 +50,24 @@ def test_flicker_warps_badly():
     video = shifted(4, 1)
     flicker = (video + 0.2 * torch.tensor([0, 1, 0, 1, 0]).view(5, 1, 1, 1)).clamp(0, 1)
     found = motion_scores(flicker[1:], Motion.of(video[1:], video[0]), video[0])
-    assert (
-        found["warping_error"] is None or found["warping_error"] > 3 * found["truth_warping_error"]
-    )
+    assert found["warping_error"] > 3 * found["truth_warping_error"] > 0
+
+
+def test_each_frame_is_warped_back_along_its_own_flow():
+    """Motion that stops: where frames meet another pair's backward flow, nothing fits."""
+    moving = shifted(1, 4)
+    video = torch.cat([moving, moving[1:].expand(3, -1, -1, -1)])
+    first, *still = Motion.of(video[1:], video[0]).warping_errors
+    assert first < 2e-3 and len(still) == 3 and max(still) < 1e-5
+    first, *still = Motion.of(video.flip(0)[1:], video[-1]).warping_errors[::-1]
+    assert first < 2e-3 and len(still) == 3 and max(still) < 1e-5
+
+
+def test_what_comes_in_from_outside_the_frame_is_not_visible():
+    """Issue 12, point 2. Of these frames the error over all pixels is about 1e-3, inside 5e-5."""
+    video = shifted(4, 4)
+    errors = Motion.of(video[1:], video[0]).warping_errors
+    assert len(errors) == 4 and max(errors) < 1e-4
 
 
 def test_black_frames_have_finite_scores():
@@ -69,6 +84,12 @@ def test_frechet_distance_of_fewer_videos_than_features():
     assert frechet_distance(a, a) == pytest.approx(0, abs=1e-6)
     assert frechet_distance(a, b) == pytest.approx(frechet_distance(b, a))
     assert frechet_distance(a, a + 1) == pytest.approx(400)
+
+
+def test_frechet_distance_has_unbiased_covariances():
+    """Of 0, 2 and 0, 4: variances 2 and 8, so (2 - 1)^2 + 2 + 8 - 2 * sqrt(2 * 8)."""
+    a, b = np.array([[0.0], [2.0]]), np.array([[0.0], [4.0]])
+    assert frechet_distance(a, b) == pytest.approx(3)
 
 
 def test_frechet_distance_of_known_gaussians():
@@ -94,9 +115,7 @@ def run_folder(tmp_path):
     rng = np.random.default_rng(0)
     for n in range(12):
         truth = rng.integers(0, 256, (4, 16, 16, 3), dtype=np.uint8)
-        np.savez_compressed(
-            tmp_path / "videos" / f"{n}.npz", generated=truth, truth=truth if n else truth
-        )
+        np.savez_compressed(tmp_path / "videos" / f"{n}.npz", generated=truth, truth=truth)
     return tmp_path
 
 

@@ -1,0 +1,114 @@
+"""Early stopping against recorded numbers: anchor losses, whole runs, decisions, latents."""
+
+import pytest
+import torch
+from oracles import (
+    LIMIT,
+    LOSS_LIMIT,
+    arguments,
+    assert_near,
+    entries,
+    model_of,
+    needs_oracles,
+    oracle_clip,
+    oracle_losses,
+    table,
+    tensors,
+)
+
+from adasteer import AdaSteer
+from common import stopping
+from common.adapt import adapt
+from common.clip import Window
+from common.loss import Problem, anchored_loss
+
+pytestmark = needs_oracles
+
+
+@pytest.mark.parametrize("sign", ["consistent", "reference"])
+def test_anchor_terms(sign):
+    file, early = "early_stopping", table("early_stopping")
+    values, model, clip = tensors(file), model_of(sign, file), oracle_clip(file)
+    problem = Problem(clip.context, clip.held_out, clip.text)
+    rows = early["anchor_terms_at_zero_delta"][sign]
+    for sigma, row in zip(early["defaults"]["anchor_sigmas"], rows, strict=True):
+        for noise, expected in zip(values["anchor_noise"], row, strict=True):
+            assert abs(anchored_loss(model, problem, (sigma,), noise) - expected) < LOSS_LIMIT
+
+
+@pytest.mark.parametrize(
+    "entry", entries("early_stopping", "runs"), ids=lambda e: e["tensor"].removeprefix("run.")
+)
+def test_early_stopping_run(entry, monkeypatch):
+    """Through the flags, with the study's placement of the held-out latents."""
+    file, defaults = "early_stopping", table("early_stopping")["defaults"]
+    values, model = tensors(file), model_of(entry["target_sign"], file)
+    flags = f"--lr {entry['lr']} --final-layer --steps {entry['max_steps']}"
+    flags += f" --stop-every {entry['check_every']} --patience {entry['patience']}"
+    flags += f" --stop-draws {defaults['noise_draws']} --stop-sigmas "
+    flags += ",".join(map(str, defaults["anchor_sigmas"]))
+    args, clip = arguments(AdaSteer, flags), oracle_clip(file)
+    method = AdaSteer(model, clip, args)
+    method.losses = oracle_losses(values)
+
+    def draw(generator, latents, count):
+        noise = values["anchor_noise"][:, 0]
+        assert noise.shape == (count, *latents.shape[1:])
+        return noise
+
+    monkeypatch.setattr(stopping, "draw_noise", draw)
+    with method.attached():
+        stopper = stopping.early_stopping(model, clip, args, method.delta, after_context=True)
+        record = adapt(model, method, clip, args, stopping=stopper)
+    steps, losses = zip(*record["anchor_losses"], strict=True)
+    expected_steps, expected = zip(*entry["anchor_history"], strict=True)
+    assert steps == expected_steps
+    assert_near(torch.tensor(losses), torch.tensor(expected), LOSS_LIMIT)
+    assert_near(torch.tensor(record["losses"]), torch.tensor(entry["train_losses"]), LOSS_LIMIT)
+    assert record["best_step"] == entry["best_step"]
+    assert record["stop_step"] == (len(record["losses"]) if entry["stopped_early"] else None)
+    assert_near(method.delta[0].detach(), values[entry["tensor"]], LIMIT)
+
+
+@pytest.mark.parametrize("row", entries("early_stopping", "stop_table"))
+def test_stop_table(row):
+    """The study's `first_rise` is a patience of 1."""
+    losses = iter(float("nan") if v is None else v for v in row["anchor_losses"])
+    state = torch.zeros(1)
+    patience = 1 if row["strategy"] == "first_rise" else row["patience"]
+    stopper = stopping.EarlyStopping([state], lambda: next(losses), row["check_every"], patience)
+    for step in range(1, row["max_steps"] + 1):
+        state.fill_(step)
+        if stopper.ends_after(step):
+            break
+    stopper.restore()
+    assert step == row["steps_run"] and stopper.stop_step == row["stop_step"]
+    assert (stopper.stop_step is not None) == row["stopped_early"]
+    assert stopper.best_step == row["best_step"] and stopper.best_loss == row["best_loss"]
+    assert state.item() == row["restored_step"]
+    assert len(stopper.history) == row["anchor_losses_used"]
+    measured = [loss for _, loss in stopper.history]
+    assert measured == row["anchor_losses"][: row["anchor_losses_used"]]
+
+
+SPLITS = entries("early_stopping", "latent_split", "table")
+
+
+@pytest.mark.parametrize(
+    "row",
+    [row for row in SPLITS if row["holdout_fraction"] == 0.25],  # ours is always a quarter
+    ids=lambda row: f"{row['num_context_latents']}-of-{row['total_latents']}",
+)
+def test_latent_split(row, capsys):
+    """Where nothing can be held out the study goes on without early stopping; we refuse."""
+    frames = 4 * (row["total_latents"] - 1) + 1
+    flags = f"--anchor {frames} --tta-frames {frames} --stop-every 1"
+    flags += f" --cond-frames 1 --context-latents {row['num_context_latents']}"
+    if row["val"]:
+        window = Window.of(arguments(AdaSteer, flags))
+        assert (window.context_latents, window.held_out_latents) == (row["cond"], row["val"])
+        assert row["cond"] + row["train"] + row["val"] == row["total_latents"]
+    else:
+        with pytest.raises(SystemExit):
+            arguments(AdaSteer, flags)
+        assert "--tta-frames" in capsys.readouterr().err
