@@ -10,12 +10,14 @@ from multiprocessing import get_context, parent_process, resource_tracker
 
 from common.start import SIGNALS
 
+QUIET = "ignore::UserWarning:multiprocessing.resource_tracker"
+
 
 @contextlib.contextmanager
 def start_workers():
     """A pool with a process for each processor. After an error or a signal nothing is waited
     for."""
-    resource_tracker.ensure_running()  # it would let signals in, were it started by `submit`
+    start_tracker()
     pool = ProcessPoolExecutor(os.cpu_count(), get_context("spawn"), end_with_parent)
     try:
         yield pool
@@ -23,6 +25,17 @@ def start_workers():
         pool.shutdown(wait=False, cancel_futures=True)
         raise
     pool.shutdown(cancel_futures=True)
+
+
+def start_tracker():
+    """Python's process that removes semaphores which a killed program leaves: without a word. Now,
+    since its start would let signals in where `submit` blocks them."""
+    before = os.environ.get("PYTHONWARNINGS", "")
+    os.environ["PYTHONWARNINGS"] = f"{before},{QUIET}".strip(",")
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        os.environ["PYTHONWARNINGS"] = before
 
 
 def end_with_parent():
