@@ -68,9 +68,7 @@ def make_clip(candidate, rules, folder):
             raise VideoError(f"cut: a jump of {cut:.3f} is above --max-cut")
     except VideoError as error:
         unfinished.unlink(missing_ok=True)
-        reason = str(error)
-        for name in (candidate.path, candidate.path.resolve()):
-            reason = reason.removeprefix(f"{name}: ")
+        reason = without_path(str(error), candidate.path)
         known = reason.startswith(("short:", "damaged:", "static:", "cut:"))
         return {"rejected": reason if known else f"damaged: {reason}"}
     os.replace(unfinished, path)
@@ -87,6 +85,15 @@ def make_clip(candidate, rules, folder):
         "motion": round(motion, 4),
         "sha256": sha256(path),
     }
+
+
+def without_path(reason, path):
+    """Of a message about a file what follows its name, or where that leads."""
+    reason = reason.removeprefix(f"{path}: ")
+    try:
+        return reason.removeprefix(f"{path.resolve()}: ")
+    except (OSError, ValueError, RuntimeError):  # it leads nowhere
+        return reason
 
 
 def copy_frames(candidate, rules, path):

@@ -16,7 +16,9 @@ from prepare.clips import Candidate, one_line
 from prepare.flags import add_arguments
 from prepare.select import prepare
 
-NAME = re.compile(r"v_(?P<action>.+)_g(?P<group>\d+)_c(?P<clip>\d+)\.avi", re.IGNORECASE)
+NAME = re.compile(
+    r"v_(?P<action>.+)_g(?P<group>\d+)_c(?P<clip>\d+)\.avi", re.IGNORECASE | re.DOTALL
+)
 
 
 def in_words(action):
