@@ -10,6 +10,7 @@ number.
 
 import argparse
 import math
+import warnings
 import zipfile
 import zlib
 from pathlib import Path
@@ -58,7 +59,8 @@ def load_network(path):
     if not path.is_file():
         raise UsageError(f"--weights {path}: no such file")
     try:
-        return torch.jit.load(path, map_location="cpu").eval()
+        with warnings.catch_warnings(action="ignore", category=FutureWarning):  # what I3D comes as
+            return torch.jit.load(path, map_location="cpu").eval()
     except (RuntimeError, ValueError) as error:
         raise UsageError(f"--weights {path}: is no TorchScript ({last_line(error)})") from error
 
