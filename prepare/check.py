@@ -11,6 +11,9 @@ from collections import Counter, defaultdict
 from itertools import islice
 from pathlib import Path
 
+from common.exits import run_script  # first: signals, and how torch's threads wait
+
+# isort: split
 import av
 import numpy as np
 from matplotlib.figure import Figure
@@ -19,7 +22,6 @@ from tqdm import tqdm
 from common.captions import LIMITS, caption_shares, poor_captions
 from common.data import list_videos, sha256
 from common.errors import VideoError
-from common.exits import run_script
 from common.names import printable
 from common.video import decode, fit, opened
 from prepare.clips import MEASURED, largest_cut, mean_motion, shrink

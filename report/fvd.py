@@ -15,13 +15,15 @@ import zipfile
 import zlib
 from pathlib import Path
 
+from common.exits import run_script  # first: signals, and how torch's threads wait
+
+# isort: split
 import numpy as np
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
 from common.errors import UsageError
-from common.exits import run_script
 from common.results import read_json
 
 SIZE, FEW = 224, 256
