@@ -33,7 +33,9 @@ def run_script(main):
     except BrokenPipeError:  # nobody reads what is printed
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
-    except (StopRun, OSError) as error:
+    except (StopRun, OSError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "allocate memory" not in str(error):
+            raise
         print(printable(f"{name}: stopped: {error}"), file=sys.stderr)
         code = 1
     except Stopped as error:

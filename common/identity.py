@@ -94,7 +94,8 @@ def files_in(folder):
             continue
         entered.add(real)
         folders[:] = [name for name in folders if not name.startswith(".")]
-        yield from (Path(place, name) for name in names if not name.startswith("."))
+        found = (Path(place, name) for name in names if not name.startswith("."))
+        yield from (path for path in found if path.is_file())
 
 
 def git_revision():

@@ -167,9 +167,9 @@ class Run:
         if not frames.isfinite().all():
             self._skip(clip.video, VideoError("the generated frames are not finite"))
             return
-        identity.refuse_other(self.out, self.config)  # one that began beside this one
         if self._lost(clip.video):
             return
+        identity.refuse_other(self.out, self.config)  # one that began beside this one
         if self.args.save_adapter:
             results.save_adapter(self.out / "videos" / clip.video.id, method)
         with stage(record, "reference", self.model.device):
@@ -197,6 +197,8 @@ class Run:
 
     def _lost(self, video):
         """Whether another worker took the video over, while this one stood still."""
+        if not (self.out / "videos").is_dir():
+            raise StopRun(f"--out {self.out}: has vanished")
         lost = not self.claims.holds(video.id)
         if lost:
             self.records.say(f"{video.id}: another worker took it over; that one's result counts")

@@ -10,7 +10,7 @@ import signal
 import sys
 from pathlib import Path
 
-SIGNALS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 STOPPED = 75  # exit code after one of these: the same command goes on
 
 
