@@ -2,11 +2,13 @@
 
 import os
 import resource
+import signal
 import struct
 import subprocess
 import sys
 from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import numpy as np
@@ -217,3 +219,21 @@ def test_check_of_a_sheet_that_is_no_picture(tmp_path, monkeypatch, capsys):
     nowhere = tmp_path / "list.csv" / "x.png"
     assert prepared(check, monkeypatch, tmp_path / "list.csv", "--sheet", nowhere) == 1
     assert "stopped: " in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("program", ["prepare.ucf101", "prepare.check", "report.fvd"])
+def test_a_signal_while_torch_is_loaded_ends_with_75(program, tmp_path):
+    """As soon as the program has handlers of its own."""
+    flags = ["--weights", tmp_path / "x"] if program == "report.fvd" else []
+    flags += ["--out", tmp_path / "out"] if program == "prepare.ucf101" else []
+    process = subprocess.Popen(
+        [sys.executable, "-m", program, tmp_path, *flags], cwd=ROOT, stderr=subprocess.PIPE
+    )
+    caught = 0
+    while not caught >> (signal.SIGUSR1 - 1) & 1:
+        assert process.poll() is None
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        caught = int(status.partition("SigCgt:")[2].split()[0], 16)
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 75 and b"stopped by SIGTERM before it began" in said
