@@ -52,8 +52,9 @@ class PromptEncoder:
         from transformers import AutoTokenizer, UMT5EncoderModel, utils  # slow, and often unneeded
 
         utils.logging.disable_progress_bar()  # one bar: that over the videos
-        tokenizer = load_part(AutoTokenizer, self.folder / "tokenizer")
-        encoder = load_weights(UMT5EncoderModel, self.folder / "text_encoder", self.dtype)
+        safe = {"trust_remote_code": False}  # else a checkpoint's own files may ask to be run
+        tokenizer = load_part(AutoTokenizer, self.folder / "tokenizer", **safe)
+        encoder = load_weights(UMT5EncoderModel, self.folder / "text_encoder", self.dtype, **safe)
         encoder.eval().to(device)
         for prompt in tqdm(prompts, "prompts", unit="prompt", disable=None, leave=False):
             tokens = tokenizer(
