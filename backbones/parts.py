@@ -41,12 +41,19 @@ def load_weights(cls, folder, dtype, **more):
     kind = "torch_dtype" if issubclass(cls, ModelMixin) else "dtype"
     options = {kind: dtype, "use_safetensors": True, "output_loading_info": True}
     model, info = load_part(cls, folder, **options, **more)
-    for words, names in (("lacks", info["missing_keys"]), ("has", info["unexpected_keys"])):
-        if names := sorted(names):
-            rest = "" if words == "lacks" else ", which its config.json has no place for"
-            line = one_line(f"{words} {len(names)} weights, such as {names[0]}{rest}")
-            raise CheckpointError(f"{folder} {line}")
+    # what an index lists and its files lack is not among the missing ones, but was given no memory
+    empty = {name for name, weight in model.state_dict().items() if weight.is_meta}
+    refuse_weights(folder, "lacks", {*info["missing_keys"]} | empty)
+    refuse_weights(folder, "has no place in its config.json for", info["unexpected_keys"])
+    refuse_weights(folder, "has other shapes in its config.json for", info["mismatched_keys"])
     return model
+
+
+def refuse_weights(folder, words, found):
+    names = sorted(name if isinstance(name, str) else name[0] for name in found)
+    if names:
+        line = one_line(f"{words} {len(names)} weights, such as {names[0]}")
+        raise CheckpointError(f"{folder} {line}")
 
 
 def autoencoder_class(folder):

@@ -75,6 +75,7 @@ MOMENTS = {
     "z_dim": whole(1, 256),
     "latents_mean": several(number(-1000, 1000), 1, 256),
     "latents_std": several(number(0.001, 1000), 1, 256),
+    "quantization_config": ABSENT,
 }
 LINEAR = {"_class_name": one_of("LinearVideoAutoencoder"), **MOMENTS}
 WAN = {

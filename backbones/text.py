@@ -58,6 +58,7 @@ class PromptEncoder:
         tokenizer = load_part(AutoTokenizer, self.folder / "tokenizer", **safe)
         vocabulary = read_config(self.folder / "text_encoder" / "config.json")["vocab_size"]
         check_tokenizer(self.folder / "tokenizer", tokenizer, vocabulary, length)
+        safe["ignore_mismatched_sizes"] = True  # load_weights says which, in one line
         encoder = load_weights(UMT5EncoderModel, self.folder / "text_encoder", self.dtype, **safe)
         encoder.eval().to(device)
         for prompt in tqdm(prompts, "prompts", unit="prompt", disable=None, leave=False):

@@ -66,11 +66,14 @@ WRONG = [
     (DIT, "patch_size", [2, 2, 2], "[1, n, n]"),
     (DIT, "text_tokens_zero_padd", True, "unknown key"),
     (DIT, "depth", GONE, "has no depth"),
-    (DIT, "depth", 3, "which its config.json has no place for"),
+    (DIT, "depth", 3, "has no place in its config.json for"),
     (DIT, "_class_name", {}, "known are LongCatVideoTransformer3DModel"),
     (TEXT, "model_type", "t5", '"t5"; it must be "umt5"'),
     (TEXT, "vocab_size", 10**12, "a whole number from 1 to 1000000"),
     (TEXT, "relative_attention_max_distance", 4, "more than 8"),
+    (TEXT, "d_ff", 48, "has other shapes in its config.json for 3 weights"),
+    (TEXT, "num_layers", 2, "text_encoder lacks"),
+    (VAE, "quantization_config", {"quant_method": "torchao"}, "left out"),
     (TEXT, "attn_implementation", "someone/kernel", "left out"),
     (NATIVE, "height", "32", '"32"; it must be a whole number'),
     (NATIVE, "width", 40, "40; it must be a multiple of 16"),
@@ -86,10 +89,10 @@ WRONG = [
 def test_wrong_values_are_named(file, key, value, right, toy_checkpoint, tmp_path):
     folder = changed(toy_checkpoint, tmp_path / "changed", file, **{key: value})
     with pytest.raises(backbones.CheckpointError) as found:
-        backbones.load(folder)
+        backbones.load(folder).embed(["a"])
     said = str(found.value)
     assert right in said and "\n" not in said
-    assert file.split("/")[0] in said and (key in said or "place for" in said or "names" in said)
+    assert file.split("/")[0] in said and (key in said or "weights" in said or "names" in said)
 
 
 def test_they_are_found_before_any_weight_is_read(toy_checkpoint, tmp_path):
