@@ -10,10 +10,11 @@ the flow-matching loss, active in all of sampling, and gone afterwards.
     python adasteer.py --groups 1 --steps 0 --out results/baseline
 """
 
+import common  # first: it says how torch's threads wait
+
+# isort: split
 import torch
 import torch.nn.functional as F
-
-import common
 
 
 class AdaSteer:

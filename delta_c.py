@@ -12,9 +12,10 @@ learn on what it left before its last layer (SLOT's idea; arXiv 2505.12392).
     python delta_c.py --site pre-norm --lr 1e-2 --steps 20
 """
 
-import torch
+import common  # first: it says how torch's threads wait
 
-import common
+# isort: split
+import torch
 
 CACHED_DRAWS = 16
 
@@ -34,7 +35,7 @@ class DeltaC:
             help="closed-form: of the output alone; --steps other than 0 is then one step",
         )  # fmt: skip
         group.add_argument(
-            "--cached-draws", type=common.at_least(1), metavar="K",
+            "--cached-draws", type=common.at_least(1, 10_000), metavar="K",
             help="draws of (sigma, noise), stratified over sigma, that are solved over; not for "
             f"the output with adamw (default: {CACHED_DRAWS})",
         )  # fmt: skip

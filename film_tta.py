@@ -8,9 +8,10 @@ for each of the 4096 channels in place of one for each of the 512 of the embeddi
     python film_tta.py --groups 1 --mode full --steps 5
 """
 
-import torch
+import common  # first: it says how torch's threads wait
 
-import common
+# isort: split
+import torch
 
 # which of shift, scale, gate, shift, scale, gate are corrected
 PARTS = {"full": (0, 1, 2, 3, 4, 5), "shift-scale": (0, 1, 3, 4), "scale": (1, 4)}

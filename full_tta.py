@@ -6,9 +6,10 @@ python full_tta.py --lr 3e-4 --steps 20
 python full_tta.py --optimizer sgd --lr 1e-5 --steps 10            # the study's, see --help
 """
 
-import torch
+import common  # first: it says how torch's threads wait
 
-import common
+# isort: split
+import torch
 
 FISHER_DRAWS = 4
 RATES = {"adamw": 1e-4, "sgd": 1e-5}

@@ -8,14 +8,15 @@ With rank 1 at 13.6B 2,555,904 parameters, 5,000 times those of AdaSteer with on
     python lora_tta.py --targets attn.qkv --blocks last:4 --save-adapter
 """
 
+import common  # first: it says how torch's threads wait
+
+# isort: split
 import contextlib
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
-
-import common
 
 ATTENTION = "attn.qkv attn.proj cross_attn.q_linear cross_attn.kv_linear cross_attn.proj".split()
 FFN = "ffn.w1 ffn.w2 ffn.w3".split()
@@ -28,7 +29,7 @@ class LoRA:
     @staticmethod
     def add_arguments(group):
         group.set_defaults(lr=2e-4)
-        group.add_argument("--rank", type=common.at_least(1), default=1, help="of every update")
+        group.add_argument("--rank", type=common.at_least(1, 4096), default=1, help="of an update")
         group.add_argument(
             "--alpha", type=common.positive, default=2.0, help="updates are scaled by alpha / rank"
         )

@@ -6,11 +6,12 @@ python norm_tta.py --norms all --steps 5
 python norm_tta.py --norms qk --with-delta           # and one vector on the timestep embedding
 """
 
+import common  # first: it says how torch's threads wait
+
+# isort: split
 import contextlib
 
 import torch
-
-import common
 
 MODULES = {"cross": ("pre_crs_attn_norm",), "qk": ("q_norm", "k_norm")}
 MODULES["all"] = MODULES["cross"] + MODULES["qk"]

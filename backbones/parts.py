@@ -26,6 +26,8 @@ def load_part(cls, folder, **options):
     try:
         return cls.from_pretrained(folder, local_files_only=True, **options)
     except Exception as error:  # of any kind: three libraries read what others wrote
+        if "allocate memory" in str(error):
+            raise  # no fault of the checkpoint's
         words = one_line(str(error)) or type(error).__name__
         raise CheckpointError(f"{folder} cannot be loaded: {words}") from error
 

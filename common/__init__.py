@@ -1,5 +1,6 @@
 """What method scripts share. A script needs these names and nothing else."""
 
+from common import start  # noqa: F401 - before torch is loaded  # isort: skip
 from common.adapt import adapt, generate, warm_up
 from common.capacity import add_groups, chosen_blocks, number_of_groups
 from common.cli import parse_args

@@ -9,11 +9,9 @@ from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from backbones import CheckpointError
 from common import data, video
 from common.clip import encode_frames
 from common.data import sha256
-from common.errors import UsageError
 from common.evaluate import SCORES
 from common.identity import fingerprint
 from common.results import read_json, replace_file, write_json
@@ -101,26 +99,3 @@ class References:
 
     def _facts(self, clip):
         return [*self.facts, clip.video_sha256, clip.window.indices()]
-
-
-def embedded(model, prompts, cache, checkpoint):
-    """{prompt: Text} on the CPU. Loads the text encoder only where the cache lacks a prompt, once
-    for all of them; returns how many were new too."""
-    from backbones.text import Text  # here: it takes seconds, and compare.py needs none of it
-
-    parts = [fingerprint(checkpoint / name) for name in ("text_encoder", "tokenizer")]
-    encoder = [
-        *parts, model.prompt_encoder.dtype, model.device.type,
-        model.native["max_sequence_length"], *map(version, ("transformers", "torch", "ftfy")),
-    ]  # fmt: skip
-    prompts = list(dict.fromkeys(prompts))
-    texts = {prompt: cache.load("prompts", [*encoder, prompt]) for prompt in prompts}
-    missing = [prompt for prompt, found in texts.items() if found is None]
-    if missing:
-        try:
-            for prompt, text in zip(missing, model.embed_each(missing), strict=True):
-                texts[prompt] = vars(text)
-                cache.save("prompts", [*encoder, prompt], texts[prompt])
-        except CheckpointError as error:
-            raise UsageError(f"--checkpoint: {error}") from error
-    return {prompt: Text(**found) for prompt, found in texts.items()}, len(missing)

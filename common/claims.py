@@ -1,13 +1,15 @@
 """Which worker of several on one folder has a video: <id>.claim, created exclusively, kept fresh.
 
 A claim names its owner (host, process, Slurm job, time). It is stale, and any worker takes it over,
-when nobody refreshed it for STALE seconds or its process on this machine is gone.
+when its process on this machine is gone, or, of another machine, when nobody refreshed it for STALE
+seconds by the file system's own clock.
 """
 
 import atexit
 import json
 import os
 import platform
+import tempfile
 import threading
 import time
 import uuid
@@ -46,26 +48,35 @@ class Claims:
         path = self.folder / f"{name}.claim"
         return path in self.held or not is_live(path)
 
-    def in_turn(self, videos, waiting):
-        """Each video once, with its claim, which is the caller's to release; at the end those that
-        other workers had, when they have given them back. waiting(line) is told of that."""
+    def holds(self, name):
+        """Whether this worker still has it: after a long halt another may."""
+        path = self.folder / f"{name}.claim"
+        return path in self.held and read_owner(path).get("key") in OURS
+
+    def in_turn(self, videos, say):
+        """(place, video) of each once, with its claim, which is the caller's to release; at the end
+        those that other workers had, when they have given them back. say(line) tells of that."""
+        videos, said = list(enumerate(videos)), False
         while videos:
             left = []
-            for video in videos:
+            for place, video in videos:
                 if self.take(video.id):
-                    yield video
+                    yield place, video
                 else:
-                    left.append(video)
-            if left == videos:
-                waiting(f"waiting for other workers: {', '.join(v.id for v in left)}"[:80])
+                    left.append((place, video))
+            if len(left) == len(videos):
+                if not said:
+                    names = ", ".join(video.id for _, video in left[:5])
+                    say(f"waiting for other workers, which have {len(left)} videos: {names}")
+                said = True
                 time.sleep(WAIT)
             videos = left
 
     def release(self, name):
         path = self.folder / f"{name}.claim"
-        self.held.discard(path)
-        if (read_json(path) or {}).get("key") in OURS:  # not of one who took over while we slept
+        if self.holds(name):
             path.unlink(missing_ok=True)
+        self.held.discard(path)
 
     def _release_all(self):
         for path in list(self.held):
@@ -85,6 +96,7 @@ def create(path):
     owner = {
         "host": machine(),
         "process": os.getpid(),
+        "process_started": started(os.getpid()),
         "slurm_job": os.environ.get("SLURM_JOB_ID"),
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "key": uuid.uuid4().hex,
@@ -98,32 +110,57 @@ def create(path):
     return True
 
 
+def read_owner(path):
+    """What a claim says, {} where it is gone, not written yet or damaged."""
+    owner = read_json(path)
+    whole = isinstance(owner, dict) and type(owner.get("process")) is int
+    return owner if whole and 0 < owner["process"] < 1 << 31 else {}
+
+
 def stale_owner(path):
-    """The owner of a claim that may be taken over, {} where it is gone or empty; None of a live
-    one."""
+    """The owner of a claim that may be taken over, {} where it is gone or says nothing; None of a
+    live one."""
     try:
-        age = time.time() - path.stat().st_mtime
+        touched = path.stat().st_mtime
     except FileNotFoundError:
         return {}
-    owner = read_json(path) or {}
-    return owner if age > STALE or is_dead(owner) else None
+    owner = read_owner(path)
+    if owner.get("host") == machine():
+        return None if is_running(owner) else owner
+    return owner if abs(now(path.parent) - touched) > STALE else None
+
+
+def now(folder):
+    """By the clock that the folder's files are dated with, which may be another machine's."""
+    with tempfile.TemporaryFile(dir=folder) as file:
+        return os.fstat(file.fileno()).st_mtime
 
 
 def is_live(path):
     return path.exists() and stale_owner(path) is None
 
 
-def is_dead(owner):
-    """Whether a process of this machine made the claim and has ended."""
-    if owner.get("host") != machine():
-        return False
+def is_running(owner):
+    """Whether the process of this machine that made the claim has not ended."""
+    process = owner["process"]
     try:
-        os.kill(owner["process"], 0)
+        os.kill(process, 0)
     except ProcessLookupError:
-        return True
-    except PermissionError:
         return False
-    return owner["process"] == os.getpid() and owner["key"] not in OURS  # it had our number
+    except PermissionError:
+        pass
+    if process == os.getpid() and owner.get("key") not in OURS:
+        return False  # it had our number
+    return owner.get("process_started") in (None, started(process))
+
+
+def started(process):
+    """When a process began, in clock ticks since the machine did: tells it from a later one of the
+    same number. None where the system does not say."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return None
 
 
 def remove(path, owner):
@@ -134,7 +171,7 @@ def remove(path, owner):
         os.rename(path, aside)
     except FileNotFoundError:
         return True
-    ours = (read_json(aside) or {}) == owner
+    ours = read_owner(aside) == owner
     if not ours:
         try:
             os.link(aside, path)

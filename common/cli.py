@@ -4,6 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from common import stopping
 from common.clip import CONTEXT_LATENTS, TTA_FRAMES, Window
 from common.data import sha256
 from common.errors import UsageError
@@ -13,9 +14,9 @@ from common.values import (
     at_least,
     count_of_blocks,
     finite,
+    folder,
     frame_size,
     not_negative,
-    numbers,
     positive,
     shard,
 )
@@ -42,7 +43,7 @@ def parse_args(description, method, argv=None):
     add_data(parser.add_argument_group("data and model"))
     add_window(parser.add_argument_group("frame window"))
     add_adaptation(parser.add_argument_group("adaptation"))
-    add_stopping(parser.add_argument_group("early stopping"))
+    stopping.add_arguments(parser.add_argument_group("early stopping"))
     method.add_arguments(parser.add_argument_group(f"{method.__name__} (this script)"))
     add_sampling(parser.add_argument_group("sampling"))
     add_run(parser.add_argument_group("run"))
@@ -93,11 +94,11 @@ def add_window(group):
         "--anchor", type=at_least(1), default=32, help="index of the first generated frame"
     )
     group.add_argument(
-        "--cond-frames", type=at_least(1), default=13,
+        "--cond-frames", type=at_least(1, 10_000), default=13,
         help="frames before the anchor that generation continues, 4k + 1",
     )  # fmt: skip
     group.add_argument(
-        "--tta-frames", type=at_least(5), default=TTA_FRAMES,
+        "--tta-frames", type=at_least(5, 10_000), default=TTA_FRAMES,
         help="frames before the anchor that adaptation sees, 4k + 1",
     )  # fmt: skip
     group.add_argument(
@@ -105,28 +106,27 @@ def add_window(group):
         help="leading latents of those that stay clean; the rest is predicted",
     )  # fmt: skip
     group.add_argument(
-        "--gen-frames", type=at_least(1), default=14, help="frames to generate and score"
+        "--gen-frames", type=at_least(1, 10_000), default=14, help="frames to generate and score"
     )
 
 
 def add_adaptation(group):
     group.add_argument(
-        "--steps", type=at_least(0), default=5, help="updates per video; 0 is the baseline"
+        "--steps", type=at_least(0, 100_000), default=5, help="updates per video; 0 is the baseline"
     )
     group.add_argument("--lr", type=positive, default=5e-3, help="learning rate")
     group.add_argument(
         "--seed", type=int, default=42, help="of every random stream, with the video's id"
     )
     group.add_argument(
-        "--draws", type=at_least(1), default=1, metavar="K",
+        "--draws", type=at_least(1, 1024), default=1, metavar="K",
         help="draws of (sigma, noise) per step, in one batch: less noise in the update, K times "
         "the activations; from 2 on sigmas are stratified over all draws of the run",
     )  # fmt: skip
     group.add_argument(
-        "--antithetic",
-        action="store_true",
+        "--antithetic", action="store_true",
         help="draws in pairs of one sigma, the second with the noise negated",
-    )
+    )  # fmt: skip
     group.add_argument(
         "--context", choices=("fixed", "varying"), default="fixed",
         help="varying: each step keeps another number of leading latents clean",
@@ -145,31 +145,12 @@ def add_adaptation(group):
     )  # fmt: skip
 
 
-def add_stopping(group):
-    group.add_argument(
-        "--stop-every", type=at_least(0), default=0, metavar="N",
-        help="hold out the last quarter of the target latents, measure the loss on them before the "
-        "first and after every Nth update, and put the best back, so that updates after the last "
-        "check are undone; 0: keep the last",
-    )  # fmt: skip
-    group.add_argument(
-        "--patience", type=at_least(1), default=3, help="checks in a row without a better loss"
-    )
-    group.add_argument(
-        "--stop-sigmas", type=numbers, default="0.25,0.5,0.75", metavar="S,S",
-        help="noise levels of the check",
-    )  # fmt: skip
-    group.add_argument(
-        "--stop-draws", type=at_least(1), default=2, help="fixed draws of noise per level"
-    )
-
-
 def add_sampling(group):
-    group.add_argument("--sampling-steps", type=at_least(1), default=50, help="of the schedule")
     group.add_argument(
-        "--guidance-scale",
-        type=finite,
-        help="1 or less: none; the checkpoint's own where not given",
+        "--sampling-steps", type=at_least(1, 10_000), default=50, help="of the schedule"
+    )
+    group.add_argument(
+        "--guidance-scale", type=finite, help="1 or less: none; by default the checkpoint's own"
     )
     group.add_argument("--negative-prompt", default="", metavar="TEXT", help="for the guidance")
     group.add_argument(
@@ -180,7 +161,7 @@ def add_sampling(group):
 
 def add_run(group):
     group.add_argument(
-        "--out", type=Path, metavar="FOLDER", help="results; by default results/<script>"
+        "--out", type=folder, metavar="FOLDER", help="results; by default results/<script>"
     )
     group.add_argument(
         "--batch-start", type=at_least(0), default=0, metavar="I", help="first video of the list"
@@ -203,10 +184,9 @@ def add_run(group):
         help="keep generated and true frames as <id>.npz, 8 bits, for report.fvd",
     )  # fmt: skip
     group.add_argument(
-        "--save-adapter",
-        action="store_true",
+        "--save-adapter", action="store_true",
         help="keep each video's adapted parameters (full_tta.py: all weights, each time)",
-    )
+    )  # fmt: skip
     group.add_argument("--dry-run", action="store_true", help="print what would run, and end")
 
 
@@ -239,7 +219,7 @@ def add_speed(group):
         "with fp8 or streamed blocks",
     )  # fmt: skip
     group.add_argument(
-        "--cache", type=Path, metavar="FOLDER",
+        "--cache", type=folder, metavar="FOLDER",
         help="prompts embedded once and for all; ~/.cache/adasteer where not given",
     )  # fmt: skip
     group.add_argument(

@@ -102,6 +102,7 @@ def read_csv(path, columns, where):
                     f"{where}: no column {' or '.join(sorted(missing))}; it needs "
                     f"{','.join(sorted(columns, reverse=True))}"
                 )
+            line = reader.line_num
             for row in reader:
                 line = reader.line_num
                 begins = line - sum(str(text).count("\n") for text in row.values())

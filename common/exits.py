@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 
 from common.errors import StopRun, UsageError
+from common.names import printable
+from common.start import SIGNALS, STOPPED
 
-SIGNALS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
-STOPPED = 75  # by one of these: the same command goes on
 BEFORE_STOP = []  # functions to call when a signal ends the program, beside those of atexit
 
 
@@ -28,13 +28,15 @@ def run_script(main):
     try:
         code = main()
     except UsageError as error:
-        print(f"{name}: error: {error}", file=sys.stderr)
+        print(printable(f"{name}: error: {error}"), file=sys.stderr)
         code = 2
     except BrokenPipeError:  # nobody reads what is printed
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
-    except (StopRun, OSError) as error:
-        print(f"{name}: stopped: {error}", file=sys.stderr)
+    except (StopRun, OSError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "allocate memory" not in str(error):
+            raise
+        print(printable(f"{name}: stopped: {error}"), file=sys.stderr)
         code = 1
     except Stopped as error:
         end_at_once(name, error)

@@ -94,7 +94,8 @@ def files_in(folder):
             continue
         entered.add(real)
         folders[:] = [name for name in folders if not name.startswith(".")]
-        yield from (Path(place, name) for name in names if not name.startswith("."))
+        found = (Path(place, name) for name in names if not name.startswith("."))
+        yield from (path for path in found if path.is_file())
 
 
 def git_revision():
@@ -113,8 +114,6 @@ def git_revision():
 def same_run(out, config):
     """Whether `out` already holds results of this run. Raises UsageError where it holds results of
     one that differs in what changes numbers."""
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"--out {out}: is a file; give a folder")
     found = (read_record(path) for path in out.glob("videos/*.json"))
     if not any(record and record["status"] == "done" for record in found):
         return False
@@ -127,6 +126,15 @@ def read_config(out):
     config = read_json(out / "config.json")
     whole = isinstance(config, dict) and isinstance(config.get("arguments"), dict)
     return config if whole else None
+
+
+def edited_source(out, config):
+    """Words for a run that goes on with other code than it began with; none otherwise."""
+    before = (read_config(out) or {}).get("source_sha256")
+    if before == config["source_sha256"]:
+        return ""
+    rooms = " and ".join(f"{room}/" for room in ROOMS)
+    return f"; what is done was made before {rooms} were edited: each JSON has its source_sha256"
 
 
 def refuse_other(out, config):

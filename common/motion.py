@@ -38,8 +38,8 @@ def motion_scores(frames, truth, before):
 
     temporal_psnr_db, temporal_ssim: of the differences to the frame before, which lie in -1..1, so
     the range is 2. flow_error_px: mean end-point error of the flow. warping_error: mean squared
-    error of each frame warped to the next along its own flow, where that is visible (Lai et al.
-    2018); truth_warping_error is that of the real frames.
+    error of each frame warped to the next along its own flow, where that is visible in both (Lai
+    et al. 2018); truth_warping_error is that of the real frames.
     """
     ours = Motion.of(frames, before)
     changes = list(zip(ours.frames.diff(dim=0), truth.frames.diff(dim=0), strict=True))
@@ -77,6 +77,7 @@ def warping_errors(frames, forward):
     errors = []
     for old, new, there, back in zip(pictures[:-1], pictures[1:], forward, backward, strict=True):
         visible = np.linalg.norm(back + along(there, back), axis=2) < OCCLUDED
+        visible &= comes_from_inside(back)
         squared = ((along(old, back) - new) ** 2).mean(2)
         errors.append(float(squared[visible].mean()) if visible.any() else None)
     return errors
@@ -86,8 +87,17 @@ def along(picture, flow):
     """picture (H, W, C) looked up where flow (H, W, 2) points; its border goes on outside."""
     import cv2
 
+    return cv2.remap(picture, *places(flow), cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+
+
+def places(flow):
+    """Columns and rows (H, W) float32 that flow (H, W, 2) points to."""
     y, x = np.mgrid[: flow.shape[0], : flow.shape[1]].astype(np.float32)
-    return cv2.remap(
-        picture, x + flow[..., 0], y + flow[..., 1], cv2.INTER_LINEAR,
-        borderMode=cv2.BORDER_REPLICATE,
-    )  # fmt: skip
+    return x + flow[..., 0], y + flow[..., 1]
+
+
+def comes_from_inside(flow):
+    """(H, W): whether flow (H, W, 2) points to a place in the picture."""
+    height, width = flow.shape[:2]
+    x, y = places(flow)
+    return (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)

@@ -10,6 +10,8 @@ from common import identity, results
 from common.clip import mean_change, side_by_side
 from common.errors import PreflightError
 from common.evaluate import evaluate, references
+from common.names import printable
+from common.todo import file_facts
 from common.video import write_video
 
 FOR_LOOKING = {"crf": "12", "preset": "superfast"}  # larger files in a third of the time
@@ -37,17 +39,21 @@ class Records:
         """Says beside the progress bar what is going on, and how the last video went."""
         self.bar.set_postfix_str(line + self.last)
 
+    def say(self, line):
+        """A line for people, where there is no progress bar too."""
+        self.bar.write(printable(line))
+
     def skip(self, video, error):
         record = self._identity(video) | {"status": "skipped", "reason": str(error)}
         if isinstance(error, PreflightError):
             record["preflight"] = error.losses
         results.write_json(self.path(video), record)
-        self.bar.write(f"{video.id}: SKIPPED, {error}")
+        self.say(f"{video.id}: SKIPPED, {error}")
         self.bar.update()
 
-    def finish(self, clip, record, frames, reconstruction):
-        """Scores the generated frames and writes the video's mp4 and JSON. reconstruction: the real
-        ones through the autoencoder, where record has no references yet. Returns the record."""
+    def scored(self, clip, record, frames, reconstruction):
+        """The whole record of a video, its mp4 written. reconstruction: the real frames through the
+        autoencoder, where record has no references yet."""
         started = time.perf_counter()
         with ThreadPoolExecutor(1) as pool:  # encoding takes other time than scoring
             writing = pool.submit(self._write_pictures, clip, frames)
@@ -58,22 +64,25 @@ class Records:
         record |= self._identity(clip.video) | {
             "status": "done",
             "video_sha256": clip.video_sha256,
+            "video_file": file_facts(clip.video.path),
             "frame_indices": self.window.indices(),
             "preflight": clip.preflight,
             "target_values": clip.target.numel(),
             "cond_motion": mean_change(clip.cond_frames),
             "device": str(clip.target.device),
-            "git_revision": self.config["git_revision"],
+            **{key: self.config[key] for key in ("git_revision", "source_sha256")},
             "peak_memory_gb": max(v for k, v in record.items() if k.endswith("_peak_memory_gb")),
         }
         record["metrics_seconds"] = time.perf_counter() - started
         record["total_seconds"] += record["metrics_seconds"]
-        identity.refuse_other(self.args.out, self.config)  # as it may be by now
-        results.write_json(self.path(clip.video), record)
         return record
 
+    def write(self, video, record):
+        identity.refuse_other(self.args.out, self.config)  # as it may be by now
+        results.write_json(self.path(video), record)
+
     def announce(self, record):
-        self.bar.write(results.line(record))
+        self.say(results.line(record))
         self.last = "" if record["psnr_db"] is None else f", PSNR {record['psnr_db']:.2f} dB"
         self.bar.update()
 

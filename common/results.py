@@ -157,22 +157,22 @@ def load_adapter(path, method):
 
 def summarise(out):
     """Writes and returns summary.json: means and totals over every video present in the folder."""
-    found = [read_json(path) for path in sorted((out / "videos").glob("*.json"))]
-    done = [r for r in found if r and r["status"] == "done"]
-    seconds = ("encode", "adapt", "generate", "decode", "metrics", "total")
+    records = map(read_record, sorted((out / "videos").glob("*.json")))
+    found = [record for record in records if record]
+    done, skipped = ([r for r in found if r["status"] == x] for x in ("done", "skipped"))
     summary = {
         "videos_done": len(done),
         "videos_diverged": sum(r["diverged"] for r in done),
-        "videos_skipped": {r["id"]: r["reason"] for r in found if r and r["status"] == "skipped"},
+        "videos_skipped": {r["id"]: r["reason"] for r in skipped},
         **{f"mean_{name}": mean([r[name] for r in done]) for name in METRICS},
         "videos_with_lpips": sum(r["lpips"] is not None for r in done),
         "mean_references": {
             kind: {name: mean([r["references"][kind][name] for r in done]) for name in METRICS}
-            for kind in ("repeat_last", "reconstruction")
+            for kind in REFERENCES
         },
         "mean_first_loss": mean([r["losses"][0] for r in done if r["losses"]]),
         "mean_last_loss": mean([r["losses"][-1] for r in done if r["losses"]]),
-        **{f"{name}_seconds": sum(r[f"{name}_seconds"] for r in done) for name in seconds},
+        **{f"{name}_seconds": sum(r[f"{name}_seconds"] for r in done) for name in STAGES},
         "peak_memory_gb": max((r["peak_memory_gb"] for r in done), default=None),
     }
     write_json(out / "summary.json", summary)

@@ -1,5 +1,6 @@
-"""A run: which videos of the list are still to do, in which order, and what they share."""
+"""A run: the videos that are still to do, one after the other, and what they share."""
 
+import itertools
 import sys
 import time
 from contextlib import nullcontext
@@ -9,19 +10,20 @@ import av
 
 from common import identity, results
 from common.background import Ahead, Behind
-from common.cache import Cache, References, embedded
-from common.captions import captioned
+from common.cache import Cache, References
 from common.claims import Claims
 from common.clip import Window, load_clip, read_footage
-from common.data import list_videos, sha256
 from common.errors import PreflightError, StopRun, UsageError, VideoError
 from common.evaluate import reconstruct
-from common.exits import BEFORE_STOP
+from common.exits import BEFORE_STOP, STOPPED
 from common.loss import beats_zero, preflight
 from common.metrics import load_lpips, lpips_sha256
+from common.names import printable
 from common.placement import within_memory
+from common.prompts import Prompts
 from common.records import Records
 from common.stages import stage, traced
+from common.todo import chosen_videos, is_done, other_videos, print_plan, written
 
 PROBLEMS = (OSError, ValueError, RuntimeError, av.FFmpegError)  # of scoring and writing
 FAILED_PREFLIGHTS = 3  # at the start of a range: the run stops
@@ -32,23 +34,19 @@ class Run:
 
     def __init__(self, args):
         self.args, self.out, self.window = args, args.out, Window.of(args)
-        videos, manifest_sha256 = list_videos(
-            args.videos, args.prompt, allow_empty=args.caption or args.allow_poor_captions
-        )
-        self.videos = in_range(captioned(videos, args), args)
-        self.others, others_sha256 = [], None
-        if args.forgetting:
-            self.others, others_sha256 = list_videos(args.forgetting, flag="--forgetting")
+        self.videos, manifest_sha256 = chosen_videos(args)
+        self.others, others_sha256 = other_videos(args)
         lpips, no_lpips = load_lpips(args.lpips_weights)
         self.config = identity.describe(
             args, manifest_sha256, others_sha256, lpips_sha256(args.lpips_weights), no_lpips
         )
         goes_on = identity.same_run(self.out, self.config)
         self.records = Records(args, self.config, self.window, lpips)
-        self.before = {video.id: self.records.changed(video) for video in self.videos}
-        self.todo = [video for video in self.videos if not self._is_done(video)]
+        self.before = written(self.out / "videos")
+        self.todo = [v for v in self.videos if not self._is_done(v)]
+        done = len(self.videos) - len(self.todo)
         if args.dry_run:
-            self._print_plan()
+            print_plan(args, self.window, self.videos, self.todo)
             raise SystemExit(0)
         if not self.videos:
             print("--shard {}/{}: holds no video".format(*args.shard))
@@ -61,7 +59,10 @@ class Run:
             raise UsageError(f"--out {self.out}: cannot be written ({error.strerror})") from error
         if no_lpips:
             print(f"LPIPS is not computed: {no_lpips}", file=sys.stderr)
-        if not goes_on:
+        if goes_on:
+            edited = identity.edited_source(self.out, self.config)
+            print(f"{done} already done, {len(self.todo)} to do{edited}")
+        else:
             results.write_json(self.out / "config.json", self.config)
         self.claims = Claims(self.out / "videos")
 
@@ -70,11 +71,11 @@ class Run:
         as skipped. Raises StopRun where the model predicts none of the first few."""
         self.model, self.cache = model, Cache(self.args.cache)
         self.references = References(self.cache, self.args, model, self.config["lpips"])
-        captions = [video.caption for video in self.todo + self.others[:2]]
-        self.texts, new = embedded(
-            model, [self.args.negative_prompt, *captions], self.cache, self.args.checkpoint
-        )
-        model.placement.begin(new)
+        self.prompts = Prompts(model, self.cache, self.args.checkpoint)
+        captions = [video.caption for video in (*self.others, *self.todo)]
+        self.negative = self.prompts.get(self.args.negative_prompt, captions)
+        self.prompts.get(captions[0], captions)
+        model.placement.begin(self.prompts.embedded)
         self.other_clips = self._load_others()
         done = len(self.videos) - len(self.todo)
         self.ahead = Ahead(lambda v: read_footage(v, self.window, model.frame_size), model.device)
@@ -82,13 +83,13 @@ class Run:
         BEFORE_STOP.insert(0, self.behind.finish)  # before the claims are given back
         self.passed = self.missed = 0
         with self.records.progress(len(self.videos), done):
-            for video in self.claims.in_turn(self.todo, self.show):
-                if self.records.changed(video) != self.before[video.id]:
+            for place, video in self.claims.in_turn(self.todo, self.records.say):
+                if self.records.changed(video) != self.before.get(video.id):
                     self.records.bar.update()  # another worker has done it
                     self.claims.release(video.id)
                     continue
                 try:
-                    clip = self._load(video)
+                    clip = self._load(video, place)
                 except VideoError as error:
                     self._skip(video, error)
                 else:
@@ -98,14 +99,14 @@ class Run:
                     raise StopRun(self._suspicion())
             self.behind.finish()
 
-    def _load(self, video):
+    def _load(self, video, place):
         results.remove_unfinished(self.out / "videos", video.id)
         self.started = time.perf_counter()
         self.show(f"{video.id} loading")
-        footage, following = self.ahead.take(video), self._following(video)
+        footage, following = self.ahead.take(video), self._following(place)
         if following:
             self.ahead.begin(following)
-        clip = self._encode(video, footage)
+        clip = self._encode(video, place, footage)
         losses = within_memory(self.model, lambda: preflight(self.model, clip))
         if self.args.preflight and not beats_zero(losses):
             self.missed += 1
@@ -113,26 +114,29 @@ class Run:
         self.passed += 1
         return replace(clip, preflight=losses, other=self._other(clip))
 
-    def _following(self, video):
+    def _following(self, place):
         """The next video that no other worker has, or None."""
-        rest = self.todo[self.todo.index(video) + 1 :]
+        rest = itertools.islice(self.todo, place + 1, None)
         return next((v for v in rest if self.claims.is_free(v.id)), None)
 
-    def _encode(self, video, footage=None):
+    def _encode(self, video, place=0, footage=None):
         encode = None
         if self.args.cache_latents:
             encode = self.cache.encoder(self.model, self.args.checkpoint, video, self.window)
-        texts = [self.texts[x] for x in (video.caption, self.args.negative_prompt)]
+        captions = (v.caption for v in itertools.islice(self.todo, place, None))
+        text = within_memory(self.model, lambda: self.prompts.get(video.caption, captions))
         size, seed = self.model.frame_size, self.args.seed
         return within_memory(
             self.model,
-            lambda: load_clip(self.model, video, self.window, size, *texts, seed, footage, encode),
+            lambda: load_clip(
+                self.model, video, self.window, size, text, self.negative, seed, footage, encode
+            ),
         )
 
     def _load_others(self):
         """The first two clips of --forgetting: one of them is not the video that is adapted to."""
         try:
-            return [self._encode(video) for video in self.others[:2]]
+            return [self._encode(video) for video in self.others]
         except VideoError as error:
             raise UsageError(f"--forgetting {self.args.forgetting}: {error}") from error
 
@@ -163,6 +167,8 @@ class Run:
         if not frames.isfinite().all():
             self._skip(clip.video, VideoError("the generated frames are not finite"))
             return
+        if self._lost(clip.video):
+            return
         identity.refuse_other(self.out, self.config)  # one that began beside this one
         if self.args.save_adapter:
             results.save_adapter(self.out / "videos" / clip.video.id, method)
@@ -178,7 +184,10 @@ class Run:
 
     def _finish(self, clip, record, frames, reconstruction):
         try:
-            record = self.records.finish(clip, record, frames, reconstruction)
+            record = self.records.scored(clip, record, frames, reconstruction)
+            if self._lost(clip.video):
+                return
+            self.records.write(clip.video, record)
         except PROBLEMS as error:  # of this video alone; the next is adapted to already
             self._skip(clip.video, VideoError(f"not scored: {type(error).__name__}: {error}"))
             return
@@ -186,7 +195,18 @@ class Run:
         self.references.save(clip, record["references"])
         self.records.announce(record)
 
+    def _lost(self, video):
+        """Whether another worker took the video over, while this one stood still."""
+        if not (self.out / "videos").is_dir():
+            raise StopRun(f"--out {self.out}: has vanished")
+        lost = not self.claims.holds(video.id)
+        if lost:
+            self.records.say(f"{video.id}: another worker took it over; that one's result counts")
+        return lost
+
     def _skip(self, video, error):
+        if self._lost(video):
+            return
         try:
             self.records.skip(video, error)
         except OSError as problem:
@@ -202,19 +222,15 @@ class Run:
             psnr = "-" if psnr is None else f"{psnr:.2f} dB"
             print(f"{done} videos done: mean PSNR {psnr}, SSIM {ssim:.3f}; {self.out}/summary.json")
         for name, reason in skipped.items():
-            print(f"skipped {name}: {reason}", file=sys.stderr)
-        return 3 if skipped.keys() & {video.id for video in self.videos} else 0
+            print(printable(f"skipped {name}: {reason}"), file=sys.stderr)
+        here = {video.id for video in self.videos}
+        if here - written(self.out / "videos").keys():
+            print("other workers have the rest; the same command waits for it", file=sys.stderr)
+            return STOPPED
+        return 3 if skipped.keys() & here else 0
 
     def _is_done(self, video):
-        record = results.read_json(self.records.path(video)) or {}
-        if record.get("status") != "done":
-            return False
-        if video.path.is_file() and sha256(video.path) != record["video_sha256"]:
-            raise UsageError(
-                f"--videos: {video.path} is not the file that {self.records.path(video)} was made "
-                "from; choose another --out"
-            )
-        return True
+        return video.id in self.before and is_done(video, self.records.path(video))
 
     def _suspicion(self):
         return (
@@ -222,27 +238,3 @@ class Run:
             "the sign of the velocity, the normalisation of the latents (vae/config.json) or the "
             f"prompts; the losses are in {self.out}/videos. --no-preflight adapts all the same"
         )
-
-    def _print_plan(self):
-        print(
-            f"{self.args.method} on {len(self.videos)} videos of {self.args.videos} -> {self.out}"
-        )
-        for name, (start, stop) in self.window.indices().items():
-            print(f"  {name} frames {start}..{stop - 1}")
-        for name, value in sorted(vars(self.args).items()):
-            print(f"  {name} = {value}")
-        for video in self.videos:
-            print(f"{'to do' if video in self.todo else 'done '}  {video.id}: {video.caption}")
-
-
-def in_range(videos, args):
-    """From --batch-start to --batch-end, of those the first --limit, of those the shard."""
-    chosen = videos[args.batch_start : args.batch_end]
-    if not chosen:
-        raise UsageError(
-            f"--batch-start {args.batch_start}: {args.videos} lists {len(videos)} videos, the "
-            "range holds none of them"
-        )
-    chosen, (index, count) = chosen[: args.limit], args.shard
-    first, last = (len(chosen) * i // count for i in (index, index + 1))
-    return chosen[first:last]

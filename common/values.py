@@ -2,7 +2,9 @@
 
 import argparse
 import math
+from pathlib import Path
 
+WIDEST = 8192  # pixels of a frame's side
 MANY = 10**9  # of anything that is counted: more than any machine can do
 
 
@@ -17,6 +19,14 @@ def at_least(low, high=MANY):
 
     whole.__name__ = "whole number"  # argparse names the type in its message
     return whole
+
+
+def folder(text):
+    if not text:
+        raise argparse.ArgumentTypeError("must not be empty; give a folder")
+    if Path(text).is_file():
+        raise argparse.ArgumentTypeError(f"{text}: is a file; give a folder")
+    return Path(text)
 
 
 def finite(text):
@@ -43,9 +53,11 @@ def frame_size(text):
     try:
         width, height = (int(part) for part in text.lower().split("x"))
     except ValueError:
+        width = height = 0
+    if not (0 < width <= WIDEST and 0 < height <= WIDEST):
         raise argparse.ArgumentTypeError(
-            f"must be WIDTHxHEIGHT such as 832x480, got {text}"
-        ) from None
+            f"must be WIDTHxHEIGHT such as 832x480, {WIDEST} at most, got {text[:30]}"
+        )
     return height, width
 
 

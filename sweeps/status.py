@@ -5,20 +5,25 @@ import functools
 from common.claims import is_live
 from common.data import list_videos
 from common.identity import difference, fingerprint, plain_arguments, read_config
+from common.metrics import lpips_sha256
 from common.names import printable
 from common.results import read_record
-from common.run import in_range
+from common.todo import in_range, other_videos, same_file
 
 
 def status(row):
     """Numbers of videos done, running (claimed by a live worker), skipped and missing, and why: of
-    the first that was skipped, or of a folder that holds another run, where nothing counts."""
+    the first that was skipped or replaced, or of a folder that holds another run, where nothing
+    counts."""
     counts, reasons = dict(done=0, running=0, skipped=0, missing=0), []
     other = other_run(row)
     for video in videos_of(row.args):
         path = row.out / "videos" / f"{video.id}.json"
         record = None if other else read_record(path)
         state = record["status"] if record else "missing"
+        if state == "done" and video.path.is_file() and not same_file(video.path, record):
+            state = "missing"
+            reasons.append(f"{video.path} is another file than there")
         running = state != "done" and is_live(path.with_name(f"{video.id}.claim"))
         counts["running" if running else state] += 1
         if state == "skipped":
@@ -37,8 +42,11 @@ def other_run(row):
     asked = {
         "manifest_sha256": manifest_sha256,
         "checkpoint_sha256": known(row.args.checkpoint),
+        "forgetting_sha256": other_videos(row.args)[1],
         "arguments": plain_arguments(row.args),
     }
+    if lpips := weights_sha256(row.args.lpips_weights):  # not every machine that asks has them
+        asked["lpips_sha256"] = lpips
     found = difference(config, asked)
     return f"another run: {found}" if found else ""
 
@@ -57,3 +65,4 @@ def is_complete(row):
 
 
 known = functools.cache(fingerprint)  # of a checkpoint, which all rows share
+weights_sha256 = functools.cache(lpips_sha256)

@@ -1,19 +1,38 @@
 import os
+
+# before torch: workers of pytest-xdist, and what they start, have a core each
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import signal
 import sys
 
 import pytest
+from hypothesis import HealthCheck, settings
 from oracles import LONGCAT, SHARED
 from toy import make_checkpoint, toy_clip
 
 import backbones
+from common.background import cores
 from common.exits import SIGNALS
+
+# the same examples on every machine, however slow it is
+settings.register_profile(
+    "fixed", derandomize=True, database=None, deadline=None,
+    suppress_health_check=list(HealthCheck),
+)  # fmt: skip
+settings.load_profile("fixed")
 
 
 def pytest_configure(config):
     absent = [p for p in (LONGCAT, SHARED / "clips", SHARED / "bad_inputs") if not p.is_dir()]
     if os.environ.get("CI") and absent:
         pytest.exit(f"CI must not skip tests: there is no {absent[0]}", returncode=1)
+
+
+def pytest_xdist_auto_num_workers(config):
+    """Slurm, storms and browsers, the slow ones, run one after the other."""
+    return 0 if config.option.markexpr == "slow" else min(4, cores())
 
 
 @pytest.fixture(scope="session", autouse=True)

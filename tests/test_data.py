@@ -6,12 +6,15 @@ import av
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from oracles import SHARED
 
 from common import video
 from common.clip import Window
 from common.data import list_videos
 from common.errors import UsageError, VideoError
+from common.names import printable, unusable
 from common.video import read_frames, write_video
 
 BAD = SHARED / "bad_inputs"
@@ -168,6 +171,14 @@ def manifest(tmp_path, text):
         ("filename,caption,id\na.mp4,x,../up\n", "cannot name a file"),
         ("filename,caption,id\na.mp4,x,a/b\n", "cannot name a file"),
         ("filename,caption,id\na.mp4,x,..\n", "cannot name a file"),
+        ("filename,caption,id\na.mp4,x,.\n", "cannot name a file"),
+        ("filename,caption,id\na.mp4,x,report\n", "cannot name a file"),
+        ("filename,caption,id\na.mp4,x,sweep.json\n", "cannot name a file"),
+        (f"filename,caption,id\na.mp4,x,{'i' * 300}\n", "longer than 200 bytes"),
+        ("filename,caption,id\na.mp4,x,a\x1b[2Jb\n", "has control characters"),
+        ('filename,caption\na.mp4,"x\nb.mp4,y\nc.mp4,z\n', "line 2: .*a quote opened"),
+        ('filename,caption\na.mp4,x\nb.mp4,"y\nc.mp4,"z"\n', "line 3: .*a quote opened"),
+        ('filename,caption\na.mp4,"x\nb.mp4,y\nc.mp4,z"\nd.mp4,w\n', "line 2: .*a quote opened"),
     ],
 )
 def test_a_bad_manifest_is_refused(tmp_path, text, complaint):
@@ -175,6 +186,44 @@ def test_a_bad_manifest_is_refused(tmp_path, text, complaint):
     with pytest.raises(UsageError, match=complaint) as error:
         list_videos(path)
     assert str(path) in str(error.value)
+
+
+def test_a_caption_may_have_lines_and_quotes(tmp_path):
+    text = 'filename,caption,id\na.mp4,"one ""two""\nthree, four",\nb.mp4,x,\n'
+    videos, _ = list_videos(manifest(tmp_path, text))
+    assert [v.caption for v in videos] == ['one "two"\nthree, four', "x"]
+    with pytest.raises(UsageError, match="line 4: empty caption"):
+        list_videos(manifest(tmp_path, text.replace("x", "")))
+
+
+@pytest.mark.parametrize(
+    "file", ["l" * 300 + ".mp4", "a\0b.mp4", "n/" * 3000 + "b.mp4", "report.mp4", "\u202etxt.mp4"]
+)
+def test_a_file_name_that_cannot_name_results_is_that_videos_trouble(file, tmp_path):
+    """It gets an id that can; reading it says what is wrong."""
+    videos, _ = list_videos(manifest(tmp_path, f"filename,caption\na.mp4,x\n{file},y\n"))
+    assert videos[0].id == "a" and unusable(videos[1].id) is None
+    with pytest.raises(VideoError, match=r"\.mp4"):
+        read_frames(videos[1].path, 0, 1, (16, 16))
+
+
+TOKENS = ["filename", "caption", "id", ",", "\n", '"', "a.mp4", "x", "\0", "\r", "é", " ", "=1"]
+HEADS = [b"", b"filename,caption\n", b"filename,caption,id\n"]
+texts = st.lists(st.sampled_from(TOKENS)).map(lambda tokens: "".join(tokens).encode())
+
+
+@settings(max_examples=300)
+@given(head=st.sampled_from(HEADS), rest=texts | st.binary(max_size=40))
+def test_any_list_is_read_or_refused(head, rest, tmp_path):
+    path = tmp_path / "list.csv"
+    path.write_bytes(head + rest)
+    try:
+        videos, _ = list_videos(path)
+    except UsageError as error:
+        assert "\n" not in printable(str(error)) and str(path) in str(error)
+    else:
+        assert all(unusable(v.id) is None and v.caption for v in videos)
+        assert len({v.id for v in videos}) == len(videos)
 
 
 def test_ids_and_columns_of_a_manifest(tmp_path):

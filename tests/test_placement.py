@@ -13,11 +13,10 @@ from toy import loss_of, new, sample
 
 import backbones
 from adasteer import AdaSteer
-from backbones import offload, text
+from backbones import offload
 from backbones.longcat_dit import LongCatVideoTransformer3DModel
 from common import placement
 from common.adapt import adapt, generate
-from common.cache import Cache, embedded
 from common.errors import StopRun, UsageError
 from common.loading import compile_blocks, load_model
 from common.loss import anchored_loss
@@ -333,42 +332,6 @@ def test_plan_for_the_released_size(monkeypatch, gigabytes, plan):
     )  # fmt: skip
     monkeypatch.setattr(placement, "free_bytes", lambda device: int(gigabytes * 1e9))
     assert placement.choose(model, run_args()) == plan
-
-
-def test_the_text_encoder_is_released(toy_checkpoint, model, tmp_path, monkeypatch):
-    from transformers import UMT5EncoderModel
-
-    def alive():
-        return sum(isinstance(x, UMT5EncoderModel) for x in gc.get_objects())
-
-    before = alive()
-    texts, new_prompts = embedded(
-        model, ["a cat", "a dog", "a cat"], Cache(tmp_path), toy_checkpoint
-    )
-    assert alive() == before and new_prompts == 2
-    monkeypatch.setattr(text.PromptEncoder, "__call__", None)  # now all is on disk
-    again, new_prompts = embedded(model, ["a dog", "a cat"], Cache(tmp_path), toy_checkpoint)
-    assert new_prompts == 0
-    for prompt in ("a cat", "a dog"):
-        assert torch.equal(texts[prompt].embeds, again[prompt].embeds)
-        assert torch.equal(texts[prompt].mask, again[prompt].mask)
-
-
-def test_another_encoder_is_another_entry(toy_checkpoint, model, tmp_path):
-    cache = Cache(tmp_path)
-    embedded(model, ["a cat"], cache, toy_checkpoint)
-    model.prompt_encoder.dtype = torch.bfloat16
-    assert embedded(model, ["a cat"], cache, toy_checkpoint)[1] == 1
-
-
-def test_a_damaged_or_forbidden_cache_costs_time_only(toy_checkpoint, model, tmp_path, capsys):
-    embedded(model, ["a cat"], Cache(tmp_path), toy_checkpoint)
-    for path in tmp_path.rglob("*.safetensors"):
-        path.write_bytes(path.read_bytes()[:50])
-    assert embedded(model, ["a cat"], Cache(tmp_path), toy_checkpoint)[1] == 1
-    (tmp_path / "file").write_text("")
-    assert embedded(model, ["a cat"], Cache(tmp_path / "file"), toy_checkpoint)[1] == 1
-    assert "--cache" in capsys.readouterr().err
 
 
 def test_generation_out_of_memory(model, clip, monkeypatch):

@@ -148,6 +148,24 @@ def test_a_script_edited_since_is_not_done(copied):
     assert "own_variant.py was edited since" in found["why"]
 
 
+def test_a_video_that_was_replaced_is_not_done(copied, tmp_path, script):
+    row, _, _ = copied
+    manifest = tmp_path / "list.csv"
+    source = ROOT / "nano" / "demo" / next((ROOT / "nano" / "demo").glob("*.mp4")).name
+    shutil.copy(source, tmp_path / "own.mp4")
+    manifest.write_text("filename,caption\nown.mp4,a red ball moves to the left\n")
+    flags = [*row.flags, "--videos", manifest, "--out", row.out.with_name("other")]
+    assert script(importlib.import_module("own_variant"), *flags) == 0
+    text = (
+        (tmp_path / "three.yaml").read_text().replace("--steps 1", f"--videos {manifest} --steps 1")
+    )
+    _, row = read_sweep(write(tmp_path, text.replace("name: own", "name: other")), row.out.parent)
+    assert is_complete(row)
+    with open(tmp_path / "own.mp4", "ab") as file:
+        file.write(b"more")
+    assert not is_complete(row) and "another file than there" in status(row)["why"]
+
+
 def test_damaged_folders_have_nothing_done(copied):
     row, _, _ = copied
     (record,) = (row.out / "videos").glob("*.json")

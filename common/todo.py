@@ -1,0 +1,105 @@
+"""Which videos of a list a run works on, and which of them are done."""
+
+import hashlib
+import os
+from pathlib import Path
+
+from common.captions import captioned
+from common.data import list_videos, sha256
+from common.errors import UsageError
+from common.names import printable
+from common.results import read_record
+
+
+def chosen_videos(args):
+    """The videos of this range, with their captions, and the SHA-256 of the whole list."""
+    videos, digest = list_videos(
+        args.videos, args.prompt, allow_empty=args.caption or args.allow_poor_captions
+    )
+    videos = in_range(captioned(videos, args), args)
+    refuse_overwriting(videos, args.out)
+    return videos, digest
+
+
+def other_videos(args):
+    """The videos that forgetting is measured on, two so that one of them is not the video that is
+    adapted to, and the SHA-256 of the list and of these."""
+    if not args.forgetting:
+        return [], None
+    listed, digest = list_videos(args.forgetting, flag="--forgetting")
+    others = listed[:2]
+    files = [sha256(video.path) for video in others if video.path.is_file()]
+    return others, hashlib.sha256("\n".join([digest, *files]).encode()).hexdigest()
+
+
+def in_range(videos, args):
+    """From --batch-start to --batch-end, of those the first --limit, of those the shard."""
+    chosen = videos[args.batch_start : args.batch_end]
+    if not chosen:
+        raise UsageError(
+            f"--batch-start {args.batch_start}: {args.videos} lists {len(videos)} videos, the "
+            "range holds none of them"
+        )
+    chosen, (index, count) = chosen[: args.limit], args.shard
+    first, last = (len(chosen) * i // count for i in (index, index + 1))
+    return chosen[first:last]
+
+
+def refuse_overwriting(videos, out):
+    """Raises UsageError where a video lies in the folder that results are written to."""
+    results = out.resolve()
+    for folder in {video.path.parent for video in videos}:
+        if folder.resolve().is_relative_to(results):
+            raise UsageError(
+                f"--out {out}: holds videos of the list, in {folder}, which results could "
+                "overwrite; choose a folder of its own"
+            )
+
+
+def written(folder):
+    """{id: when its record was last written, in nanoseconds} of a folder of records."""
+    if not folder.is_dir():
+        return {}
+    with os.scandir(folder) as entries:
+        return {Path(e.name).stem: e.stat().st_mtime_ns for e in entries if is_record(e.name)}
+
+
+def is_record(name):
+    return name.endswith(".json") and not name.startswith(".")
+
+
+def is_done(video, path):
+    """Whether the record at `path` is that of the finished video. Raises UsageError where it was
+    made from another file."""
+    record = read_record(path)
+    if record is None or record["status"] != "done":
+        return False
+    if video.path.is_file() and not same_file(video.path, record):
+        raise UsageError(
+            f"--videos: {video.path} is not the file that {path} was made from; choose another "
+            "--out"
+        )
+    return True
+
+
+def same_file(path, record):
+    """By size and time where these are the record's, else by content."""
+    return file_facts(path) == record.get("video_file") or sha256(path) == record["video_sha256"]
+
+
+def file_facts(path):
+    found = path.stat()
+    return {"size": found.st_size, "modified_ns": found.st_mtime_ns}
+
+
+def print_plan(args, window, videos, todo):
+    """What --dry-run says."""
+    print(printable(f"{args.method} on {len(videos)} videos of {args.videos} -> {args.out}"))
+    for name, (start, stop) in window.indices().items():
+        print(f"  {name} frames {start}..{stop - 1}")
+    for name, value in sorted(vars(args).items()):
+        print(printable(f"  {name} = {value}"))
+    open_ids = {video.id for video in todo}
+    for video in videos:
+        state = "to do" if video.id in open_ids else "done "
+        print(printable(f"{state}  {video.id}: {video.caption}"))

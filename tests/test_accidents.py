@@ -1,0 +1,186 @@
+"""What must not end in a traceback: damaged folders, full disks, terminals, signals at any time."""
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import SafetensorError
+from test_run import QUICK, ROOT, demo_rows, results, whole, write_manifest  # noqa: F401
+
+import adasteer
+import common
+from common import results as files
+from common.errors import UsageError
+
+SCRIPT = [sys.executable, str(ROOT / "adasteer.py")]
+
+
+def run(*flags, **more):
+    return subprocess.run(
+        [*SCRIPT, *map(str, QUICK), *map(str, flags)], capture_output=True, text=True, **more
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_torch_is_loaded(number, tmp_path):
+    """From the first import on: the process shows by its handler that it has come so far."""
+    process = subprocess.Popen(
+        [*SCRIPT, "--out", str(tmp_path)], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
+        text=True,
+    )  # fmt: skip
+    bit = 1 << (signal.SIGUSR1 - 1)  # the last to get its handler
+    while not int(caught_by(process.pid), 16) & bit:
+        assert process.poll() is None
+        time.sleep(0.001)
+    process.send_signal(number)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 75 and f"stopped by {number.name} before it began" in said
+    assert "Traceback" not in said and not list(tmp_path.iterdir())
+
+
+def caught_by(process):
+    """Signals that have a handler, as a hexadecimal mask."""
+    with open(f"/proc/{process}/status") as file:
+        return next(line.split()[1] for line in file if line.startswith("SigCgt"))
+
+
+def test_importing_the_package_leaves_signals_alone():
+    code = "import signal, common; print(signal.getsignal(signal.SIGTERM) is signal.SIG_DFL)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    assert done.stdout.strip() == "True"
+
+
+def test_threads_wait_passively_unless_told_otherwise():
+    code = "import os, common; print(os.environ['OMP_WAIT_POLICY'])"
+    clean = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
+    for environment, policy in ((clean, "PASSIVE"), (clean | {"OMP_WAIT_POLICY": "ACTIVE"},) * 2):
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=environment
+        )
+        expected = policy if isinstance(policy, str) else "ACTIVE"
+        assert done.stdout.strip() == expected
+
+
+@pytest.mark.parametrize("name", "adasteer full_tta lora_tta delta_c norm_tta film_tta".split())
+def test_scripts_set_the_policy_before_torch(name):
+    imports = [x for x in (ROOT / f"{name}.py").read_text().splitlines() if x.startswith("import")]
+    assert imports[0].startswith("import common")
+
+
+def test_characters_that_a_terminal_lacks_or_obeys(tmp_path):
+    rows = [(demo_rows()[0][0], "\x1b[2J\x07 a ball bounces, Ünïcödé 漢字")]
+    listed = write_manifest(tmp_path / "list.csv", rows)
+    for more in (["--dry-run"], []):
+        done = run(
+            "--videos", listed, "--out", tmp_path / "out", *more,
+            env=os.environ | {"PYTHONIOENCODING": "ascii"},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert "\x1b[2J" not in done.stdout and "\x07" not in done.stdout
+    (record,) = results(tmp_path / "out").values()
+    assert record["caption"].endswith("漢字")
+
+
+def test_nobody_reads_what_is_printed(tmp_path):
+    command = " ".join([*SCRIPT, "--dry-run", "--out", str(tmp_path / "out"), "| true"])
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert "Traceback" not in done.stderr and "Exception" not in done.stderr
+
+
+@pytest.mark.parametrize("flag", ["--cache", "--out"])
+def test_a_file_in_place_of_a_folder(flag, tmp_path, script, capsys):
+    (tmp_path / "file").touch()
+    flags = [*QUICK, "--out", tmp_path / "out", flag, tmp_path / "file"]
+    assert script(adasteer, *flags) == 2
+    assert f"{flag}: {tmp_path / 'file'}: is a file; give a folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [["--steps", 10**30], ["--draws", 10**9], ["--seed", "9" * 5000], ["--lr", "1e999"],
+     ["--sampling-steps", 10**12], ["--size", f"{10**9}x{10**9}"], ["--stop-draws", 10**7],
+     ["--tta-frames", 4 * 10**9 + 1], ["--gen-frames", 10**9], ["--limit", 10**30],
+     ["--anchor", 10**20], ["--groups", 10**30], ["--stop-sigmas", "nan"], ["--shard", "1/0"]],
+)  # fmt: skip
+def test_huge_values_are_refused(flags, tmp_path, script, capsys):
+    assert script(adasteer, "--out", tmp_path / "out", *flags) == 2
+    said = [x for x in capsys.readouterr().err.splitlines() if "LPIPS" not in x]
+    assert len(said) == 1 and flags[0] in said[0] and not (tmp_path / "out").exists()
+
+
+def test_results_that_vanish_stop_the_run(tmp_path, script, monkeypatch, capsys):
+    scored = common.run.Records.scored
+
+    def vanish(self, *given):
+        record = scored(self, *given)
+        shutil.rmtree(tmp_path / "out")
+        return record
+
+    monkeypatch.setattr(common.run.Records, "scored", vanish)
+    assert script(adasteer, *QUICK, "--out", tmp_path / "out") == 1
+    assert "adasteer.py: stopped: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [SafetensorError("no space left"), OSError(errno.ENOSPC, "full")])
+def test_a_full_disk_with_save_adapter(error, tmp_path, script, monkeypatch, capsys):
+    def full(*given):
+        raise error
+
+    assert script(adasteer, *QUICK, "--limit", 1, "--save-adapter", "--out", tmp_path) == 0
+    before = results(tmp_path)
+    monkeypatch.setattr(files, "save_file", full)
+    assert script(adasteer, *QUICK, "--save-adapter", "--out", tmp_path) == 1
+    assert "adasteer.py: stopped: " in capsys.readouterr().err
+    assert results(tmp_path) == before and not list(tmp_path.rglob("*.tmp"))
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=4,
+)
+FILES = ["config.json", "videos/scene_0.json", "videos/scene_2.json"]
+
+
+@settings(max_examples=60)
+@given(data=st.data())
+def test_any_content_of_a_run_is_resumed_or_refused(data, whole, tmp_path_factory):  # noqa: F811
+    """A key taken out or replaced, or the whole file: what is not whole is done again."""
+    out = tmp_path_factory.mktemp("damaged") / "out"
+    shutil.copytree(whole[0], out)
+    path = out / data.draw(st.sampled_from(FILES))
+    content = json.loads(path.read_text())
+    how = data.draw(st.sampled_from(["whole", "cut", "key", "missing"]))
+    if how == "whole":
+        content = data.draw(json_values)
+    elif how != "cut":
+        key = data.draw(st.sampled_from(sorted(content)))
+        content.pop(key)
+        if how == "key":
+            content[key] = data.draw(json_values)
+    text = json.dumps(content)
+    path.write_text(text[: len(text) // 2] if how == "cut" else text)
+    args = common.parse_args(None, adasteer.AdaSteer, [*map(str, QUICK), "--out", str(out)])
+    args.script_sha256 = json.loads((whole[0] / "config.json").read_text())["arguments"][
+        "script_sha256"
+    ]
+    try:
+        todo = common.Run(args).todo
+    except UsageError as error:
+        assert "\n" not in str(error)
+    except SystemExit as end:  # all is done
+        assert end.code == 0
+        files.summarise(out)
+    else:
+        assert {video.id for video in todo} <= {"scene_0", "scene_2"}
+        files.summarise(out)

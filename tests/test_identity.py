@@ -1,0 +1,177 @@
+"""A run is its flags, its script, and the content of all that it reads: what differs is refused."""
+
+import json
+import os
+import shutil
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from test_run import QUICK, ROOT, demo_rows, write_manifest
+
+import adasteer
+import common
+from common import identity, metrics
+from common.errors import UsageError
+
+NANO = ROOT / "nano" / "checkpoint"
+
+
+@pytest.fixture
+def copied(tmp_path, monkeypatch):
+    """A copied script, which can be edited: a function that writes it and gives its module."""
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def write(edit=lambda text: text):
+        text = (ROOT / "adasteer.py").read_text()
+        (tmp_path / "my_variant.py").write_text(edit(text))
+        sys.modules.pop("my_variant", None)
+        return __import__("my_variant")
+
+    yield write
+    sys.modules.pop("my_variant", None)
+
+
+def test_a_script_that_was_edited_is_another_run(copied, script, tmp_path, capsys):
+    flags = [*QUICK, "--out", tmp_path / "out"]
+    assert script(copied(), *flags, "--limit", 1) == 0
+    edited = copied(lambda text: text.replace("return e + F.pad", "return e - F.pad"))
+    capsys.readouterr()
+    for more in ([], ["--limit", 1]):
+        assert script(edited, *flags, *more) == 2
+        assert "my_variant.py was edited since" in capsys.readouterr().err
+    assert script(copied(), *flags, "--limit", 2) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "1 already done, 1 to do"
+
+
+def test_code_under_a_script_that_was_edited_is_said(script, tmp_path, capsys, monkeypatch):
+    flags = [*QUICK, "--out", tmp_path]
+    assert script(adasteer, *flags, "--limit", 1) == 0
+    (first,) = (tmp_path / "videos").glob("*.json")
+    monkeypatch.setattr(identity, "source_sha256", lambda: "0" * 64)
+    assert script(adasteer, *flags, "--limit", 2) == 0
+    assert "made before common/ and backbones/ were edited" in capsys.readouterr().out
+    found = {p: json.loads(p.read_text())["source_sha256"] for p in first.parent.glob("*.json")}
+    assert len(set(found.values())) == 2 and found[first] != "0" * 64
+
+
+def test_the_digest_of_the_source_follows_its_content(tmp_path, monkeypatch):
+    for room in identity.ROOMS:
+        shutil.copytree(ROOT / room, tmp_path / room)
+    before = identity.source_sha256()
+    monkeypatch.setattr(identity, "ROOT", tmp_path)
+    assert identity.source_sha256() == before
+    with open(tmp_path / "common" / "loss.py", "a") as file:
+        file.write("\n")
+    assert identity.source_sha256() != before
+
+
+def test_a_new_file_makes_the_revision_dirty(tmp_path, monkeypatch):
+    monkeypatch.setattr(identity, "ROOT", tmp_path)
+    assert identity.git_revision() is None
+    (tmp_path / "a.py").touch()
+    git = f"git -C {tmp_path} -c user.name=x -c user.email=x@example.org"
+    assert os.system(f"{git} init -q && {git} add a.py && {git} commit -qm x") == 0
+    clean = identity.git_revision()
+    assert "dirty" not in clean
+    (tmp_path / "b.py").touch()
+    assert identity.git_revision() == f"{clean}-dirty"
+
+
+@pytest.mark.parametrize("linked", ["files", "folders"])
+def test_a_part_behind_a_link_is_part_of_a_checkpoint(linked, script, tmp_path, capsys):
+    """As in the cache of Hugging Face's hub, or where a disk was full."""
+    store, checkpoint = tmp_path / "store", tmp_path / "checkpoint"
+    shutil.copytree(NANO, store)
+    if linked == "folders":
+        checkpoint.mkdir()
+        for part in store.iterdir():
+            (checkpoint / part.name).symlink_to(part)
+    else:
+        shutil.copytree(store, checkpoint, copy_function=os.symlink)
+    (checkpoint / "loop").symlink_to(checkpoint)
+    assert identity.fingerprint(checkpoint) == identity.fingerprint(NANO)
+    flags = [*QUICK, "--checkpoint", checkpoint, "--out", tmp_path / "out"]
+    assert script(adasteer, *flags, "--limit", 1) == 0
+    (file,) = (store / "dit").glob("*.safetensors")
+    weights = load_file(file)
+    weights = {name: weight.mul_(1.01) for name, weight in weights.items()}
+    save_file(weights, file, {"format": "pt"})
+    assert script(adasteer, *flags) == 2
+    assert "checkpoint_sha256 is" in capsys.readouterr().err
+
+
+def alexnet(path, seed):
+    torch.manual_seed(seed)
+    import torchvision
+
+    torch.save(torchvision.models.alexnet(weights=None).state_dict(), path)
+    return path
+
+
+def test_other_lpips_weights_are_another_run(script, tmp_path, capsys):
+    flags = [*QUICK, "--out", tmp_path / "out", "--lpips-weights"]
+    first, second = (alexnet(tmp_path / f"{seed}.pth", seed) for seed in (0, 1))
+    assert script(adasteer, *flags, first, "--limit", 1) == 0
+    assert script(adasteer, *flags, second) == 2
+    assert "lpips_sha256 is" in capsys.readouterr().err
+    moved = first.rename(tmp_path / "moved.pth")
+    metrics.load_lpips.cache_clear()
+    assert script(adasteer, *flags, moved, "--limit", 2) == 0
+
+
+def test_other_clips_to_forget_are_another_run(script, tmp_path, capsys):
+    rows, videos = demo_rows(), tmp_path / "videos"
+    videos.mkdir()
+    other = write_manifest(videos / "list.csv", [("other.mp4", "a ball"), (rows[3][0], "a ring")])
+    shutil.copy(rows[1][0], videos / "other.mp4")
+    flags = [*QUICK, "--forgetting", other, "--out", tmp_path / "out"]
+    assert script(adasteer, *flags, "--limit", 1) == 0
+    shutil.copy(rows[2][0], videos / "other.mp4")
+    assert script(adasteer, *flags) == 2
+    assert "forgetting_sha256 is" in capsys.readouterr().err
+
+
+def test_a_source_inside_the_results_is_refused(script, tmp_path, capsys):
+    """They would be overwritten: both are called <out>/videos/<id>.mp4."""
+    (tmp_path / "videos").mkdir()
+    source = tmp_path / "videos" / "scene.mp4"
+    shutil.copy(demo_rows()[0][0], source)
+    before = source.read_bytes()
+    listed = write_manifest(tmp_path / "list.csv", [("videos/scene.mp4", "a ball")])
+    outs = [tmp_path, tmp_path / "videos", tmp_path / "videos" / ".." / "videos"]
+    (tmp_path / "link").symlink_to(tmp_path)
+    for out in [*outs, tmp_path / "link"]:
+        assert script(adasteer, *QUICK, "--videos", listed, "--out", out) == 2
+        assert "holds videos of the list" in capsys.readouterr().err
+    assert script(adasteer, *QUICK, "--videos", listed, "--out", "") == 2
+    assert "--out: must not be empty" in capsys.readouterr().err
+    assert source.read_bytes() == before and len(list((tmp_path / "videos").iterdir())) == 1
+
+
+def test_the_file_of_a_finished_video_is_known_by_content(script, tmp_path, capsys):
+    """A copy of it is the same; another one under its name is not."""
+    rows = demo_rows()
+    shutil.copy(rows[0][0], tmp_path / "scene.mp4")
+    listed = write_manifest(tmp_path / "list.csv", [("scene.mp4", "a ball")])
+    flags = [*QUICK, "--videos", listed, "--out", tmp_path / "out"]
+    assert script(adasteer, *flags) == 0
+    os.utime(tmp_path / "scene.mp4", (0, 0))
+    assert script(adasteer, *flags) == 0
+    shutil.copy(rows[1][0], tmp_path / "scene.mp4")
+    assert script(adasteer, *flags) == 2
+    assert "is not the file that" in capsys.readouterr().err
+
+
+def test_a_run_in_a_notebook_has_no_file(tmp_path):
+    class Mine(adasteer.AdaSteer):
+        pass
+
+    Mine.__module__ = "builtins"  # without a __file__, as a notebook's main module
+    args = common.parse_args(None, Mine, ["--out", str(tmp_path)])
+    assert common.Run(args).config["arguments"]["method"] == "Mine"
+    with pytest.raises(UsageError, match="method is Mine there, AdaSteer here"):
+        other = common.parse_args(None, adasteer.AdaSteer, ["--out", str(tmp_path)])
+        identity.refuse_other(tmp_path, {"arguments": identity.plain_arguments(other)})
