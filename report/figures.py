@@ -8,6 +8,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from common.names import printable
 from report.statistics import clustered_interval
 
 INK = "#7f7f80"  # becomes the text's colour in the page
@@ -23,6 +24,7 @@ STYLE = {
 }  # fmt: skip
 matplotlib.rcParams.update(STYLE)
 COLOURS = ["#4c8fd6", "#e0803a", "#45a565", "#c65353", "#9a77c9", "#a5744f", "#d678b4", "#8a8f3c"]
+LONGEST = 60  # characters of a name
 MANY = 30  # videos: from here on no names below the bars
 
 
@@ -37,6 +39,17 @@ def as_svg(figure):
     svg = text.getvalue()
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     return svg.replace(INK, "currentColor")
+
+
+def label(text):
+    """Text that others wrote, short and without characters that no figure shows."""
+    shown = printable(text)
+    return shown if len(shown) <= LONGEST else f"{shown[: LONGEST - 3]}..."
+
+
+def error_bar(mean, low, high):
+    """None without an interval."""
+    return None if low is None else [[max(0.0, mean - low)], [max(0.0, high - mean)]]
 
 
 def colour(index):
@@ -76,7 +89,7 @@ def plot_means(axis, values, color, method):
         steps = sorted(values)
         means = [np.mean(values[step]) for step in steps]
         marker = "." if len(steps) < 9 else None
-        axis.plot(steps, means, color=color, label=method.name, marker=marker)
+        axis.plot(steps, means, color=color, label=label(method.name), marker=marker)
 
 
 def sorted_gains(comparison, metric):
@@ -88,9 +101,9 @@ def sorted_gains(comparison, metric):
         gains = comparison.gains(method, metric, videos)
         order = np.argsort(gains)
         axis.bar(range(len(videos)), gains[order], color=colour(i))
-        names = [videos[j] for j in order] if len(videos) < MANY else []
+        names = [label(videos[j]) for j in order] if len(videos) < MANY else []
         axis.set_xticks(range(len(names)), names, rotation=90, fontsize=6)
-        axis.set_title(method.name, fontsize=9)
+        axis.set_title(label(method.name), fontsize=9)
     axes[0].set_ylabel(f"gain, {metric}")
     return as_svg(figure)
 
@@ -115,9 +128,9 @@ def gains_by_category(comparison, metric):
                 for part in ("box", "median", "whisker", "cap")
             },
         )  # fmt: skip
-        axis.plot([], color=colour(i), label=method.name)
+        axis.plot([], color=colour(i), label=label(method.name))
     middle = [j * (count + 1) + (count - 1) / 2 for j in range(len(names))]
-    axis.set_xticks(middle, names, rotation=90, fontsize=7)
+    axis.set_xticks(middle, map(label, names), rotation=90, fontsize=7)
     axis.set_ylabel(f"gain, {metric}")
     axis.legend()
     return as_svg(figure)
@@ -155,7 +168,7 @@ def gain_against(comparison, metric):
         own = [method.record(v) for v in videos]
         ratios = [r.get("target_values", np.nan) / max(1, r["adapted_parameters"]) for r in own]
         for axis, x in zip(axes, [*features.values(), np.log10(ratios)], strict=True):
-            axis.plot(x, gains, ".", color=colour(i), alpha=0.6, label=method.name)
+            axis.plot(x, gains, ".", color=colour(i), alpha=0.6, label=label(method.name))
     for axis, name in zip(axes, [*features, "log10 of values per parameter"], strict=True):
         axis.set_xlabel(name)
     axes[0].set_ylabel(f"gain, {metric}")
@@ -166,15 +179,15 @@ def gain_against(comparison, metric):
 def quality_against_cost(comparison, metric):
     """Mean gain and its interval against adaptation time; ringed: no other is better for less."""
     videos = comparison.scored(metric)
-    sources = [comparison.baseline.record(video)["source"] for video in videos]
+    sources = comparison.sources(videos)
     figure, (axis,) = drawing()
     points = []
     for i, method in enumerate(comparison.methods):
         mean, low, high = clustered_interval(comparison.gains(method, metric, videos), sources)
         seconds = method.mean_of("adapt_seconds", videos)
         points.append((seconds, mean))
-        errors = None if low is None else [[mean - low], [high - mean]]
-        axis.errorbar(seconds, mean, errors, fmt="o", color=colour(i), label=method.name)
+        bar = error_bar(mean, low, high)
+        axis.errorbar(seconds, mean, bar, fmt="o", color=colour(i), label=label(method.name))
     for seconds, mean in pareto([(0.0, 0.0), *points]):
         axis.plot(seconds, mean, "o", ms=12, mfc="none", color=INK)
     axis.axhline(0, color=INK, lw=1)
