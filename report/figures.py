@@ -93,8 +93,10 @@ def plot_means(axis, values, color, method):
 
 
 def sorted_gains(comparison, metric):
-    """A bar for each video, sorted, a panel for each method."""
+    """A bar for each video, sorted, a panel for each method; None where no video has the score."""
     videos = comparison.scored(metric)
+    if not videos:
+        return None
     count = max(1, len(comparison.methods))
     figure, axes = drawing(min(3.4 * count, 14), 3, count, sharey=True)
     for i, (axis, method) in enumerate(zip(axes, comparison.methods, strict=False)):
@@ -111,6 +113,8 @@ def sorted_gains(comparison, metric):
 def gains_by_category(comparison, metric):
     """Box plots; None where the manifest has no categories."""
     videos = comparison.scored(metric)
+    if not videos:
+        return None
     categories = defaultdict(list)
     for i, video in enumerate(videos):
         categories[comparison.baseline.record(video)["columns"].get("category") or ""].append(i)
@@ -155,6 +159,8 @@ def gain_against(comparison, metric):
     """Gain of every video against motion (of the conditioning frames), caption length, the
     baseline's score and values per parameter, where the records have them."""
     videos = comparison.scored(metric)
+    if not videos:
+        return None
     records = [comparison.baseline.record(video) for video in videos]
     features = {
         "mean change between given frames": [r.get("cond_motion", np.nan) for r in records],
@@ -166,7 +172,8 @@ def gain_against(comparison, metric):
     for i, method in enumerate(comparison.methods):
         gains = comparison.gains(method, metric, videos)
         own = [method.record(v) for v in videos]
-        ratios = [r.get("target_values", np.nan) / max(1, r["adapted_parameters"]) for r in own]
+        values = [r.get("target_values") or np.nan for r in own]
+        ratios = np.divide(values, [max(1, r["adapted_parameters"]) for r in own])
         for axis, x in zip(axes, [*features.values(), np.log10(ratios)], strict=True):
             axis.plot(x, gains, ".", color=colour(i), alpha=0.6, label=label(method.name))
     for axis, name in zip(axes, [*features, "log10 of values per parameter"], strict=True):
@@ -179,6 +186,8 @@ def gain_against(comparison, metric):
 def quality_against_cost(comparison, metric):
     """Mean gain and its interval against adaptation time; ringed: no other is better for less."""
     videos = comparison.scored(metric)
+    if not videos:
+        return None
     sources = comparison.sources(videos)
     figure, (axis,) = drawing()
     points = []

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from folders import make_run
 from sklearn.metrics import roc_auc_score
-from test_report import make_run
 
 import report.predict
 from common.video import write_video
