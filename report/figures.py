@@ -136,7 +136,8 @@ def gains_by_category(comparison, metric):
     middle = [j * (count + 1) + (count - 1) / 2 for j in range(len(names))]
     axis.set_xticks(middle, map(label, names), rotation=90, fontsize=7)
     axis.set_ylabel(f"gain, {metric}")
-    axis.legend()
+    if comparison.methods:
+        axis.legend()
     return as_svg(figure)
 
 
@@ -179,7 +180,8 @@ def gain_against(comparison, metric):
     for axis, name in zip(axes, [*features, "log10 of values per parameter"], strict=True):
         axis.set_xlabel(name)
     axes[0].set_ylabel(f"gain, {metric}")
-    axes[0].legend()
+    if comparison.methods:
+        axes[0].legend()
     return as_svg(figure)
 
 
