@@ -169,6 +169,11 @@ def truncated(folder):
     path.write_bytes(path.read_bytes()[:-300])
 
 
+def unknown_codec(folder):
+    path = folder / "run" / "videos" / "v009.mp4"
+    path.write_bytes(path.read_bytes().replace(b"avc1", b"xxxx"))
+
+
 def playlist(folder):
     path = folder / "run" / "videos" / "v009.mp4"
     path.write_text(f"ffconcat version 1.0\nfile {folder}/base/videos/v009.mp4\n")
@@ -177,6 +182,7 @@ def playlist(folder):
 MP4S = {
     no_video: "no such file", other_size: "frames of another size", truncated: "v009.mp4",
     fewer_frames: "9 frames, not 27", playlist: "no whole video",
+    unknown_codec: "nothing here decodes",
 }  # fmt: skip
 
 
