@@ -60,6 +60,8 @@ def opened(path):
         if not container.streams.video:
             raise VideoError(f"{path}: no video stream in it")
         stream = container.streams.video[0]
+        if stream.codec_context is None:
+            raise VideoError(f"{path}: nothing here decodes its video stream")
         refuse_extreme(path, stream.width, stream.height, stream.sample_aspect_ratio)
         stream.thread_type = "AUTO"
         yield container, stream
