@@ -46,7 +46,10 @@ class Cache:
         self._write(path, lambda: replace_file(path, lambda new: save_file(tensors, new)))
 
     def load_json(self, kind, facts):
-        return read_json(self._path(kind, facts, "json"))
+        try:
+            return read_json(self._path(kind, facts, "json"))
+        except OSError:  # not ours to read
+            return None
 
     def save_json(self, kind, facts, content):
         path = self._path(kind, facts, "json")
@@ -62,10 +65,10 @@ class Cache:
                 print(f"--cache {self.folder}: not written ({error})", file=sys.stderr)
             self.complained = True
 
-    def encoder(self, model, checkpoint, video, window):
+    def encoder(self, model, checkpoint, footage, window):
         """A function for load_clip that encodes what is not here yet."""
         facts = [
-            fingerprint(checkpoint / "vae"), sha256(video.path), window, model.frame_size,
+            fingerprint(checkpoint / "vae"), footage.sha256, window, model.frame_size,
             model.device.type, *READING,
         ]  # fmt: skip
 

@@ -16,7 +16,7 @@ import uuid
 from pathlib import Path
 
 from common.exits import BEFORE_STOP
-from common.results import read_json
+from common.results import discard, read_json
 
 REFRESH, STALE = 20.0, 120.0  # seconds
 WAIT = 2.0  # seconds between looks at what others hold
@@ -51,7 +51,7 @@ class Claims:
     def holds(self, name):
         """Whether this worker still has it: after a long halt another may."""
         path = self.folder / f"{name}.claim"
-        return path in self.held and read_owner(path).get("key") in OURS
+        return path in self.held and is_ours(path)
 
     def in_turn(self, videos, say):
         """(place, video) of each once, with its claim, which is the caller's to release; at the end
@@ -87,7 +87,8 @@ class Claims:
             time.sleep(REFRESH)
             for path in list(self.held):
                 try:
-                    os.utime(path)
+                    if is_ours(path):  # and not taken over by another since
+                        os.utime(path)
                 except OSError:  # released just now, or a hiccup of the file system
                     continue
 
@@ -102,12 +103,21 @@ def create(path):
         "key": uuid.uuid4().hex,
     }
     try:
-        with open(path, "x", encoding="utf-8") as file:
-            json.dump(owner, file)
+        file = open(path, "x", encoding="utf-8")
     except FileExistsError:
         return False
+    try:
+        with file:
+            json.dump(owner, file)
+    except OSError:  # a full disk
+        path.unlink(missing_ok=True)
+        raise
     OURS.add(owner["key"])
     return True
+
+
+def is_ours(path):
+    return read_owner(path).get("key") in OURS
 
 
 def read_owner(path):
@@ -156,10 +166,12 @@ def is_running(owner):
 
 def started(process):
     """When a process began, in clock ticks since the machine did: tells it from a later one of the
-    same number. None where the system does not say."""
+    same number. None where it has ended, though nobody has asked how, or the system does not
+    say."""
     try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
+        state, *facts = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+        return None if state in ("Z", "X") else facts[18]
+    except (OSError, ValueError, IndexError):
         return None
 
 
@@ -177,7 +189,7 @@ def remove(path, owner):
             os.link(aside, path)
         except FileExistsError:
             pass
-    aside.unlink()
+    discard(aside)
     return ours
 
 

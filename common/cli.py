@@ -1,6 +1,7 @@
 """The command line that all method scripts share."""
 
 import argparse
+import hashlib
 import sys
 from pathlib import Path
 
@@ -51,7 +52,7 @@ def parse_args(description, method, argv=None):
     args = parser.parse_args(argv)
     file = getattr(sys.modules[method.__module__], "__file__", sys.argv[0])  # none in a notebook
     args.method, args.script = method.__name__, Path(file).stem
-    args.script_sha256 = sha256(file) if Path(file).is_file() else None
+    args.script_sha256 = source_sha256(method, file)
     args.out = args.out or Path("results") / Path(sys.argv[0]).stem
     if args.batch_end is not None and args.batch_end < args.batch_start:
         parser.error(f"--batch-end {args.batch_end} lies before --batch-start {args.batch_start}")
@@ -66,6 +67,16 @@ def parse_args(description, method, argv=None):
     except UsageError as error:
         parser.error(str(error))
     return args
+
+
+def source_sha256(method, file):
+    """Of a script, or of it and those that its method inherits from; None where there is none."""
+    modules = [sys.modules[each.__module__] for each in method.__mro__]
+    files = dict.fromkeys([file, *(getattr(module, "__file__", None) for module in modules)])
+    found = [sha256(path) for path in files if path and Path(path).is_file()]
+    if len(found) > 1:
+        return hashlib.sha256("\n".join(found).encode()).hexdigest()
+    return found[0] if found else None
 
 
 def add_data(group):

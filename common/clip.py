@@ -4,8 +4,8 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from common.data import LATENT_FRAMES, Video, sha256
-from common.errors import UsageError
+from common.data import LATENT_FRAMES, Video, file_facts, sha256
+from common.errors import UsageError, VideoError
 from common.stages import stage
 from common.video import read_frames
 
@@ -100,6 +100,7 @@ class Clip:
     costs: dict = field(default_factory=dict)  # of encoding, as in common.stages
     preflight: dict = field(default_factory=dict)
     other: "Clip | None" = None  # another video, on which forgetting is measured
+    video_file: dict = field(default_factory=dict)  # size and time of the file that was read
 
 
 @dataclass(frozen=True)
@@ -107,12 +108,23 @@ class Footage:
     frames: torch.Tensor  # (F, 3, H, W) in 0..1: those seen, then the truth
     fps: float
     sha256: str
+    file: dict = field(default_factory=dict)
 
 
 def read_footage(video, window, size):
-    """Raises VideoError when the file is unreadable or too short."""
+    """Raises VideoError when the file is unreadable, too short or replaced meanwhile."""
+    try:
+        before = file_facts(video.path)
+    except (OSError, ValueError):
+        before = None  # read_frames says why
     frames, fps = read_frames(video.path, window.first, window.stop, size)
-    return Footage(frames, fps, sha256(video.path))
+    try:
+        digest, after = sha256(video.path), file_facts(video.path)
+    except OSError as error:
+        raise VideoError(f"{video.path}: cannot be read ({error})") from error
+    if before != after:
+        raise VideoError(f"{video.path}: was changed while it was read")
+    return Footage(frames, fps, digest, after)
 
 
 def load_clip(model, video, window, size, text, negative_text, seed, footage=None, encode=None):
@@ -138,6 +150,7 @@ def load_clip(model, video, window, size, text, negative_text, seed, footage=Non
         text=text.to(model.device),
         negative_text=negative_text.to(model.device),
         costs=costs,
+        video_file=footage.file,
     )  # fmt: skip
 
 

@@ -14,10 +14,10 @@ SUFFIXES = {".mp4", ".mov", ".avi", ".mkv", ".webm", ".gif", ".m4v", ".mpg", ".m
 LATENT_FRAMES = 4  # frames of a latent after the first, which is one frame alone
 
 
-# a line break within a text, and then the beginning of another row
-SWALLOWED = re.compile(
-    rf"\n[^\n,]*({'|'.join(map(re.escape, sorted(SUFFIXES)))})\"?,", re.IGNORECASE
-)
+# the name of a video as a cell among others
+CELL = rf"[^\n,]*({'|'.join(map(re.escape, sorted(SUFFIXES)))})\"?"
+# in a text of several lines: such a cell before or after a comma, so another row
+SWALLOWED = re.compile(rf"\n{CELL},|,{CELL}\s*(,|\n|\Z)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def read_csv(path, columns, where):
 def refuse_swallowed(row, line, where):
     """Raises UsageError where a text that goes on over several lines holds rows itself."""
     for value in row.values():
-        if isinstance(value, str) and SWALLOWED.search(value):
+        if isinstance(value, str) and "\n" in value and SWALLOWED.search(value):
             raise UsageError(
                 f"{where}, line {line}: a text goes on into the next rows; is a quote opened there "
                 "and not closed?"
@@ -154,3 +154,9 @@ def new_video(row, name, folder):
 def sha256(path):
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def file_facts(path):
+    """What changes when a file does, mostly."""
+    found = path.stat()
+    return {"size": found.st_size, "modified_ns": found.st_mtime_ns}

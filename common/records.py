@@ -8,13 +8,21 @@ from tqdm import tqdm
 
 from common import identity, results
 from common.clip import mean_change, side_by_side
-from common.errors import PreflightError
+from common.errors import PreflightError, StopRun
 from common.evaluate import evaluate, references
 from common.names import printable
-from common.todo import file_facts
 from common.video import write_video
 
 FOR_LOOKING = {"crf": "12", "preset": "superfast"}  # larger files in a third of the time
+
+
+@contextlib.contextmanager
+def writing(out):
+    """A full disk is not the fault of a video: the run stops, and what is not done stays to do."""
+    try:
+        yield
+    except OSError as error:
+        raise StopRun(f"--out {out}: cannot be written ({error})") from error
 
 
 class Records:
@@ -37,7 +45,7 @@ class Records:
 
     def show(self, line):
         """Says beside the progress bar what is going on, and how the last video went."""
-        self.bar.set_postfix_str(line + self.last)
+        self.bar.set_postfix_str(printable(line + self.last))
 
     def say(self, line):
         """A line for people, where there is no progress bar too."""
@@ -64,7 +72,7 @@ class Records:
         record |= self._identity(clip.video) | {
             "status": "done",
             "video_sha256": clip.video_sha256,
-            "video_file": file_facts(clip.video.path),
+            "video_file": clip.video_file,
             "frame_indices": self.window.indices(),
             "preflight": clip.preflight,
             "target_values": clip.target.numel(),

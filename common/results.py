@@ -188,7 +188,7 @@ def summarise(out):
         **{f"mean_{name}": mean([r[name] for r in done]) for name in METRICS},
         "videos_with_lpips": sum(r["lpips"] is not None for r in done),
         "mean_references": {
-            kind: {name: mean([r["references"][kind][name] for r in done]) for name in METRICS}
+            kind: {name: mean([r["references"][kind].get(name) for r in done]) for name in METRICS}
             for kind in REFERENCES
         },
         "mean_first_loss": mean([r["losses"][0] for r in done if r["losses"]]),

@@ -21,11 +21,11 @@ from common.metrics import load_lpips, lpips_sha256
 from common.names import printable
 from common.placement import within_memory
 from common.prompts import Prompts
-from common.records import Records
+from common.records import Records, writing
 from common.stages import stage, traced
 from common.todo import chosen_videos, is_done, other_videos, print_plan, written
 
-PROBLEMS = (OSError, ValueError, RuntimeError, av.FFmpegError)  # of scoring and writing
+PROBLEMS = (ValueError, RuntimeError, av.FFmpegError)  # of scoring one video
 FAILED_PREFLIGHTS = 3  # at the start of a range: the run stops
 
 
@@ -120,12 +120,12 @@ class Run:
         return next((v for v in rest if self.claims.is_free(v.id)), None)
 
     def _encode(self, video, place=0, footage=None):
-        encode = None
+        encode, size, seed = None, self.model.frame_size, self.args.seed
+        footage = footage or read_footage(video, self.window, size)
         if self.args.cache_latents:
-            encode = self.cache.encoder(self.model, self.args.checkpoint, video, self.window)
+            encode = self.cache.encoder(self.model, self.args.checkpoint, footage, self.window)
         captions = (v.caption for v in itertools.islice(self.todo, place, None))
         text = within_memory(self.model, lambda: self.prompts.get(video.caption, captions))
-        size, seed = self.model.frame_size, self.args.seed
         return within_memory(
             self.model,
             lambda: load_clip(
@@ -184,10 +184,11 @@ class Run:
 
     def _finish(self, clip, record, frames, reconstruction):
         try:
-            record = self.records.scored(clip, record, frames, reconstruction)
-            if self._lost(clip.video):
-                return
-            self.records.write(clip.video, record)
+            with writing(self.out):
+                record = self.records.scored(clip, record, frames, reconstruction)
+                if self._lost(clip.video):
+                    return
+                self.records.write(clip.video, record)
         except PROBLEMS as error:  # of this video alone; the next is adapted to already
             self._skip(clip.video, VideoError(f"not scored: {type(error).__name__}: {error}"))
             return
@@ -201,16 +202,15 @@ class Run:
             raise StopRun(f"--out {self.out}: has vanished")
         lost = not self.claims.holds(video.id)
         if lost:
+            self.claims.release(video.id)
             self.records.say(f"{video.id}: another worker took it over; that one's result counts")
         return lost
 
     def _skip(self, video, error):
         if self._lost(video):
             return
-        try:
+        with writing(self.out):
             self.records.skip(video, error)
-        except OSError as problem:
-            raise StopRun(f"--out {self.out}: cannot be written ({problem})") from problem
         self.claims.release(video.id)
 
     def exit_code(self):
@@ -220,7 +220,8 @@ class Run:
         psnr, ssim = summary["mean_psnr_db"], summary["mean_ssim"]
         if done:
             psnr = "-" if psnr is None else f"{psnr:.2f} dB"
-            print(f"{done} videos done: mean PSNR {psnr}, SSIM {ssim:.3f}; {self.out}/summary.json")
+            ssim = "-" if ssim is None else f"{ssim:.3f}"
+            print(f"{done} videos done: mean PSNR {psnr}, SSIM {ssim}; {self.out}/summary.json")
         for name, reason in skipped.items():
             print(printable(f"skipped {name}: {reason}"), file=sys.stderr)
         here = {video.id for video in self.videos}

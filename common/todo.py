@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from common.captions import captioned
-from common.data import list_videos, sha256
+from common.data import file_facts, list_videos, sha256
 from common.errors import UsageError
 from common.names import printable
 from common.results import read_record
@@ -17,7 +17,7 @@ def chosen_videos(args):
         args.videos, args.prompt, allow_empty=args.caption or args.allow_poor_captions
     )
     videos = in_range(captioned(videos, args), args)
-    refuse_overwriting(videos, args.out)
+    refuse_overwriting(videos, args)
     return videos, digest
 
 
@@ -28,6 +28,7 @@ def other_videos(args):
         return [], None
     listed, digest = list_videos(args.forgetting, flag="--forgetting")
     others = listed[:2]
+    refuse_overwriting(others, args, "--forgetting")
     files = [sha256(video.path) for video in others if video.path.is_file()]
     return others, hashlib.sha256("\n".join([digest, *files]).encode()).hexdigest()
 
@@ -45,15 +46,26 @@ def in_range(videos, args):
     return chosen[first:last]
 
 
-def refuse_overwriting(videos, out):
-    """Raises UsageError where a video lies in the folder that results are written to."""
-    results = out.resolve()
-    for folder in {video.path.parent for video in videos}:
-        if folder.resolve().is_relative_to(results):
-            raise UsageError(
-                f"--out {out}: holds videos of the list, in {folder}, which results could "
-                "overwrite; choose a folder of its own"
-            )
+def refuse_overwriting(videos, args, flag="--videos"):
+    """Raises UsageError where a video or what it links to lies in a folder that results are written
+    to, or that folder in the checkpoint."""
+    out, own = args.out, "which results could overwrite; choose a folder of its own"
+    if real(out).is_relative_to(real(args.checkpoint)):
+        raise UsageError(f"--out {out}: lies in --checkpoint {args.checkpoint}, {own}")
+    results = [real(out), real(out / "videos")]
+    folders = {video.path.parent for video in videos}
+    targets = {video.path for video in videos if os.path.islink(video.path)}
+    for place in folders | targets:
+        if any(real(place).is_relative_to(folder) for folder in results):
+            raise UsageError(f"--out {out}: holds videos of {flag}, in {place}, {own}")
+
+
+def real(path):
+    """Where links lead; a path that no file can have is left as it is."""
+    try:
+        return Path(os.path.realpath(path))
+    except ValueError:  # a NUL in it
+        return path
 
 
 def written(folder):
@@ -85,11 +97,6 @@ def is_done(video, path):
 def same_file(path, record):
     """By size and time where these are the record's, else by content."""
     return file_facts(path) == record.get("video_file") or sha256(path) == record["video_sha256"]
-
-
-def file_facts(path):
-    found = path.stat()
-    return {"size": found.st_size, "modified_ns": found.st_mtime_ns}
 
 
 def print_plan(args, window, videos, todo):

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -142,6 +143,35 @@ def test_a_full_disk_with_save_adapter(error, tmp_path, script, monkeypatch, cap
     assert script(adasteer, *QUICK, "--save-adapter", "--out", tmp_path) == 1
     assert "adasteer.py: stopped: " in capsys.readouterr().err
     assert results(tmp_path) == before and not list(tmp_path.rglob("*.tmp"))
+
+
+def test_a_full_disk_is_no_fault_of_the_videos(tmp_path):
+    """With a limit on the size of files: nothing is marked as skipped, and the same command goes on
+    when there is room."""
+
+    def small_files():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))  # enough for every JSON
+
+    flags = ["--limit", 2, "--out", tmp_path, "--cache", tmp_path / "cache"]
+    done = run(*flags, preexec_fn=small_files)
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    said = done.stderr.splitlines()[-1]
+    assert said.startswith(f"adasteer.py: stopped: --out {tmp_path}: cannot be written")
+    assert not results(tmp_path) and not list(tmp_path.rglob("*.claim"))
+    assert not list((tmp_path / "videos").glob(".*.tmp"))
+    assert run(*flags).returncode == 0 and len(results(tmp_path)) == 2
+
+
+@pytest.mark.parametrize("key", ["ssim", "psnr_db", "references"])
+def test_a_summary_of_what_was_not_measured(key, tmp_path, script, capsys):
+    flags = [*QUICK, "--limit", 1, "--out", tmp_path]
+    assert script(adasteer, *flags) == 0
+    (path,) = (tmp_path / "videos").glob("*.json")
+    record = json.loads(path.read_text())
+    record[key] = {k: {} for k in record[key]} if key == "references" else None
+    path.write_text(json.dumps(record))
+    assert script(adasteer, *flags) == 0
+    assert "1 videos done" in capsys.readouterr().out
 
 
 json_values = st.recursive(

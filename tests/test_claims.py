@@ -1,5 +1,6 @@
 """Several workers on one folder: claims, takeovers, signals, and a storm of all that can happen."""
 
+import errno
 import json
 import os
 import random
@@ -121,6 +122,32 @@ def test_one_who_was_taken_over_notices(tmp_path, monkeypatch):
     assert (tmp_path / "a.claim").is_file()
 
 
+def test_a_claim_of_a_process_that_ended_unasked_is_stale(two, tmp_path):
+    """Killed, and whoever started it has not asked how it ended: it still has a number."""
+    ended = subprocess.Popen(["sleep", "600"])
+    foreign(tmp_path / "a.claim", process=ended.pid, process_started=claims.started(ended.pid))
+    assert claims.is_live(tmp_path / "a.claim")
+    ended.kill()
+    assert wait_for(lambda: not claims.is_live(tmp_path / "a.claim"), 30)
+    assert two[0].take("a")
+    ended.wait()
+
+
+def test_a_full_disk_leaves_no_claim_that_says_nothing(two, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(json, "dump", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
+        with pytest.raises(OSError, match="full"):
+            two[0].take("a")
+    assert not list(tmp_path.iterdir()) and two[0].take("a")
+
+
+def test_a_folder_in_place_of_a_claim_is_taken_away(two, tmp_path):
+    (tmp_path / "a.claim").mkdir()
+    assert not two[0].take("a")
+    date(tmp_path / "a.claim", claims.STALE + 1)
+    assert two[0].take("a") and len(list(tmp_path.iterdir())) == 1
+
+
 def test_a_claim_made_meanwhile_is_put_back(tmp_path):
     path = foreign(tmp_path / "a.claim", key="new")
     assert not claims.remove(path, {"key": "stale"})
@@ -128,11 +155,17 @@ def test_a_claim_made_meanwhile_is_put_back(tmp_path):
 
 
 def test_claims_are_kept_fresh(tmp_path, monkeypatch):
+    """Those that this worker still has."""
     monkeypatch.setattr(claims, "REFRESH", 0.05)
-    worker = claims.Claims(tmp_path)
+    worker, kept, lost = claims.Claims(tmp_path), tmp_path / "a.claim", tmp_path / "b.claim"
     worker.take("a")
-    os.utime(tmp_path / "a.claim", (0, 0))
-    assert wait_for(lambda: (tmp_path / "a.claim").stat().st_mtime > time.time() - 60, 5)
+    worker.take("b")
+    foreign(lost, key="another")  # it took this one over
+    for _ in range(2):  # what had begun before that has ended after the first
+        os.utime(lost, (0, 0))
+        os.utime(kept, (0, 0))
+        assert wait_for(lambda: kept.stat().st_mtime > time.time() - 60, 60)
+    assert lost.stat().st_mtime == 0
 
 
 def start(*flags):

@@ -179,6 +179,8 @@ def manifest(tmp_path, text):
         ('filename,caption\na.mp4,"x\nb.mp4,y\nc.mp4,z\n', "line 2: .*a quote opened"),
         ('filename,caption\na.mp4,x\nb.mp4,"y\nc.mp4,"z"\n', "line 3: .*a quote opened"),
         ('filename,caption\na.mp4,"x\nb.mp4,y\nc.mp4,z"\nd.mp4,w\n', "line 2: .*a quote opened"),
+        ('id,filename,caption\n1,a.mp4,"x\n2,b.mp4,y\n3,c.mp4,z"\n', "line 2: .*a quote opened"),
+        ('caption,filename\n"x,a.mp4\ny,b.MOV\nz",c.mp4\n', "line 2: .*a quote opened"),
     ],
 )
 def test_a_bad_manifest_is_refused(tmp_path, text, complaint):

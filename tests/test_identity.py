@@ -46,6 +46,23 @@ def test_a_script_that_was_edited_is_another_run(copied, script, tmp_path, capsy
     assert said[0] == "1 already done, 1 to do"
 
 
+def test_a_script_whose_base_was_edited_is_another_run(copied, script, tmp_path, capsys):
+    """It inherits the equation."""
+
+    def write(text):
+        (tmp_path / "my_child.py").write_text(text)
+        sys.modules.pop("my_child", None)
+        return __import__("my_child")
+
+    child = "import my_variant, common\nclass AdaSteer(my_variant.AdaSteer):\n    pass\n"
+    digests = []
+    for edit in (str, str, lambda text: text.replace("return e + F.pad", "return e - F.pad")):
+        copied(edit)
+        args = common.parse_args(None, write(child).AdaSteer, [])
+        digests.append(args.script_sha256)
+    assert digests[0] == digests[1] != digests[2]
+
+
 def test_code_under_a_script_that_was_edited_is_said(script, tmp_path, capsys, monkeypatch):
     flags = [*QUICK, "--out", tmp_path]
     assert script(adasteer, *flags, "--limit", 1) == 0
@@ -145,10 +162,35 @@ def test_a_source_inside_the_results_is_refused(script, tmp_path, capsys):
     (tmp_path / "link").symlink_to(tmp_path)
     for out in [*outs, tmp_path / "link"]:
         assert script(adasteer, *QUICK, "--videos", listed, "--out", out) == 2
-        assert "holds videos of the list" in capsys.readouterr().err
+        assert "holds videos of --videos" in capsys.readouterr().err
     assert script(adasteer, *QUICK, "--videos", listed, "--out", "") == 2
     assert "--out: must not be empty" in capsys.readouterr().err
     assert source.read_bytes() == before and len(list((tmp_path / "videos").iterdir())) == 1
+
+
+@pytest.mark.parametrize("how", ["link", "folder", "other", "checkpoint"])
+def test_nothing_that_links_lead_to_is_overwritten(how, script, tmp_path, capsys):
+    out, store, videos = (tmp_path / name for name in ("out", "store", "videos"))
+    for folder in (out / "videos", store, videos):
+        folder.mkdir(parents=True)
+    inside = out / "videos" / "scene.mp4"
+    shutil.copy(demo_rows()[0][0], store / "scene.mp4" if how == "folder" else inside)
+    flags = [*QUICK, "--out", out]
+    if how == "folder":  # of the results, which leads to the videos
+        (out / "videos").rmdir()
+        (out / "videos").symlink_to(store)
+        flags += ["--videos", write_manifest(store / "list.csv", [("scene.mp4", "a ball")])]
+    elif how == "checkpoint":
+        shutil.copytree(NANO, tmp_path / "nano")
+        flags += ["--checkpoint", tmp_path / "nano", "--out", tmp_path / "nano" / "vae"]
+    else:
+        (videos / "scene.mp4").symlink_to(inside)
+        listed = write_manifest(videos / "list.csv", [("scene.mp4", "a ball")])
+        flags += ["--videos" if how == "link" else "--forgetting", listed]
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    assert script(adasteer, *flags) == 2
+    assert "which results could overwrite" in capsys.readouterr().err
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
 
 
 def test_the_file_of_a_finished_video_is_known_by_content(script, tmp_path, capsys):
@@ -163,6 +205,54 @@ def test_the_file_of_a_finished_video_is_known_by_content(script, tmp_path, caps
     shutil.copy(rows[1][0], tmp_path / "scene.mp4")
     assert script(adasteer, *flags) == 2
     assert "is not the file that" in capsys.readouterr().err
+
+
+def test_a_file_that_is_replaced_meanwhile_is_not_the_one_that_was_read(
+    script, tmp_path, capsys, monkeypatch
+):
+    """After its frames were read, and before its record is written."""
+    rows, path = demo_rows(), tmp_path / "scene.mp4"
+    shutil.copy(rows[0][0], path)
+    listed = write_manifest(tmp_path / "list.csv", [("scene.mp4", "a ball")])
+    flags = [*QUICK, "--videos", listed]
+    cached, read = [*flags, "--cache-latents", "--cache", tmp_path], common.run.read_footage
+
+    def replaced(*given):
+        footage = read(*given)
+        shutil.copy(rows[1][0], path)
+        return footage
+
+    with monkeypatch.context() as patch:
+        patch.setattr(common.run, "read_footage", replaced)
+        assert script(adasteer, *cached, "--out", tmp_path / "out") == 0
+    assert script(adasteer, *cached, "--out", tmp_path / "out") == 2
+    assert "is not the file that" in capsys.readouterr().err
+    found = []
+    for name, more in (("cached", cached), ("new", flags)):
+        assert script(adasteer, *more, "--out", tmp_path / name) == 0
+        found.append(json.loads((tmp_path / name / "videos" / "scene.json").read_text()))
+    assert found[0]["losses"] == found[1]["losses"]
+
+
+def test_a_file_that_changes_while_it_is_read_is_skipped(script, tmp_path, monkeypatch):
+    rows, read = demo_rows(), common.clip.read_frames
+    for i in (0, 1):
+        shutil.copy(rows[i][0], tmp_path / f"{i}.mp4")
+    listed = write_manifest(tmp_path / "list.csv", [("0.mp4", "a ball"), ("1.mp4", "a ring")])
+
+    def replaced(path, *given):
+        found = read(path, *given)
+        if path.name == "0.mp4":
+            shutil.copy(rows[2][0], path)
+        else:
+            path.unlink()
+        return found
+
+    monkeypatch.setattr(common.clip, "read_frames", replaced)
+    assert script(adasteer, *QUICK, "--videos", listed, "--out", tmp_path / "out") == 3
+    found = [json.loads((tmp_path / f"out/videos/{i}.json").read_text()) for i in (0, 1)]
+    assert "was changed while it was read" in found[0]["reason"]
+    assert "cannot be read" in found[1]["reason"]
 
 
 def test_a_run_in_a_notebook_has_no_file(tmp_path):

@@ -56,6 +56,14 @@ def test_a_damaged_or_forbidden_cache_costs_time_only(prompts, tmp_path, capsys)
     assert "--cache" in capsys.readouterr().err
 
 
+def test_a_cache_that_cannot_be_read_costs_time_only(tmp_path, script):
+    (tmp_path / "cache").mkdir()
+    for kind in ("prompts", "references", "latents"):
+        (tmp_path / "cache" / kind).symlink_to(kind)  # itself
+    flags = [*QUICK, "--limit", 1, "--cache-latents", "--cache", tmp_path / "cache"]
+    assert script(adasteer, *flags, "--out", tmp_path / "out") == 0
+
+
 def test_a_long_list_waits_for_its_first_prompts_only(tmp_path, monkeypatch):
     """70,000 captions: as many mapped files are more than a process may have."""
     path, caption = demo_rows()[0]
