@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import os
 import re
 from collections import Counter
 from dataclasses import dataclass, field
@@ -160,3 +161,11 @@ def file_facts(path):
     """What changes when a file does, mostly."""
     found = path.stat()
     return {"size": found.st_size, "modified_ns": found.st_mtime_ns}
+
+
+def real(path):
+    """Where links lead, as far as they do; a path that no file can have is left as it is."""
+    try:
+        return Path(os.path.realpath(path))
+    except ValueError:  # a NUL in it
+        return path

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from common.captions import captioned
-from common.data import file_facts, list_videos, sha256
+from common.data import file_facts, list_videos, real, sha256
 from common.errors import UsageError
 from common.names import printable
 from common.results import read_record
@@ -58,14 +58,6 @@ def refuse_overwriting(videos, args, flag="--videos"):
     for place in folders | targets:
         if any(real(place).is_relative_to(folder) for folder in results):
             raise UsageError(f"--out {out}: holds videos of {flag}, in {place}, {own}")
-
-
-def real(path):
-    """Where links lead; a path that no file can have is left as it is."""
-    try:
-        return Path(os.path.realpath(path))
-    except ValueError:  # a NUL in it
-        return path
 
 
 def written(folder):

@@ -10,7 +10,7 @@ import av
 import cv2
 import numpy as np
 
-from common.data import sha256
+from common.data import real, sha256
 from common.errors import VideoError
 from common.motion import farneback
 from common.video import announced_frames, decode, fit, opened, seek_before, write_video
@@ -90,10 +90,7 @@ def make_clip(candidate, rules, folder):
 def without_path(reason, path):
     """Of a message about a file what follows its name, or where that leads."""
     reason = reason.removeprefix(f"{path}: ")
-    try:
-        return reason.removeprefix(f"{path.resolve()}: ")
-    except (OSError, ValueError, RuntimeError):  # it leads nowhere
-        return reason
+    return reason.removeprefix(f"{real(path)}: ")
 
 
 def copy_frames(candidate, rules, path):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from common.data import sha256
+from common.data import real, sha256
 from common.errors import StopRun, UsageError
 from common.names import unusable
 from common.results import read_json, replace_file, write_json
@@ -56,16 +56,16 @@ def prepare(candidates, args):
 
 def refuse_overwriting(candidates, args):
     """Raises UsageError where writing to --out would replace what is there."""
-    clips, manifest = (args.out / "clips").resolve(), (args.out / "manifest.csv").resolve()
+    clips, manifest = real(args.out / "clips"), real(args.out / "manifest.csv")
     if clips.is_dir() and any(clips.iterdir()) and not (args.out / "verdicts").is_dir():
         raise UsageError(f"--out {args.out}: has a folder clips/ that this did not make")
     paths = {c.path for c in candidates}
-    if any(clips in (*p.absolute().parents, *p.resolve().parents) for p in paths):
+    if any(clips in (*p.absolute().parents, *real(p).parents) for p in paths):
         raise UsageError(
             f"--out {args.out}: source videos lie in its folder clips/, where they would be "
             "overwritten; choose another folder"
         )
-    if args.source.resolve() == manifest:
+    if real(args.source) == manifest:
         raise UsageError(
             f"--out {args.out}: SOURCE {args.source} would be overwritten; choose another folder"
         )

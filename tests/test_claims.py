@@ -189,7 +189,7 @@ def test_a_signal_drops_the_video_and_keeps_the_rest(number, tmp_path, script):
     assert wait_for(lambda: list(tmp_path.rglob("*.claim")), 60)
     time.sleep(0.5)
     worker.send_signal(number)
-    said = worker.communicate(timeout=30)[1]
+    said = worker.communicate(timeout=120)[1]
     assert worker.returncode == 75 and f"stopped by {number.name}" in said
     assert "Traceback" not in said
     assert not list(tmp_path.rglob("*.claim")) and not list(tmp_path.rglob("*.tmp"))
