@@ -14,7 +14,7 @@ from common.clip import encode_frames
 from common.data import sha256
 from common.evaluate import SCORES
 from common.identity import fingerprint
-from common.results import read_json, replace_file, write_json
+from common.results import are_references, read_json, replace_file, write_json
 
 
 def default_folder():
@@ -95,7 +95,8 @@ class References:
         self.facts = [vae, model.frame_size, model.device.type, lpips, *SCORES, *READING]
 
     def load(self, clip):
-        return self.cache.load_json("references", self._facts(clip))
+        found = self.cache.load_json("references", self._facts(clip))
+        return found if are_references(found) else None
 
     def save(self, clip, found):
         self.cache.save_json("references", self._facts(clip), found)

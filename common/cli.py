@@ -52,7 +52,7 @@ def parse_args(description, method, argv=None):
     args = parser.parse_args(argv)
     file = getattr(sys.modules[method.__module__], "__file__", sys.argv[0])  # none in a notebook
     args.method, args.script = method.__name__, Path(file).stem
-    args.script_sha256 = source_sha256(method, file)
+    args.script_sha256 = script_sha256(method, file)
     args.out = args.out or Path("results") / Path(sys.argv[0]).stem
     if args.batch_end is not None and args.batch_end < args.batch_start:
         parser.error(f"--batch-end {args.batch_end} lies before --batch-start {args.batch_start}")
@@ -69,7 +69,7 @@ def parse_args(description, method, argv=None):
     return args
 
 
-def source_sha256(method, file):
+def script_sha256(method, file):
     """Of a script, or of it and those that its method inherits from; None where there is none."""
     modules = [sys.modules[each.__module__] for each in method.__mro__]
     files = dict.fromkeys([file, *(getattr(module, "__file__", None) for module in modules)])

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from common.claims import is_live
 from common.data import sha256
 from common.errors import UsageError
 from common.results import read_json, read_record
@@ -115,10 +116,10 @@ def same_run(out, config):
     """Whether `out` already holds results of this run. Raises UsageError where it holds results of
     one that differs in what changes numbers."""
     found = (read_record(path) for path in out.glob("videos/*.json"))
-    if not any(record and record["status"] == "done" for record in found):
-        return False
-    refuse_other(out, config)
-    return True
+    done = any(record and record["status"] == "done" for record in found)
+    if done or any(map(is_live, out.glob("videos/*.claim"))):  # another worker has begun
+        refuse_other(out, config)
+    return done
 
 
 def read_config(out):

@@ -91,16 +91,26 @@ def is_whole(record):
     if not all(isinstance(record.get(key, ...), kind) for key, kind in NEEDED.items()):
         return False
     windows = [record["frame_indices"].get(name) for name in ("tta", "conditioning", "generated")]
-    references = [record["references"].get(kind) for kind in REFERENCES]
-    if not all(isinstance(found, dict) for found in references):
-        return False
     numbers = [key for key, kind in NEEDED.items() if type(kind) is tuple and float in kind]
     scores = [
         *(record[key] for key in numbers),
-        *(found.get(name) for found in references for name in METRICS),
         *record["losses"],
     ]
-    return all(map(is_range, windows)) and all(map(is_score, scores)) and has_details(record)
+    return (
+        all(map(is_range, windows))
+        and all(map(is_score, scores))
+        and are_references(record["references"])
+        and has_details(record)
+    )
+
+
+def are_references(found):
+    """Whether what was read are scores of both references."""
+    kinds = [found.get(kind) for kind in REFERENCES] if isinstance(found, dict) else [None]
+    return all(
+        isinstance(kind, dict) and all(is_score(kind.get(name)) for name in METRICS)
+        for kind in kinds
+    )
 
 
 def has_details(record):

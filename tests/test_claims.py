@@ -238,6 +238,16 @@ def test_a_run_that_began_beside_this_one_is_not_mixed_in(tmp_path):
         run.write(clip, {}, torch.zeros(1), None)
 
 
+def test_a_run_with_other_flags_is_refused_while_one_has_begun(tmp_path, script, capsys):
+    """Though nothing of it is done."""
+    args = common.parse_args(None, adasteer.AdaSteer, [*map(str, QUICK), "--out", str(tmp_path)])
+    assert common.Run(args).claims.take("scene_0")
+    before = (tmp_path / "config.json").read_bytes()
+    assert script(adasteer, *QUICK, "--lr", 0.1, "--out", tmp_path) == 2
+    assert "--lr is 0.005 there, 0.1 here" in capsys.readouterr().err
+    assert (tmp_path / "config.json").read_bytes() == before
+
+
 @pytest.mark.parametrize("count", [1, 2, 3, 7])
 def test_shards_share_out_the_range(count, script, tmp_path, capsys):
     flags = ["--videos", ROOT / "nano" / "demo" / "manifest.csv", "--dry-run", "--out", tmp_path]

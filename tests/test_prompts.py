@@ -4,7 +4,7 @@ import gc
 
 import pytest
 import torch
-from test_run import QUICK, demo_rows, write_manifest
+from test_run import QUICK, demo_rows, results, write_manifest
 
 import adasteer
 import common
@@ -62,6 +62,17 @@ def test_a_cache_that_cannot_be_read_costs_time_only(tmp_path, script):
         (tmp_path / "cache" / kind).symlink_to(kind)  # itself
     flags = [*QUICK, "--limit", 1, "--cache-latents", "--cache", tmp_path / "cache"]
     assert script(adasteer, *flags, "--out", tmp_path / "out") == 0
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", '{"repeat_last": {}, "reconstruction": 3}'])
+def test_damaged_references_in_the_cache_are_made_again(content, tmp_path, script):
+    flags = [*QUICK, "--limit", 1, "--cache", tmp_path / "cache"]
+    assert script(adasteer, *flags, "--out", tmp_path / "first") == 0
+    (path,) = (tmp_path / "cache" / "references").iterdir()
+    path.write_text(content)
+    assert script(adasteer, *flags, "--out", tmp_path / "second") == 0
+    first, second = (results(tmp_path / name) for name in ("first", "second"))
+    assert first and first == second
 
 
 def test_a_long_list_waits_for_its_first_prompts_only(tmp_path, monkeypatch):
