@@ -103,10 +103,12 @@ def checked_features(network, path):
 def fvd(folder, network):
     """(distance, number of videos) of a run's folder. Raises UsageError where it holds fewer than
     two saved videos, or the network does not fit them."""
-    files = sorted((folder / "videos").glob("*.npz"))
+    videos = folder / "videos"
+    status = {path.stem: status_of(path) for path in videos.glob("*.json")}
+    files = sorted(p for p in videos.glob("*.npz") if status.get(p.stem) != "skipped")
     if len(files) < 2:
         raise UsageError(f"{folder}: holds {len(files)} saved videos; run it with --save-frames")
-    done = sum(map(is_done, (folder / "videos").glob("*.json")))
+    done = list(status.values()).count("done")
     if done > len(files):
         raise UsageError(
             f"{folder}: {len(files)} of its {done} videos are saved, the others were run without "
@@ -121,9 +123,9 @@ def fvd(folder, network):
     return frechet_distance(generated, truth), len(files)
 
 
-def is_done(path):
+def status_of(path):
     record = read_json(path)
-    return isinstance(record, dict) and record.get("status") == "done"
+    return record.get("status") if isinstance(record, dict) else None
 
 
 def main():

@@ -1,5 +1,6 @@
 """Metrics of motion with known answers, and the Frechet video distance."""
 
+import json
 import subprocess
 import sys
 import zipfile
@@ -124,6 +125,14 @@ def run_folder(tmp_path):
 def test_fvd_of_a_folder_against_itself_is_zero(run_folder):
     distance, count = fvd(run_folder, torch.jit.script(StandIn()))
     assert count == 12 and distance == pytest.approx(0, abs=1e-6)
+
+
+def test_frames_of_a_skipped_video_do_not_count(run_folder):
+    """They were saved before it could not be scored."""
+    for n, status in ((3, "skipped"), (4, "done")):
+        record = {"id": str(n), "status": status}
+        (run_folder / "videos" / f"{n}.json").write_text(json.dumps(record))
+    assert fvd(run_folder, torch.jit.script(StandIn()))[1] == 11
 
 
 def test_fvd_from_the_command_line(run_folder, tmp_path):
