@@ -112,7 +112,7 @@ def add_window(group):
 
 def add_adaptation(group):
     group.add_argument(
-        "--steps", type=at_least(0, 100_000), default=5, help="updates per video; 0 is the baseline"
+        "--steps", type=at_least(0, 1_000_000), default=5, help="updates per video; 0 is the baseline"
     )
     group.add_argument("--lr", type=positive, default=5e-3, help="learning rate")
     group.add_argument(
