@@ -14,6 +14,7 @@ import re
 
 import torch
 
+from common.future import Future
 from common.loss import (
     PREFLIGHT_DRAWS,
     PREFLIGHT_SIGMAS,
@@ -32,11 +33,12 @@ MAX_GRAD_NORM = 1.0
 def adapt(model, method, clip, args, show=lambda line: None, stopping=None):
     """Runs args.steps updates of the method's parameters on the clip's target latents.
 
-    Returns the record of the video's JSON: loss and sigmas of every step (before its update),
-    checks of the early stopping, whether the adaptation diverged (then the best state is put back,
-    or the first), what is kept, parameter count, norms and distances from the start, seconds.
+    Returns the record of the video's JSON: loss and sigmas of every step (before its update), loss
+    on the true future, checks of the early stopping, whether the adaptation diverged (then the best
+    state is put back, or the first), what is kept, parameter count, norms and distances from the
+    start, seconds.
     """
-    other_loss, costs = loss_on_other(model, clip), {}
+    other_loss, costs, future = loss_on_other(model, clip), {}, Future(model, clip, args)
     parameters = method.named_parameters()
     losses, sigmas, diverged = [], [], False
     with stage(costs, "adapt", model.device):
@@ -45,12 +47,14 @@ def adapt(model, method, clip, args, show=lambda line: None, stopping=None):
             losses.append(finite_or_none(loss))
             sigmas.append(drawn)
             show(f"step {len(losses)}/{args.steps} loss {loss:.4f}")
+            future.trace(len(losses))
             diverged = not finite
             if diverged or stopping.ends_after(len(losses), last=hasattr(method, "solve")):
                 break
         diverged = diverged or not all(p.isfinite().all() for p in parameters.values())
         if diverged or stopping.every:
             stopping.restore()
+    costs["adapt_seconds"] -= future.trace_seconds
     kept_step = stopping.best_step if diverged or stopping.every else len(losses)
     return {
         "losses": losses,
@@ -66,6 +70,7 @@ def adapt(model, method, clip, args, show=lambda line: None, stopping=None):
         **costs,
         **distances(model, parameters, stopping.start),
         "forgetting": forgetting(model, clip, other_loss),
+        **future.record(adapted=kept_step > 0),
     }
 
 

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from common import stopping
+from common import future, stopping
 from common.clip import CONTEXT_LATENTS, TTA_FRAMES, Window
 from common.data import sha256
 from common.errors import UsageError
@@ -43,6 +43,7 @@ def parse_args(description, method, argv=None):
     add_data(parser.add_argument_group("data and model"))
     add_window(parser.add_argument_group("frame window"))
     add_adaptation(parser.add_argument_group("adaptation"))
+    future.add_arguments(parser.add_argument_group("loss on the true future"))
     stopping.add_arguments(parser.add_argument_group("early stopping"))
     method.add_arguments(parser.add_argument_group(f"{method.__name__} (this script)"))
     add_sampling(parser.add_argument_group("sampling"))

@@ -28,7 +28,7 @@ GENERATION = (
 NEUTRAL = {
     "videos", "checkpoint", "out", "batch_start", "batch_end", "limit", "device", "checkpointing",
     "dry_run", "forgetting", "shard", "lpips_weights", "allow_poor_captions", "save_frames",
-    "save_adapter", "offload", "cache", "cache_latents", "profile",
+    "save_adapter", "offload", "cache", "cache_latents", "profile", "trace_future",
 }  # fmt: skip
 BLOCK, BLOCKS = 1 << 18, 64  # bytes and number of the samples of a large weight file
 
