@@ -3,22 +3,25 @@
     python compare.py results/baseline results/adasteer --out results/report
     python compare.py --sweep results/groups_5_steps --out results/groups_5_steps/report
 
-Gains are differences to the baseline (--steps 0) on the videos that all runs share, positive where
-the method is better; the interval is a 95 % BCa bootstrap over sources, p a signed-rank test with
-Holm's correction over the methods. Runs that differ in the seed only are averaged.
+Gains are differences to the baseline (--steps 0) on the videos and seeds that all runs share,
+positive where the method is better. The interval is a 95 % BCa bootstrap over sources and says
+where their mean lies; from fewer than 8 sources it would be too narrow and is not given. p is a
+signed-rank test with Holm's correction over the methods; it asks whether the gains lie
+symmetrically about zero, so the two need not agree. Beside p is the smallest that so many sources
+can reach. Runs that differ in the seed only are averaged.
 """
 
 import argparse
 from pathlib import Path
 
 import common
-from common.identity import difference
-from common.results import read_json, write_json
-from report.comparison import COMPARED, compare, table
+from common.names import printable
+from common.results import write_json
+from report.comparison import COMPARED, compare, table, title
 from report.page import write_page
-from report.predict import lines, predict
-from report.runs import read_run, read_runs
-from report.table import as_markdown, as_text, readable, write_csv
+from report.predict import headline, lines, predict
+from report.runs import read_row, read_rows, read_runs
+from report.table import MEANING, as_markdown, as_text, readable, write_csv
 
 
 def parse_args():
@@ -27,7 +30,7 @@ def parse_args():
     )
     parser.add_argument("runs", nargs="*", type=Path, help="folders of runs, one with --steps 0")
     parser.add_argument("--sweep", type=Path, metavar="FOLDER", help="all runs of a sweep")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the report")
+    parser.add_argument("--out", type=folder, required=True, help="folder of the report")
     parser.add_argument(
         "--show", type=common.at_least(0), default=4, metavar="N", help="clips to show side by side"
     )
@@ -40,25 +43,25 @@ def parse_args():
     return args
 
 
+def folder(text):
+    if not text or (Path(text).exists() and not Path(text).is_dir()):
+        raise argparse.ArgumentTypeError(f"{text!r} is no folder; give the report one of its own")
+    return Path(text)
+
+
 def sets_of(args):
     """The runs to compare, by the name of their baseline; the rows of a sweep; what it lacks."""
     if not args.sweep:
         return {"": read_runs(args.runs)}, [], []
-    sweep = read_json(args.sweep / "sweep.json")
-    if sweep is None:
-        raise common.UsageError(f"--sweep {args.sweep}: no sweep.json in it; run sweep.py first")
-    sets, notes = {}, []
-    for row in sweep["rows"]:
-        folder = args.sweep / row["name"]
-        if not (folder / "config.json").is_file():
-            notes.append(f"{row['name']}: not begun")
-            continue
-        run = read_run(folder, row["name"])
-        if found := difference(run.config, {"arguments": row.get("arguments", run.arguments)}):
-            notes.append(f"{row['name']}: left out, its folder holds another run ({found})")
+    rows, sets, notes = read_rows(args.sweep), {}, []
+    for row in rows:
+        try:
+            run = read_row(args.sweep, row)
+        except common.UsageError as error:
+            notes.append(f"{printable(row['name'])}: {error}")
         else:
             sets.setdefault(run.setting, []).append(run)
-    return {runs[0].name: runs for runs in sets.values()}, sweep["rows"], notes
+    return {runs[0].name: runs for runs in sets.values()}, rows, notes
 
 
 def compared(sets, notes):
@@ -78,8 +81,7 @@ def predictions_of(comparison):
     """By method: from the conditioning frames and the losses before generating."""
     found = {m.name: predict(comparison, m, "psnr_db") for m in comparison.methods}
     for name, result in found.items():
-        auc = "AUC {auc:.2f} ({auc_low:.2f} to {auc_high:.2f}); chance is 0.5".format
-        print(f"{name}:", "" if "why not" in result else auc(**result))
+        print(f"{name}: {headline(result)}")
         print(as_text(lines(result)), end="\n\n")
     return found
 
@@ -97,13 +99,15 @@ def write_tables(out, comparisons, predictions, notes):
         text.append(f"# {name}\n" if name else "")
         for metric, rows in tables.items():
             if rows:
-                text.append(f"## {metric}\n\n{as_markdown(readable(rows))}")
+                text.append(f"## {title(metric)}\n\n{as_markdown(readable(rows))}")
             flat += [{"set": name, "metric": metric, **row} for row in rows]
         text.append("\n".join(f"- {note}" for note in comparison.notes) + "\n")
-        print(*filter(None, [name]), as_text(readable(tables["psnr_db"])), sep="\n")
+        shown = tables["psnr_db"]
+        print(*filter(None, [name, as_text(readable(shown)) if shown else ""]), sep="\n")
         print(*comparison.notes, "", sep="\n")
-    print(*notes, sep="\n")
-    (out / "table.md").write_text("\n".join([*text, *(f"- {n}" for n in notes)]), encoding="utf-8")
+    print(*notes, MEANING, sep="\n")
+    text += [f"- {note}" for note in notes] + [f"\n{MEANING}\n"]
+    (out / "table.md").write_text("\n".join(text), encoding="utf-8")
     write_csv(out / "table.csv", flat)
     write_json(out / "results.json", {"comparisons": everything, "notes": notes})
 

@@ -49,8 +49,10 @@ def parse_args():
     parser.add_argument("--videos", type=Path, metavar="LIST")
     parser.add_argument("--limit", type=common.at_least(1), metavar="N", help="first N videos only")
     parser.add_argument(
-        "--out", type=Path, help="folder of the rows' folders; results/<file>, with nano_ before it"
-    )
+        "--out",
+        type=folder,
+        help="folder of the rows' folders; results/<file>, with nano_ before it",
+    )  # fmt: skip
     parser.add_argument(
         "--array", type=common.at_least(1), default=8, metavar="N", help="tasks of a row (slurm)"
     )
@@ -60,6 +62,12 @@ def parse_args():
     if args.nano and args.checkpoint:
         parser.error("--nano: has its own checkpoint, --checkpoint another; give one of them")
     return args
+
+
+def folder(text):
+    if not text.strip():
+        raise argparse.ArgumentTypeError("is empty; give the name of a folder")
+    return Path(text)
 
 
 def settings(args):
@@ -102,6 +110,8 @@ def print_status(rows):
 def main():
     args = parse_args()
     out = args.out or Path("results") / (("nano_" if args.nano else "") + args.file.stem)
+    if out.exists() and not out.is_dir():
+        raise common.UsageError(f"--out {out}: is a file; give a folder")
     rows = read_sweep(args.file, out, *settings(args))
     compare = ["--sweep", str(out), "--out", str(out / "report")]
     if args.status:

@@ -24,8 +24,8 @@ def load(checkpoint, device="cpu", dtype=None, network_sign=None, place="none", 
     None all stays on the CPU until that is called. float8 stores the DiT's linear layers so. Raises
     CheckpointError.
     """
-    from backbones.longcat import LongCat  # here: it imports CheckpointError from this file
-    from backbones.parts import read_config
+    from backbones.configs import read_config  # here: they import CheckpointError from this file
+    from backbones.longcat import LongCat
 
     known = {"LongCatVideoTransformer3DModel": ("dit", LongCat)}
     folder = Path(checkpoint)
@@ -33,8 +33,8 @@ def load(checkpoint, device="cpu", dtype=None, network_sign=None, place="none", 
         config = folder / part / "config.json"
         if config.is_file():
             name = read_config(config).get("_class_name")
-            if name not in known:
-                raise CheckpointError(f"{config} names {name}; known are {', '.join(known)}")
+            if not isinstance(name, str) or name not in known:
+                raise CheckpointError(f"{config} names {name!r}; known are {', '.join(known)}")
             model = backbone.from_folder(folder, device, dtype, float8)
             model.network_sign = network_sign or model.network_sign
             if place:

@@ -12,15 +12,9 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from backbones import offload
+from backbones.configs import check_checkpoint
 from backbones.longcat_dit import LongCatVideoTransformer3DModel
-from backbones.parts import (
-    autoencoder_class,
-    check_parts,
-    load_part,
-    load_weights,
-    read_config,
-    registered,
-)
+from backbones.parts import autoencoder_class, load_part, load_weights, registered
 from backbones.sampling import guide, schedule
 from backbones.text import PromptEncoder, Text
 
@@ -55,7 +49,7 @@ class LongCat:
         """
         device = torch.device(device)
         dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
-        check_parts(folder, ("dit", "vae", "text_encoder", "tokenizer", "scheduler"))
+        stated = check_checkpoint(folder)
         model = cls(
             load_weights(LongCatVideoTransformer3DModel, folder / "dit", dtype),
             # float32: it is small, and bfloat16's rounding would show in every metric (on a GPU
@@ -68,10 +62,7 @@ class LongCat:
         if float8:
             offload.store_float8(model.dit, dtype, NOT_FLOAT8)
             model.dit.has_weight_hooks = True
-        index = folder / "model_index.json"
-        if index.is_file():
-            stated = read_config(index)
-            model.native |= {name: stated[name] for name in NATIVE if name in stated}
+        model.native |= stated
         return model
 
     def place(self, plan):

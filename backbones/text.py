@@ -8,7 +8,9 @@ import ftfy
 import torch
 from tqdm import tqdm
 
-from backbones.parts import load_part, load_weights
+from backbones import CheckpointError
+from backbones.configs import read_config
+from backbones.parts import load_part, load_weights, one_line
 
 
 @dataclass(frozen=True)
@@ -52,17 +54,15 @@ class PromptEncoder:
         from transformers import AutoTokenizer, UMT5EncoderModel, utils  # slow, and often unneeded
 
         utils.logging.disable_progress_bar()  # one bar: that over the videos
-        tokenizer = load_part(AutoTokenizer, self.folder / "tokenizer")
-        encoder = load_weights(UMT5EncoderModel, self.folder / "text_encoder", self.dtype)
+        safe = {"trust_remote_code": False}  # else a checkpoint's own files may ask to be run
+        tokenizer = load_part(AutoTokenizer, self.folder / "tokenizer", **safe)
+        vocabulary = read_config(self.folder / "text_encoder" / "config.json")["vocab_size"]
+        check_tokenizer(self.folder / "tokenizer", tokenizer, vocabulary, length)
+        safe["ignore_mismatched_sizes"] = True  # load_weights says which, in one line
+        encoder = load_weights(UMT5EncoderModel, self.folder / "text_encoder", self.dtype, **safe)
         encoder.eval().to(device)
         for prompt in tqdm(prompts, "prompts", unit="prompt", disable=None, leave=False):
-            tokens = tokenizer(
-                [clean_prompt(prompt)],
-                padding="max_length",
-                max_length=length,
-                truncation=True,
-                return_tensors="pt",
-            ).to(device)
+            tokens = tokenize(tokenizer, prompt, length).to(device)
             with torch.no_grad():
                 out = encoder(tokens.input_ids, tokens.attention_mask).last_hidden_state
             yield Text(out[:, None], tokens.attention_mask).to("cpu")
@@ -71,3 +71,30 @@ class PromptEncoder:
         gc.collect()  # the model and its modules refer to each other
         if device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def tokenize(tokenizer, prompt, length):
+    return tokenizer(
+        [clean_prompt(prompt)],
+        padding="max_length",
+        max_length=length,
+        truncation=True,
+        return_tensors="pt",
+    )
+
+
+def check_tokenizer(folder, tokenizer, vocabulary, length):
+    """Raises CheckpointError where prompts would not become what the encoder takes."""
+    try:
+        highest = max(tokenizer.get_vocab().values())
+        tokens = tokenize(tokenizer, "a", length)
+        ids, mask = tokens.input_ids, tokens.attention_mask
+    except Exception as error:
+        raise CheckpointError(f"{folder} cannot be used: {one_line(repr(error))}") from error
+    if not highest < vocabulary:
+        raise CheckpointError(
+            f"{folder} has the token {highest}; it must be less than {vocabulary}, the vocab_size "
+            "of the text encoder"
+        )
+    if ids.shape != (1, length) or mask.shape != ids.shape or not mask.any():
+        raise CheckpointError(f"{folder} makes {tuple(ids.shape)} tokens, not {(1, length)}")

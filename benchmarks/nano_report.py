@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from report.statistics import clustered_interval
+from report.table import interval
 
 MOVING = 0.3  # of the manifest's column motion: from here on a clip counts as moving
 
@@ -72,7 +73,7 @@ def reference_table(results, captions, baseline):
     lines.append(
         (
             f"loss with the right caption minus with a wrong one, {len(captions)} unseen scenes",
-            f"{mean:+.4f} ({low:+.4f} to {high:+.4f})",
+            f"{mean:+.4f} ({interval(low, high)})",
         )
     )
     return ["| what | value |", "|---|---|", *(f"| {name} | {value} |" for name, value in lines)]
@@ -86,8 +87,7 @@ def method_line(results, row, psnr, baseline, sources):
     losses = [k["losses"] for k in kept if k["losses"] and None not in k["losses"]]
     first, last = (np.mean([x[i] for x in losses]) if losses else None for i in (0, -1))
     fell = "-" if first is None else f"{first:.3f} -> {last:.3f}"
-    interval = "-" if low is None else f"{low:+.2f} to {high:+.2f}"
     return (
-        f"| {row.name} | {psnr[row].mean():.2f} | {mean:+.2f} | {interval} "
+        f"| {row.name} | {psnr[row].mean():.2f} | {mean:+.2f} | {interval(low, high)} "
         f"| {100 * (gain > 0).mean():.0f} % | {fell} | {seconds:.1f} |"
     )

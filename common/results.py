@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from common.metrics import mean
+from common.values import MANY
 
 METRICS = (
     "psnr_db ssim lpips temporal_psnr_db temporal_ssim flow_error_px warping_error "
@@ -20,6 +21,7 @@ METRICS = (
 STAGES = ("encode", "adapt", "generate", "decode", "metrics", "total")  # <stage>_seconds
 REFERENCES = ("repeat_last", "reconstruction")
 NUMBER = (int, float)
+LARGEST = 1e60
 NEEDED = {  # of a finished video's record, and what each is
     "id": str, "source": str, "caption": str, "seed": int, "columns": dict, "video_sha256": str,
     "preflight": dict, "losses": list, "frame_indices": dict, "references": dict, "norms": dict,
@@ -90,30 +92,49 @@ def is_whole(record):
         return False
     windows = [record["frame_indices"].get(name) for name in ("tta", "conditioning", "generated")]
     references = [record["references"].get(kind) for kind in REFERENCES]
+    if not all(isinstance(found, dict) for found in references):
+        return False
+    numbers = [key for key, kind in NEEDED.items() if type(kind) is tuple and float in kind]
     scores = [
-        *(
-            record[key]
-            for key, kind in NEEDED.items()
-            if float in (kind if type(kind) is tuple else ())
-        ),
+        *(record[key] for key in numbers),
+        *(found.get(name) for found in references for name in METRICS),
         *record["losses"],
-        *record["preflight"].values(),
     ]
-    for found in references:
-        if not isinstance(found, dict):
-            return False
-        scores += [found.get(name) for name in METRICS]
-    return all(map(is_range, windows)) and all(map(is_score, scores))
+    return all(map(is_range, windows)) and all(map(is_score, scores)) and has_details(record)
+
+
+def has_details(record):
+    """Whether what a report draws is of the right kind: the preflight's losses, sizes, texts, and,
+    where there are any, the checks of early stopping and the frames' scores."""
+    preflight, texts = record["preflight"], record["columns"].values()
+    checks, frames = record.get("anchor_losses", []), record.get("psnr_db_per_frame") or []
+    sizes = [
+        *(preflight.get(name) for name in ("loss", "zero_loss", "negated_loss")),
+        *record["distances"].values(),
+        *(record.get(name, 0) for name in ("adapted_parameters", "target_values", "cond_motion")),
+    ]
+    return (
+        all(type(size) in NUMBER and is_score(size) for size in sizes)
+        and preflight["zero_loss"] > 0
+        and all(isinstance(text, str | None) for text in texts)
+        and isinstance(record.get("source_sha256"), str | None)
+        and isinstance(checks, list)
+        and all(isinstance(check, list) and len(check) == 2 for check in checks)
+        and all(type(step) is int and is_score(loss) for step, loss in checks)
+        and isinstance(record.get("stop_step"), int | None)
+        and isinstance(frames, list)
+        and all(map(is_score, frames))
+    )
 
 
 def is_score(value):
-    """A finite number, or None where there was nothing to measure."""
-    return value is None or (type(value) in NUMBER and abs(value) < 1e300)
+    """A number whose square is one too, or None where there was nothing to measure."""
+    return value is None or (type(value) in NUMBER and abs(value) < LARGEST)
 
 
 def is_range(value):
     whole = isinstance(value, list) and len(value) == 2 and all(type(i) is int for i in value)
-    return whole and 0 <= value[0] < value[1]
+    return whole and 0 <= value[0] < value[1] < MANY
 
 
 def save_frames(name, frames, truth):

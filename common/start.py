@@ -21,7 +21,7 @@ def stop_at_once(number, frame):
 
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-program = Path(sys.argv[0])
-if program.is_file() and program.resolve().parent == Path(__file__).resolve().parents[1]:
+program, root = Path(sys.argv[0]), Path(__file__).resolve().parents[1]
+if program.is_file() and program.resolve().parent in (root, root / "prepare", root / "report"):
     for each in SIGNALS:  # until run_script has its own
         signal.signal(each, stop_at_once)

@@ -14,6 +14,7 @@ from common.errors import VideoError
 # demuxers of real containers: playlists and lists of files would open what they name
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,avi,matroska,webm,gif,mpeg,mpegts,mpegvideo"
 LARGEST = 8192 * 4320  # pixels of a stored frame
+THINNEST = 32  # a picture's longer side by its shorter one
 WIDEST = 10.0  # a stored pixel's width by its height, or the other way round
 
 
@@ -59,6 +60,8 @@ def opened(path):
         if not container.streams.video:
             raise VideoError(f"{path}: no video stream in it")
         stream = container.streams.video[0]
+        if stream.codec_context is None:
+            raise VideoError(f"{path}: nothing here decodes its video stream")
         refuse_extreme(path, stream.width, stream.height, stream.sample_aspect_ratio)
         stream.thread_type = "AUTO"
         yield container, stream
@@ -73,6 +76,9 @@ def refuse_extreme(path, width, height, pixel_aspect):
     aspect = float(pixel_aspect or 1)
     if not 1 / WIDEST <= aspect <= WIDEST:
         raise VideoError(f"{path}: pixels {aspect:g} times as wide as high; at most {WIDEST:g}")
+    sides = (width * aspect, height)
+    if max(sides) > THINNEST * min(sides):  # scaled to cover, it would be as large
+        raise VideoError(f"{path}: pictures of {sides[0]:g}x{height}; at most {THINNEST} to 1")
 
 
 def announced_frames(stream):
@@ -120,7 +126,7 @@ def fit(frame, pixel_aspect, size):
     """An av.VideoFrame as (3, *size), upright, undistorted, covering, cropped at the centre."""
     picture = frame.to_ndarray(format="rgb24")
     height, width = picture.shape[:2]
-    width = round(width * float(pixel_aspect or 1))
+    width = max(1, round(width * float(pixel_aspect or 1)))
     if frame.rotation % 180:
         height, width = width, height
     picture = np.ascontiguousarray(np.rot90(picture, frame.rotation // 90))

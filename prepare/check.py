@@ -7,10 +7,13 @@ decode, the same file twice.
 """
 
 import argparse
-import sys
 from collections import Counter, defaultdict
+from itertools import islice
 from pathlib import Path
 
+from common.exits import run_script  # first: signals, and how torch's threads wait
+
+# isort: split
 import av
 import numpy as np
 from matplotlib.figure import Figure
@@ -18,11 +21,13 @@ from tqdm import tqdm
 
 from common.captions import LIMITS, caption_shares, poor_captions
 from common.data import list_videos, sha256
-from common.errors import UsageError, VideoError
+from common.errors import VideoError
+from common.names import printable
 from common.video import decode, fit, opened
 from prepare.clips import MEASURED, largest_cut, mean_motion, shrink
 
 BINS = (0, 0.05, 0.1, 0.3, 1, 3, float("inf"))  # of motion, pixels per frame at 120x72
+PICTURES = 400  # at most, of a contact sheet
 FROZEN = 5  # identical frames in a row that are reported
 
 
@@ -101,22 +106,30 @@ def histogram(found):
 def same_files(videos):
     by_hash = defaultdict(list)
     for video in videos:
-        if video.path.is_file():
+        try:
             by_hash[sha256(video.path)].append(video.id)
+        except (OSError, ValueError):  # no such file, or no name of one: BROKEN says so
+            continue
     return [f"TWICE {' '.join(ids)}: the same file" for ids in by_hash.values() if len(ids) > 1]
 
 
 def contact_sheet(found, path):
-    """One frame of each video, with its name."""
+    """One frame of each video, of the first PICTURES, with its name."""
     columns = 8
-    rows = -(-len(found) // columns)
+    rows = -(-min(len(found), PICTURES) // columns)
     figure = Figure(figsize=(2 * columns, 1.5 * rows), layout="constrained")
-    for place, (name, m) in enumerate(found.items(), 1):
+    for place, (name, m) in enumerate(islice(found.items(), PICTURES), 1):
         axes = figure.add_subplot(rows, columns, place)
         axes.imshow(m["picture"])
-        axes.set_title(name[:28], fontsize=6)
+        axes.set_title(printable(name[:28]), fontsize=6, parse_math=False)
         axes.axis("off")
     figure.savefig(path, dpi=100)
+
+
+def png(text):
+    if Path(text).suffix.lower() != ".png":
+        raise argparse.ArgumentTypeError(f"must be a .png file, got {text}")
+    return Path(text)
 
 
 def main():
@@ -124,20 +137,19 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("manifest", type=Path, metavar="MANIFEST")
-    parser.add_argument("--sheet", type=Path, help="PNG; by default contact_sheet.png beside it")
+    parser.add_argument("--sheet", type=png, help="PNG; by default contact_sheet.png beside it")
     args = parser.parse_args()
-    try:
-        videos, _ = list_videos(args.manifest, flag="MANIFEST", allow_empty=True)
-    except UsageError as error:
-        parser.error(str(error))
+    videos, _ = list_videos(args.manifest, flag="MANIFEST", allow_empty=True)
     found, broken = {}, {}
     for video in tqdm(videos, "decoding", unit="video", disable=None):
         try:
             found[video.id] = measure(video.path)
         except (VideoError, OSError) as error:
             broken[video.id] = str(error)
+        if len(found) > PICTURES:  # a long list's would fill the memory
+            found[next(reversed(found))]["picture"] = None
     twice, poor = same_files(videos), poor_captions([v.caption for v in videos])
-    print("\n".join([*report(videos, found, broken), *twice]))
+    print("\n".join(map(printable, [*report(videos, found, broken), *twice])))
     if poor:
         print(f"POOR CAPTIONS: {poor}; a run refuses them without --allow-poor-captions")
     if found:
@@ -148,4 +160,4 @@ def main():
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

@@ -1,6 +1,8 @@
 """One clip out of a source video: every frame decoded once, measured, judged and written."""
 
+import itertools
 import os
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +16,10 @@ from common.motion import farneback
 from common.video import announced_frames, decode, fit, opened, seek_before, write_video
 
 MEASURED = (72, 120)  # height and width of the grey frames that motion and cuts are measured on
+# The same bytes every time: x264's macroblock tree with AVX-512 is not the same twice, and other
+# numbers of threads give other pictures.
+ENCODER = {"crf": "12", "threads": "1", "x264-params": "mbtree=0"}
+SLOWEST, FASTEST = 0.1, 1000  # frames per second
 MARGIN = 1.0  # seconds: the index has times of decoding, which are not those of showing
 
 
@@ -43,6 +49,12 @@ class Rules:
     max_cut: float
 
 
+def one_line(text):
+    """A caption without line breaks, other control characters and halves of characters."""
+    shown = (" " if unicodedata.category(c) in ("Cc", "Cs") else c for c in text)
+    return " ".join("".join(shown).split())
+
+
 def make_clip(candidate, rules, folder):
     """Writes folder/<name>.mp4 and gives its columns of the manifest, or {"rejected": why}."""
     path, unfinished = (folder / f"{dot}{candidate.name}.mp4" for dot in ("", "."))
@@ -56,7 +68,7 @@ def make_clip(candidate, rules, folder):
             raise VideoError(f"cut: a jump of {cut:.3f} is above --max-cut")
     except VideoError as error:
         unfinished.unlink(missing_ok=True)
-        reason = str(error).removeprefix(f"{candidate.path}: ")
+        reason = without_path(str(error), candidate.path)
         known = reason.startswith(("short:", "damaged:", "static:", "cut:"))
         return {"rejected": reason if known else f"damaged: {reason}"}
     os.replace(unfinished, path)
@@ -75,27 +87,51 @@ def make_clip(candidate, rules, folder):
     }
 
 
+def without_path(reason, path):
+    """Of a message about a file what follows its name, or where that leads."""
+    reason = reason.removeprefix(f"{path}: ")
+    try:
+        return reason.removeprefix(f"{path.resolve()}: ")
+    except (OSError, ValueError, RuntimeError):  # it leads nowhere
+        return reason
+
+
 def copy_frames(candidate, rules, path):
     """Writes the stretch's frames; gives them grey and small, the rate, and the index of the first
-    in the source. Raises VideoError when one is damaged or they are too few."""
-    grey, first = [], []
+    in the source. Raises VideoError when one is damaged or they are too few, OSError where they
+    cannot be written."""
+    grey, places, rates = [], [], []
+
+    def pictures():
+        try:
+            for index, picture, fps in wanted(candidate, rules):
+                grey.append(shrink(picture))
+                places.append(index)
+                rates.append(fps)
+                yield picture
+        except av.FFmpegError as error:
+            raise VideoError(f"damaged: {len(grey)} frames decode ({error.strerror})") from error
+
+    stream = pictures()
+    first = list(itertools.islice(stream, 1))
     try:
-        with opened(candidate.path) as (container, stream):
-            fps = rules.fps or float(stream.average_rate or 24)
-
-            def frames():
-                for index, frame in stretch(container, stream, candidate, rules):
-                    first.append(index)
-                    picture = fit(frame, stream.sample_aspect_ratio, rules.size)
-                    grey.append(shrink(picture))
-                    yield picture
-
-            write_video(path, frames(), fps)
-    except av.FFmpegError as error:
-        raise VideoError(f"damaged: {len(grey)} frames decode ({error.strerror})") from error
+        if first:
+            write_video(path, itertools.chain(first, stream), rates[0], ENCODER)
+    except av.FFmpegError as error:  # of writing: those of reading are a VideoError by now
+        raise OSError(f"{path}: {error.strerror}") from error
     if len(grey) < rules.min_frames:
         raise VideoError(f"short: {len(grey)} frames, {rules.min_frames} are needed")
-    return np.stack(grey), fps, first[0]
+    return np.stack(grey), rates[0], places[0]
+
+
+def wanted(candidate, rules):
+    """(index in the source, picture, frame rate) of the stretch."""
+    with opened(candidate.path) as (container, stream):
+        fps = rules.fps or float(stream.average_rate or 24)
+        if not SLOWEST <= fps <= FASTEST:
+            raise VideoError(f"damaged: {fps:g} frames a second")
+        for index, frame in stretch(container, stream, candidate, rules):
+            yield index, fit(frame, stream.sample_aspect_ratio, rules.size), fps
 
 
 def stretch(container, stream, candidate, rules):

@@ -10,22 +10,24 @@ row is a video of several clips. --videos holds the videos as <videoID>.<suffix>
 
 import argparse
 import ast
-import csv
 import hashlib
 import heapq
+import math
 import re
 import shutil
 import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
 from tqdm import tqdm
 
-from common.data import SUFFIXES
+from common.data import SUFFIXES, read_csv
 from common.errors import UsageError
-from prepare.clips import Candidate
-from prepare.select import add_arguments, prepare
+from common.exits import run_script
+from common.names import unusable
+from prepare.clips import Candidate, one_line
+from prepare.flags import add_arguments
+from prepare.select import prepare
 
 CATEGORIES = {  # by the first word found; others are "other"
     "people": "man woman person people boy girl hands baby crowd",
@@ -36,6 +38,9 @@ CATEGORIES = {  # by the first word found; others are "other"
     "sport": "football soccer basketball tennis game player",
     "city": "street building city house road room",
 }
+COLUMNS = {"videoID", "url", "timestamp", "caption"}
+# what yt-dlp's template takes as it is: no %(field)s, no $VARIABLE, no other folder
+FETCHABLE = re.compile(r"[\w=+, -][\w=+,. -]*", re.ASCII)
 FORMAT = "bestvideo[height<=720][ext=mp4]/best[height<=720]"
 
 
@@ -44,13 +49,15 @@ def seconds(text):
     total = 0.0
     for part in text.split(":"):
         total = 60 * total + float(part)
+    if not 0 <= total < math.inf:
+        raise ValueError(f"{text[:30]!r} is no time")
     return total
 
 
 def as_list(text, column, line):
     try:
         value = ast.literal_eval(text)
-    except (ValueError, SyntaxError, TypeError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # e.g. nested deep
         value = None
     if not isinstance(value, list):
         raise UsageError(f"SOURCE, line {line}: {column} is not a list: {str(text)[:60]!r}")
@@ -68,32 +75,28 @@ def category(caption):
 
 def read_rows(path):
     """(line, row) one by one: the list for training has millions. Raises UsageError."""
-    csv.field_size_limit(10_000_000)
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        missing = {"videoID", "url", "timestamp", "caption"} - set(reader.fieldnames or [])
-        if missing:
-            raise UsageError(f"SOURCE {path}: no column {' or '.join(sorted(missing))}")
-        for row in reader:
-            yield reader.line_num, row
+    for line, row in read_csv(path, COLUMNS, f"SOURCE {path}"):
+        yield line, {name: row[name] or "" for name in COLUMNS}
 
 
 def clips_of(row, line):
     """[(start, stop, caption)] of a row's clips with a caption, in seconds. Raises UsageError."""
     times = as_list(row["timestamp"], "timestamp", line)
     captions = as_list(row["caption"], "caption", line)
+    if not all(isinstance(caption, str) for caption in captions):
+        raise UsageError(f"SOURCE, line {line}: captions must be text: {str(captions)[:60]!r}")
     if len(times) != len(captions):
         raise UsageError(f"SOURCE, line {line}: {len(times)} timestamps, {len(captions)} captions")
     try:
         return [
-            (seconds(start), seconds(stop), caption.strip())
+            (seconds(start), seconds(stop), one_line(caption))
             for (start, stop), caption in zip(times, captions, strict=True)
-            if caption.strip()
+            if one_line(caption)
         ]
-    except (AttributeError, TypeError, ValueError) as error:
+    except (TypeError, ValueError, AttributeError) as error:
         raise UsageError(
             f"SOURCE, line {line}: timestamps must be pairs as "
-            f"['0:00:01.000', '0:00:04.400'], captions text ({error})"
+            f"['0:00:01.000', '0:00:04.400'] ({error})"
         ) from error
 
 
@@ -123,17 +126,33 @@ def download(path, folder, args):
     """Fetches three videos for each clip that is asked for, since many are gone or rejected."""
     if not shutil.which("yt-dlp"):
         raise UsageError("--download: needs yt-dlp (pip install yt-dlp)")
+    refused = Counter()
 
-    def rank(video):  # of all rows alike, without holding them
-        return hashlib.sha256(f"{args.seed} {video}".encode()).digest()
+    def ranked():  # all rows alike, without holding them
+        for _, row in read_rows(path):
+            video, url = row["videoID"], row["url"]
+            if why := unfetchable(video, url):
+                refused[why] += 1
+            else:
+                yield hashlib.sha256(f"{args.seed} {video}".encode()).digest(), video, url
 
-    rows = ((rank(row["videoID"]), row["videoID"], row["url"]) for _, row in read_rows(path))
-    wanted = heapq.nsmallest(3 * args.count, rows)
+    wanted = heapq.nsmallest(3 * args.count, ranked())
+    for why, count in refused.most_common():
+        print(f"not fetched {count}: {why}")
     folder.mkdir(parents=True, exist_ok=True)
     for _, video, url in tqdm(wanted, "downloading", unit="video"):
         if not any(p.stem == video for p in folder.iterdir()):
-            output = str(folder / f"{video}.%(ext)s")
-            subprocess.run(["yt-dlp", "--quiet", "-f", FORMAT, "-o", output, "--", url])
+            command = ["yt-dlp", "--quiet", "-f", FORMAT, "-o", f"./{video}.%(ext)s", "--", url]
+            subprocess.run(command, cwd=folder)  # the folder may hold what a template may not
+
+
+def unfetchable(video, url):
+    """Why a row's video is not handed to yt-dlp, or None."""
+    if why := unusable(video):
+        return f"its videoID {why}"
+    if not FETCHABLE.fullmatch(video):
+        return "its videoID is none of YouTube's"
+    return None if url.lower().startswith(("http://", "https://")) else "its url is not of http"
 
 
 def main():
@@ -145,17 +164,14 @@ def main():
     parser.add_argument("--download", action="store_true", help="fetch missing ones with yt-dlp")
     add_arguments(parser)
     args = parser.parse_args()
-    try:
-        if not args.source.is_file():
-            raise UsageError(f"SOURCE {args.source}: no such file")
-        if args.download:
-            download(args.source, args.videos, args)
-        if not args.videos.is_dir():
-            raise UsageError(f"--videos {args.videos}: no such folder")
-        return prepare(candidates(args.source, args.videos), args)
-    except UsageError as error:
-        parser.error(str(error))
+    if not args.source.is_file():
+        raise UsageError(f"SOURCE {args.source}: no such file")
+    if args.download:
+        download(args.source, args.videos, args)
+    if not args.videos.is_dir():
+        raise UsageError(f"--videos {args.videos}: no such folder")
+    return prepare(candidates(args.source, args.videos), args)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

@@ -2,54 +2,25 @@
 
 import csv
 import json
-import os
 import random
 import sys
 from collections import Counter, defaultdict
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
-from multiprocessing import get_context
 from pathlib import Path
 
 from tqdm import tqdm
 
 from common.data import sha256
-from common.errors import UsageError
+from common.errors import StopRun, UsageError
+from common.names import unusable
 from common.results import read_json, replace_file, write_json
-from common.values import at_least, frame_size, not_negative, positive
 from prepare.clips import Rules, make_clip
+from prepare.workers import start_workers, submit
 
 COLUMNS = (
     "filename caption category source start_frame frames fps width height motion sha256".split()
 )
-
-
-def add_arguments(parser):
-    """Flags of every preparation."""
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="clips and manifest")
-    parser.add_argument("--count", type=at_least(1), default=100, help="clips, exactly")
-    parser.add_argument("--seed", type=int, default=42, help="of the order that is chosen in")
-    parser.add_argument(
-        "--size", type=frame_size, default=(480, 832), metavar="WxH",
-        help="scaled with the aspect kept, and cropped at the centre (default: 832x480)",
-    )  # fmt: skip
-    parser.add_argument("--fps", type=positive, help="frame rate; a file's own where not given")
-    parser.add_argument(
-        "--min-frames", type=at_least(1), default=46, help="anchor + generated frames (default: 46)"
-    )
-    parser.add_argument(
-        "--max-frames", type=at_least(1), default=300, help="longer ones are cut (default: 300)"
-    )
-    parser.add_argument(
-        "--min-motion", type=not_negative, default=0.05,
-        help="mean optical flow, pixels per frame at 120x72; below it a clip is static "
-        "(default: 0.05)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--max-cut", type=not_negative, default=0.22,
-        help="how far one frame difference, in 0..1, may stand above its neighbours (default: "
-        "0.22; hard cuts give 0.3 and more)",
-    )  # fmt: skip
 
 
 def prepare(candidates, args):
@@ -61,16 +32,54 @@ def prepare(candidates, args):
     rules = Rules(
         args.size, args.fps, args.min_frames, args.max_frames, args.min_motion, args.max_cut
     )
-    if any(side < 2 or side % 2 for side in args.size):
-        raise UsageError(f"--size {args.size[1]}x{args.size[0]}: must be even numbers, as 832x480")
+    if args.max_frames < args.min_frames:
+        raise UsageError(f"--max-frames {args.max_frames}: is below --min-frames {args.min_frames}")
     folder = args.out / "clips"
-    if folder.is_dir() and any(folder.iterdir()) and not (args.out / "verdicts").is_dir():
-        raise UsageError(f"--out {args.out}: has a folder clips/ that this did not make")
+    refuse_overwriting(candidates, args)
     folder.mkdir(parents=True, exist_ok=True)
     same_rules(args, rules)
-    chosen, rejected = [], Counter()
+    chosen, rejected = [], Counter(unusable_names(candidates))
+    candidates = [c for c in candidates if unusable(c.name) is None]
+    try:
+        choose(candidates, rules, args, chosen, rejected)
+    except BrokenProcessPool as error:
+        raise StopRun(
+            "a process that makes clips was killed, perhaps for want of memory; the same command "
+            "goes on"
+        ) from error
+    kept = {Path(row["filename"]).stem for row in chosen}
+    for verdict in (args.out / "verdicts").glob("*.json"):
+        if verdict.stem not in kept:  # a clip that was made ahead
+            (folder / f"{verdict.stem}.mp4").unlink(missing_ok=True)
+    return finish(chosen, rejected, args)
+
+
+def refuse_overwriting(candidates, args):
+    """Raises UsageError where writing to --out would replace what is there."""
+    clips, manifest = (args.out / "clips").resolve(), (args.out / "manifest.csv").resolve()
+    if clips.is_dir() and any(clips.iterdir()) and not (args.out / "verdicts").is_dir():
+        raise UsageError(f"--out {args.out}: has a folder clips/ that this did not make")
+    paths = {c.path for c in candidates}
+    if any(clips in (*p.absolute().parents, *p.resolve().parents) for p in paths):
+        raise UsageError(
+            f"--out {args.out}: source videos lie in its folder clips/, where they would be "
+            "overwritten; choose another folder"
+        )
+    if args.source.resolve() == manifest:
+        raise UsageError(
+            f"--out {args.out}: SOURCE {args.source} would be overwritten; choose another folder"
+        )
+
+
+def unusable_names(candidates):
+    reasons = (unusable(c.name) for c in candidates)
+    return (f"its name {why}" for why in reasons if why)
+
+
+def choose(candidates, rules, args, chosen, rejected):
+    """Fills the list `chosen` with rows of the manifest and counts the reasons of the others."""
     with (
-        ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool,
+        start_workers() as pool,
         tqdm(total=args.count, unit="clip", desc="preparing") as bar,
     ):
         for verdict in judged(candidates, rules, args, pool):
@@ -81,12 +90,6 @@ def prepare(candidates, args):
                 bar.update()
             if len(chosen) == args.count:
                 break
-        pool.shutdown(cancel_futures=True)
-    kept = {Path(row["filename"]).stem for row in chosen}
-    for verdict in (args.out / "verdicts").glob("*.json"):
-        if verdict.stem not in kept:  # a clip that was made ahead
-            (folder / f"{verdict.stem}.mp4").unlink(missing_ok=True)
-    return finish(chosen, rejected, args)
 
 
 def same_rules(args, rules):
@@ -106,17 +109,17 @@ def judged(candidates, rules, args, pool):
     """
     queues, used, jobs = in_order(candidates, args.seed), set(), {}
 
-    def submit(candidate):
+    def job(candidate):
         if candidate.name not in jobs:
-            jobs[candidate.name] = pool.submit(verdict_of, candidate, rules, args.out)
+            jobs[candidate.name] = submit(pool, verdict_of, candidate, rules, args.out)
         return jobs[candidate.name]
 
     while any(queues):
         turns = [next_of(queue, used) for queue in queues]
         for candidate in filter(None, turns):
-            submit(candidate)
+            job(candidate)
         for queue, candidate in zip(queues, turns, strict=True):
-            yield from until_accepted(candidate, queue, used, submit)
+            yield from until_accepted(candidate, queue, used, job)
 
 
 def next_of(queue, used):
@@ -127,12 +130,12 @@ def next_of(queue, used):
     return None
 
 
-def until_accepted(candidate, queue, used, submit):
+def until_accepted(candidate, queue, used, job):
     while candidate is not None:
         if candidate.source in used:  # by another category in this round
             candidate = next_of(queue, used)
             continue
-        verdict = submit(candidate).result()
+        verdict = job(candidate).result()
         yield verdict
         if "rejected" not in verdict:
             used.add(candidate.source)
@@ -156,16 +159,23 @@ def verdict_of(candidate, rules, out):
     """Makes the clip, unless that was done before."""
     path, asked = out / "verdicts" / f"{candidate.name}.json", repr(candidate)
     found = read_json(path)
-    if found and found["candidate"] == asked:
-        verdict = found["verdict"]
-        if "rejected" in verdict:
-            return verdict
-        clip = out / verdict["filename"]
-        if clip.is_file() and sha256(clip) == verdict["sha256"]:
+    if isinstance(found, dict) and found.get("candidate") == asked:
+        verdict = found.get("verdict")
+        if still_holds(verdict, out / "clips" / f"{candidate.name}.mp4"):
             return verdict
     verdict = make_clip(candidate, rules, out / "clips")
     write_json(path, {"candidate": asked, "verdict": verdict})
     return verdict
+
+
+def still_holds(verdict, clip):
+    """Whether what was read is a whole verdict, and a clip that it speaks of is there."""
+    if not isinstance(verdict, dict):
+        return False
+    if "rejected" in verdict:
+        return isinstance(verdict["rejected"], str)
+    whole = set(COLUMNS) == verdict.keys() and verdict["filename"] == f"clips/{clip.name}"
+    return whole and clip.is_file() and sha256(clip) == verdict["sha256"]
 
 
 def finish(chosen, rejected, args):

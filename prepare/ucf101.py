@@ -8,14 +8,17 @@ clips of a group are cuts of one video, so at most one of them is chosen.
 
 import argparse
 import re
-import sys
 from pathlib import Path
 
 from common.errors import UsageError
-from prepare.clips import Candidate
-from prepare.select import add_arguments, prepare
+from common.exits import run_script
+from prepare.clips import Candidate, one_line
+from prepare.flags import add_arguments
+from prepare.select import prepare
 
-NAME = re.compile(r"v_(?P<action>.+)_g(?P<group>\d+)_c(?P<clip>\d+)\.avi", re.IGNORECASE)
+NAME = re.compile(
+    r"v_(?P<action>.+)_g(?P<group>\d+)_c(?P<clip>\d+)\.avi", re.IGNORECASE | re.DOTALL
+)
 
 
 def in_words(action):
@@ -30,7 +33,7 @@ def candidates(source, template):
         match = NAME.fullmatch(path.name)
         if match:
             action = match["action"]
-            caption = template.format(action=in_words(action))
+            caption = template.replace("{action}", in_words(action))
             group = f"v_{action}_g{match['group']}"
             found.append(Candidate(path.stem, path, caption, action, group))
     if not found:
@@ -41,22 +44,29 @@ def candidates(source, template):
     return found
 
 
+def template(text):
+    """A text with {action}, which becomes one line of the manifest."""
+    if set("{}") & set(text.replace("{action}", "")):
+        raise argparse.ArgumentTypeError(f"may have no braces but those of {{action}}, got {text}")
+    if one_line(text) != text or not text:
+        raise argparse.ArgumentTypeError("must be one line of text in UTF-8")
+    return text
+
+
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("source", type=Path, metavar="SOURCE", help="folder of class folders")
     parser.add_argument(
-        "--caption-template", default="A video of a person: {action}.", metavar="TEXT",
+        "--caption-template", type=template, metavar="TEXT",
+        default="A video of a person: {action}.",
         help="caption, {action} stands for the class in words",
     )  # fmt: skip
     add_arguments(parser)
     args = parser.parse_args()
-    try:
-        return prepare(candidates(args.source, args.caption_template), args)
-    except UsageError as error:
-        parser.error(str(error))
+    return prepare(candidates(args.source, args.caption_template), args)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

@@ -3,16 +3,17 @@
 import math
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from report.figures import as_svg, colour, drawing
+from report.figures import as_svg, colour, drawing, label
 
 ADAPTERS_READ = 100  # of each run at most
 
 
 def moved(record):
     """Distance from the start over all parameters."""
-    return math.sqrt(sum(d**2 for d in record["distances"].values()))
+    return math.hypot(*record["distances"].values())
 
 
 def distances_figure(comparison):
@@ -21,7 +22,7 @@ def distances_figure(comparison):
     found = [[moved(m.record(v)) for v in comparison.videos] for m in comparison.methods]
     if not found:
         return None
-    boxes = axis.boxplot(found, tick_labels=[m.name for m in comparison.methods])
+    boxes = axis.boxplot(found, tick_labels=[label(m.name) for m in comparison.methods])
     for i, line in enumerate(boxes["medians"]):
         line.set_color(colour(i))
     axis.set_ylabel("distance from the start")
@@ -39,15 +40,23 @@ def cosines(run, videos):
         path, record = run.path / "videos" / f"{video}.safetensors", run.done[video]
         if record.get("norms") != record["distances"] or not path.is_file():
             return None
-        tensors = load_file(path)
-        vectors.append(
-            np.concatenate([tensors[k].float().numpy().ravel() for k in sorted(tensors)])
-        )
-    if len(vectors) < 2 or len({len(v) for v in vectors}) > 1:
+        vectors.append(as_vector(path))
+    if len(vectors) < 2 or any(v is None or len(v) != len(vectors[0]) for v in vectors):
         return None
     lengths = [max(np.linalg.norm(v), 1e-30) for v in vectors]
     units = np.stack([v / length for v, length in zip(vectors, lengths, strict=True)])
     return units @ units.T
+
+
+def as_vector(path):
+    """All of an adapter's numbers, or None where it is not a whole file of them."""
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError, KeyError, ValueError):
+        return None
+    parts = [tensors[key].float().numpy().ravel() for key in sorted(tensors)]
+    vector = np.concatenate([np.zeros(0, np.float32), *parts])
+    return vector if np.isfinite(vector).all() else None
 
 
 def cosine_figure(comparison):
@@ -60,7 +69,7 @@ def cosine_figure(comparison):
     for axis, (name, matrix) in zip(axes, found, strict=True):
         pairs = matrix[~np.eye(len(matrix), dtype=bool)]
         image = axis.imshow(matrix, vmin=-1, vmax=1, cmap="coolwarm")
-        axis.set_title(f"{name}: mean {pairs.mean():+.2f}", fontsize=9)
+        axis.set_title(f"{label(name)}: mean {pairs.mean():+.2f}", fontsize=9)
         axis.grid(False)
     figure.colorbar(image, ax=list(axes), label="cosine")
     return as_svg(figure)

@@ -1,6 +1,5 @@
 """Paired comparison of runs with their baseline over the videos they share."""
 
-from collections import Counter
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -8,8 +7,9 @@ import numpy as np
 from common.errors import UsageError
 from common.identity import NEUTRAL
 from common.results import METRICS
-from report.runs import refuse_mismatch
-from report.statistics import clustered_interval, holm, signed_rank_p, spread_over_seeds
+from report.notes import edited, listed, notes_on, notes_on_seeds, versions
+from report.runs import FACTS, refuse_mismatch
+from report.statistics import clustered_interval, holm, signed_rank, spread_over_seeds
 
 LOWER_IS_BETTER = {"lpips", "flow_error_px", "warping_error"}
 COMPARED = [name for name in METRICS if name != "truth_warping_error"]
@@ -17,6 +17,10 @@ REFERENCES = {
     "repeat_last": "(last frame repeated)", "reconstruction": "(real frames, autoencoder)"
 }  # fmt: skip
 WORST = 5  # videos named for each method
+
+
+def title(metric):
+    return f"{metric} (lower is better)" if metric in LOWER_IS_BETTER else metric
 
 
 @dataclass(frozen=True)
@@ -28,11 +32,11 @@ class Method:
 
     @property
     def seeds(self):
-        return [run.arguments["seed"] for run in self.runs]
+        return [run.seed for run in self.runs]
 
     def at(self, seeds):
         """Its runs at those seeds alone."""
-        return replace(self, runs=[r for r in self.runs if r.arguments["seed"] in seeds])
+        return replace(self, runs=[run for run in self.runs if run.seed in seeds])
 
     def scores(self, metric, videos):
         """(seeds, videos)."""
@@ -48,25 +52,28 @@ class Method:
 
 @dataclass(frozen=True)
 class Comparison:
+    """Runs at the same seeds."""
+
     baseline: Method
     methods: list  # without the baseline
     videos: list  # ids that every run has
     notes: list  # what is left out, and why
-
-    @property
-    def sources(self):
-        return [self.baseline.record(video)["source"] for video in self.videos]
+    left_out: dict  # metrics that were measured in different ways, and why
 
     def scored(self, metric):
         """The shared videos that have this score in every run."""
+        if metric in self.left_out:
+            return []
         runs = [run for method in [self.baseline, *self.methods] for run in method.runs]
         return [v for v in self.videos if all(r.done[v].get(metric) is not None for r in runs)]
+
+    def sources(self, videos):
+        return [self.baseline.record(video)["source"] for video in videos]
 
     def differences(self, method, metric, videos):
         """(seeds, videos) over the baseline at the same seed; larger is better."""
         sign = -1 if metric in LOWER_IS_BETTER else 1
-        baseline = self.baseline.at(method.seeds)
-        return sign * (method.scores(metric, videos) - baseline.scores(metric, videos))
+        return sign * (method.scores(metric, videos) - self.baseline.scores(metric, videos))
 
     def gains(self, method, metric, videos):
         """(videos,), means over the seeds."""
@@ -81,88 +88,68 @@ def compare(runs):
         found = ", ".join(m.name for m in baselines) or "none"
         raise UsageError(
             f"one baseline (--steps 0) is needed to compare with, got {found}; of runs that "
-            "generate otherwise make a comparison each"
+            "generate otherwise make a comparison each" + "".join(f"; {n}" for n in edited(methods))
         )
-    baseline = begun(baselines[0])
+    begun = [replace(m, runs=[run for run in m.runs if run.done]) for m in methods]
+    baseline = begun[methods.index(baselines[0])]
     if not baseline.runs:
         raise UsageError(f"{baseline.name}: no video of the baseline is done yet")
-    rest = [m for m in methods if m is not baselines[0]]
-    paired = [begun(method).at(baseline.seeds) for method in rest]
-    for method in [baseline, *paired]:
-        for there, here in zip(baseline.at(method.seeds).runs, method.runs, strict=True):
-            refuse_mismatch(there, here)
-    notes = notes_on_seeds(rest, paired, baseline)
-    kept = [method for method in paired if method.runs]
-    if kept:
-        baseline = baseline.at({seed for method in kept for seed in method.seeds})
-    shared = set.intersection(*(set(r.done) for m in [baseline, *kept] for r in m.runs))
+    begun = [method for method in begun if method.runs]
+    seeds = common_seeds(begun)
+    kept = [method.at(seeds) for method in begun]
+    for run in (run for method in kept for run in method.runs):
+        refuse_mismatch(baseline.at(seeds).runs[0], run)
+    shared = set.intersection(*(set(run.done) for method in kept for run in method.runs))
     if not shared:
-        raise UsageError(f"no video is done in all of {', '.join(m.name for m in methods)}")
-    return Comparison(baseline, kept, sorted(shared), notes_on(runs, shared) + notes)
+        raise UsageError(f"no video is done in all of {', '.join(m.name for m in kept)}")
+    used = [run for method in kept for run in method.runs]
+    left_out = measured_otherwise(used)
+    notes = notes_on(used + [run for run in runs if not run.done], shared)
+    notes += [*notes_on_seeds(begun, seeds), *edited(methods), *versions(used)]
+    notes += [f"{metric} is not compared: {why}" for metric, why in left_out.items()]
+    return Comparison(kept.pop(begun.index(baseline)), kept, sorted(shared), notes, left_out)
 
 
-def begun(method):
-    """Its runs that have results."""
-    return replace(method, runs=[run for run in method.runs if run.done])
+def measured_otherwise(runs):
+    """Metrics that the runs measured in different ways, and why."""
+    weights = {run.config.get("lpips_sha256") for run in runs} - {None}
+    differ = "the runs have different weights for it (lpips_sha256)"
+    return {"lpips": differ} if len(weights) > 1 else {}
 
 
-def notes_on_seeds(methods, paired, baseline):
-    """Which seeds are left out for want of a partner. Raises UsageError where no method has one."""
-    notes = []
-    for method, kept in zip(methods, paired, strict=True):
-        seeds = begun(method).seeds
-        if seeds and set(seeds) != set(baseline.seeds):
-            notes.append(
-                f"{method.name} has results of the seeds {seeds}, its baseline of "
-                f"{baseline.seeds}; compared at {kept.seeds or 'none'}"
-            )
-    if notes and not any(kept.runs for kept in paired):
-        raise UsageError("; ".join(notes))
-    return notes
+def common_seeds(methods):
+    """Those that all methods have results of. Raises UsageError where there are none."""
+    seeds = set.intersection(*(set(method.seeds) for method in methods))
+    if not seeds:
+        found = "; ".join(f"{m.name} has {listed(m.seeds)}" for m in methods)
+        edits = "".join(f"; {note}" for note in edited(methods))
+        raise UsageError(f"no seed has results in the baseline and in all methods: {found}{edits}")
+    return seeds
 
 
 def by_seed(runs):
     """Methods in the order of the runs; runs that agree in all but the seed are one."""
-    found, left_out = {}, NEUTRAL | {"seed"}
-    if any("script" not in run.arguments for run in runs):  # of before it was recorded
-        left_out |= {"script"}
+    found = {}
     for run in runs:
-        rest = {k: v for k, v in run.arguments.items() if k not in left_out}
-        found.setdefault((run.config["method"], str(sorted(rest.items()))), []).append(run)
+        rest = {k: v for k, v in run.arguments.items() if k not in NEUTRAL | {"seed"}}
+        facts = [run.config[name] for name in ("method", *FACTS)]
+        found.setdefault((*facts, str(sorted(rest.items()))), []).append(run)
     methods = []
     for group in found.values():
-        group = sorted(group, key=lambda run: run.arguments["seed"])
-        if len({run.arguments["seed"] for run in group}) < len(group):
+        group = sorted(group, key=lambda run: run.seed)
+        if len({run.seed for run in group}) < len(group):
             names = " and ".join(str(run.path) for run in group)
             raise UsageError(f"{names} are the same run; give it once")
-        methods.append(Method(name_of(group), group))
+        name = name_of(group)
+        taken = any(name == method.name for method in methods)  # seeds before and after an edit
+        methods.append(Method(" ".join(run.name for run in group) if taken else name, group))
     return methods
 
 
 def name_of(runs):
     """The run's name; of several seeds the one they share with * for the seed."""
-    shared = {run.name.replace(str(run.arguments["seed"]), "*") for run in runs}
+    shared = {run.name.replace(str(run.seed), "*") for run in runs}
     return " ".join(r.name for r in runs) if len(runs) == 1 or len(shared) > 1 else shared.pop()
-
-
-def notes_on(runs, shared):
-    """What each run lacks, and how many adaptations diverged."""
-    everything = set().union(*(run.done.keys() | run.skipped.keys() for run in runs))
-    notes = [f"{len(shared)} of {len(everything)} videos are in every run and compared"]
-    for run in runs:
-        lacking = sorted(everything - run.done.keys())
-        reasons = Counter(run.why_missing(video) for video in lacking)
-        for reason, count in reasons.most_common():
-            notes.append(f"{run.name} lacks {count} videos: {reason}")
-        diverged = [video for video, record in run.done.items() if record["diverged"]]
-        if diverged:
-            named = ", ".join(sorted(diverged)[:5])
-            notes.append(
-                f"{run.name}: adaptation diverged on {len(diverged)} of {len(run.done)} videos, "
-                f"which count with the state that was kept: {named}"
-            )
-        notes += [f"{run.name}: {path.name} is damaged and left out" for path in run.damaged]
-    return notes
 
 
 def table(comparison, metric):
@@ -171,21 +158,25 @@ def table(comparison, metric):
     videos = comparison.scored(metric)
     if not videos:
         return []
-    sources = [comparison.baseline.record(video)["source"] for video in videos]
+    sources = comparison.sources(videos)
     gains = [comparison.gains(method, metric, videos) for method in comparison.methods]
-    p_values = holm([signed_rank_p(gain, sources) for gain in gains])
-    rows = [describe(comparison.baseline, metric, videos)]
-    for method, gain, p in zip(comparison.methods, gains, p_values, strict=True):
+    found = [signed_rank(gain, sources) for gain in gains]
+    p_values = holm([p for p, _ in found])
+    count = {"sources": len(set(sources))}
+    rows = [describe(comparison.baseline, metric, videos) | count]
+    for i, (method, gain) in enumerate(zip(comparison.methods, gains, strict=True)):
         mean, low, high = clustered_interval(gain, sources)
         worst = [videos[i] for i in np.argsort(gain)[:WORST] if gain[i] < 0]
         rows.append(
             describe(method, metric, videos)
+            | count
             | {
                 "noise": spread_over_seeds(comparison.differences(method, metric, videos)),
                 "gain": float(mean),
                 "low": low,
                 "high": high,
-                "p": p,
+                "p": p_values[i],
+                "smallest_p": found[i][1],
                 "improved": float((gain > 0).mean()),
                 "worst": worst,
             }
@@ -199,11 +190,12 @@ def references(comparison, metric, videos):
     records = [comparison.baseline.record(video) for video in videos]
     rows = []
     for kind, name in REFERENCES.items():
-        scores = [r.get("references", {}).get(kind, {}).get(metric) for r in records]
+        scores = [r["references"][kind].get(metric) for r in records]
         if all(score is not None for score in scores):
             empty = dict.fromkeys(describe(comparison.baseline, metric, videos))
             means = {"mean": float(np.mean(scores)), "worst": []}
-            rows.append(empty | {"method": name, "videos": len(videos)} | means)
+            counts = {"videos": len(videos), "sources": len(set(comparison.sources(videos)))}
+            rows.append(empty | {"method": name} | counts | means)
     return rows
 
 
@@ -212,12 +204,14 @@ def describe(method, metric, videos):
     return {
         "method": method.name,
         "videos": len(videos),
+        "sources": None,
         "mean": float(scores.mean()),
         "noise": spread_over_seeds(scores),
         "gain": None,
         "low": None,
         "high": None,
         "p": None,
+        "smallest_p": None,
         "improved": None,
         "worst": [],
         "adapt_seconds": method.mean_of("adapt_seconds", videos),

@@ -8,6 +8,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from common.names import printable
 from report.statistics import clustered_interval
 
 INK = "#7f7f80"  # becomes the text's colour in the page
@@ -23,6 +24,7 @@ STYLE = {
 }  # fmt: skip
 matplotlib.rcParams.update(STYLE)
 COLOURS = ["#4c8fd6", "#e0803a", "#45a565", "#c65353", "#9a77c9", "#a5744f", "#d678b4", "#8a8f3c"]
+LONGEST = 60  # characters of a name
 MANY = 30  # videos: from here on no names below the bars
 
 
@@ -37,6 +39,17 @@ def as_svg(figure):
     svg = text.getvalue()
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     return svg.replace(INK, "currentColor")
+
+
+def label(text):
+    """Text that others wrote, short and without characters that no figure shows."""
+    shown = printable(text)
+    return shown if len(shown) <= LONGEST else f"{shown[: LONGEST - 3]}..."
+
+
+def error_bar(mean, low, high):
+    """None without an interval."""
+    return None if low is None else [[max(0.0, mean - low)], [max(0.0, high - mean)]]
 
 
 def colour(index):
@@ -76,21 +89,23 @@ def plot_means(axis, values, color, method):
         steps = sorted(values)
         means = [np.mean(values[step]) for step in steps]
         marker = "." if len(steps) < 9 else None
-        axis.plot(steps, means, color=color, label=method.name, marker=marker)
+        axis.plot(steps, means, color=color, label=label(method.name), marker=marker)
 
 
 def sorted_gains(comparison, metric):
-    """A bar for each video, sorted, a panel for each method."""
+    """A bar for each video, sorted, a panel for each method; None where no video has the score."""
     videos = comparison.scored(metric)
+    if not videos:
+        return None
     count = max(1, len(comparison.methods))
     figure, axes = drawing(min(3.4 * count, 14), 3, count, sharey=True)
     for i, (axis, method) in enumerate(zip(axes, comparison.methods, strict=False)):
         gains = comparison.gains(method, metric, videos)
         order = np.argsort(gains)
         axis.bar(range(len(videos)), gains[order], color=colour(i))
-        names = [videos[j] for j in order] if len(videos) < MANY else []
+        names = [label(videos[j]) for j in order] if len(videos) < MANY else []
         axis.set_xticks(range(len(names)), names, rotation=90, fontsize=6)
-        axis.set_title(method.name, fontsize=9)
+        axis.set_title(label(method.name), fontsize=9)
     axes[0].set_ylabel(f"gain, {metric}")
     return as_svg(figure)
 
@@ -98,6 +113,8 @@ def sorted_gains(comparison, metric):
 def gains_by_category(comparison, metric):
     """Box plots; None where the manifest has no categories."""
     videos = comparison.scored(metric)
+    if not videos:
+        return None
     categories = defaultdict(list)
     for i, video in enumerate(videos):
         categories[comparison.baseline.record(video)["columns"].get("category") or ""].append(i)
@@ -115,11 +132,12 @@ def gains_by_category(comparison, metric):
                 for part in ("box", "median", "whisker", "cap")
             },
         )  # fmt: skip
-        axis.plot([], color=colour(i), label=method.name)
+        axis.plot([], color=colour(i), label=label(method.name))
     middle = [j * (count + 1) + (count - 1) / 2 for j in range(len(names))]
-    axis.set_xticks(middle, names, rotation=90, fontsize=7)
+    axis.set_xticks(middle, map(label, names), rotation=90, fontsize=7)
     axis.set_ylabel(f"gain, {metric}")
-    axis.legend()
+    if comparison.methods:
+        axis.legend()
     return as_svg(figure)
 
 
@@ -142,6 +160,8 @@ def gain_against(comparison, metric):
     """Gain of every video against motion (of the conditioning frames), caption length, the
     baseline's score and values per parameter, where the records have them."""
     videos = comparison.scored(metric)
+    if not videos:
+        return None
     records = [comparison.baseline.record(video) for video in videos]
     features = {
         "mean change between given frames": [r.get("cond_motion", np.nan) for r in records],
@@ -153,28 +173,32 @@ def gain_against(comparison, metric):
     for i, method in enumerate(comparison.methods):
         gains = comparison.gains(method, metric, videos)
         own = [method.record(v) for v in videos]
-        ratios = [r.get("target_values", np.nan) / max(1, r["adapted_parameters"]) for r in own]
+        values = [r.get("target_values") or np.nan for r in own]
+        ratios = np.divide(values, [max(1, r["adapted_parameters"]) for r in own])
         for axis, x in zip(axes, [*features.values(), np.log10(ratios)], strict=True):
-            axis.plot(x, gains, ".", color=colour(i), alpha=0.6, label=method.name)
+            axis.plot(x, gains, ".", color=colour(i), alpha=0.6, label=label(method.name))
     for axis, name in zip(axes, [*features, "log10 of values per parameter"], strict=True):
         axis.set_xlabel(name)
     axes[0].set_ylabel(f"gain, {metric}")
-    axes[0].legend()
+    if comparison.methods:
+        axes[0].legend()
     return as_svg(figure)
 
 
 def quality_against_cost(comparison, metric):
     """Mean gain and its interval against adaptation time; ringed: no other is better for less."""
     videos = comparison.scored(metric)
-    sources = [comparison.baseline.record(video)["source"] for video in videos]
+    if not videos:
+        return None
+    sources = comparison.sources(videos)
     figure, (axis,) = drawing()
     points = []
     for i, method in enumerate(comparison.methods):
         mean, low, high = clustered_interval(comparison.gains(method, metric, videos), sources)
         seconds = method.mean_of("adapt_seconds", videos)
         points.append((seconds, mean))
-        errors = None if low is None else [[mean - low], [high - mean]]
-        axis.errorbar(seconds, mean, errors, fmt="o", color=colour(i), label=method.name)
+        bar = error_bar(mean, low, high)
+        axis.errorbar(seconds, mean, bar, fmt="o", color=colour(i), label=label(method.name))
     for seconds, mean in pareto([(0.0, 0.0), *points]):
         axis.plot(seconds, mean, "o", ms=12, mfc="none", color=INK)
     axis.axhline(0, color=INK, lw=1)

@@ -10,17 +10,27 @@ number.
 
 import argparse
 import math
-import sys
+import warnings
+import zipfile
+import zlib
 from pathlib import Path
 
+from common.exits import run_script  # first: signals, and how torch's threads wait
+
+# isort: split
 import numpy as np
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
+from common.errors import UsageError
 from common.results import read_json
 
 SIZE, FEW = 224, 256
+DAMAGE = (  # what reading an npz file raises
+    OSError, ValueError, KeyError, EOFError, RuntimeError, MemoryError, TypeError, AttributeError,
+    zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
 
 
 def frechet_distance(a, b):
@@ -41,28 +51,79 @@ def features(network, frames):
     x = F.interpolate(x, (SIZE, SIZE), mode="bilinear", antialias=True)
     x = x.transpose(0, 1)[None]
     out = network(x, rescale=False, resize=False, return_features=True)
+    if not isinstance(out, torch.Tensor) or len(out) != 1:
+        raise ValueError("gives no tensor of one row for one video")
     return out.flatten().double().numpy()
 
 
+def load_network(path):
+    """Raises UsageError where the file is no TorchScript."""
+    if not path.is_file():
+        raise UsageError(f"--weights {path}: no such file")
+    try:
+        with warnings.catch_warnings(action="ignore", category=FutureWarning):  # what I3D comes as
+            return torch.jit.load(path, map_location="cpu").eval()
+    except (RuntimeError, ValueError) as error:
+        raise UsageError(f"--weights {path}: is no TorchScript ({last_line(error)})") from error
+
+
+def last_line(error):
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
+
+
+def saved_frames(path):
+    """The generated and the true frames of a saved video. Raises UsageError."""
+    try:
+        with np.load(path) as saved:
+            pair = [np.asarray(saved[name]) for name in ("generated", "truth")]
+    except DAMAGE as error:
+        raise UsageError(
+            f"{path}: is damaged ({last_line(error)}); remove it and its .json, and run again"
+        ) from error
+    for frames in pair:
+        if frames.dtype != np.uint8 or frames.shape[3:] != (3,) or frames.size == 0:
+            raise UsageError(
+                f"{path}: frames must be (F, H, W, 3) of 8 bits, not {frames.dtype} {frames.shape}"
+            )
+    return pair
+
+
+def checked_features(network, path):
+    """Of both kinds of frames of a file. Raises UsageError where the network does not give them."""
+    pair = saved_frames(path)
+    try:
+        found = [features(network, frames) for frames in pair]
+    except (RuntimeError, TypeError, AttributeError, ValueError) as error:
+        raise UsageError(f"--weights: fails on {path} ({last_line(error)})") from error
+    if not all(x.size and np.isfinite(x).all() for x in found):
+        raise UsageError(f"--weights: gives {path} no finite features")
+    return found
+
+
 def fvd(folder, network):
-    """(distance, number of videos) of a run's folder. Raises ValueError where it holds fewer than
-    two saved videos."""
+    """(distance, number of videos) of a run's folder. Raises UsageError where it holds fewer than
+    two saved videos, or the network does not fit them."""
     files = sorted((folder / "videos").glob("*.npz"))
     if len(files) < 2:
-        raise ValueError(f"{folder}: holds {len(files)} saved videos; run it with --save-frames")
-    records = (folder / "videos").glob("*.json")
-    done = sum((read_json(path) or {}).get("status") == "done" for path in records)
+        raise UsageError(f"{folder}: holds {len(files)} saved videos; run it with --save-frames")
+    done = sum(map(is_done, (folder / "videos").glob("*.json")))
     if done > len(files):
-        raise ValueError(
+        raise UsageError(
             f"{folder}: {len(files)} of its {done} videos are saved, the others were run without "
             "--save-frames; run all of them with it into a new folder"
         )
     rows = []
     for path in tqdm(files, "features", unit="video", disable=None):
-        with np.load(path) as saved:
-            rows.append([features(network, saved[name]) for name in ("generated", "truth")])
+        rows.append(checked_features(network, path))
+        if any(x.shape != rows[0][0].shape for x in rows[-1]):
+            raise UsageError(f"{path}: has another number of features than {files[0]}")
     generated, truth = (np.stack(x) for x in zip(*rows, strict=True))
     return frechet_distance(generated, truth), len(files)
+
+
+def is_done(path):
+    record = read_json(path)
+    return isinstance(record, dict) and record.get("status") == "done"
 
 
 def main():
@@ -72,16 +133,11 @@ def main():
     parser.add_argument("folder", type=Path, metavar="RUN")
     parser.add_argument("--weights", type=Path, required=True, help="I3D as TorchScript")
     args = parser.parse_args()
-    if not args.weights.is_file():
-        parser.error(f"--weights {args.weights}: no such file")
-    try:
-        distance, count = fvd(args.folder, torch.jit.load(args.weights).eval())
-    except ValueError as error:
-        parser.error(str(error))
+    distance, count = fvd(args.folder, load_network(args.weights))
     few = f"; fewer than {FEW}, take it with care" if count < FEW else ""
     print(f"FVD {distance:.3f} over {count} videos{few}")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

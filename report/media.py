@@ -6,10 +6,12 @@ import av
 import torch
 import torch.nn.functional as F
 
-from common.video import write_video
+from common.errors import VideoError
+from common.video import decode, opened, write_video
 
 WIDTH = 416  # pixels of a panel at most
 DIFFERENCE = 4.0  # what differences are multiplied by
+SLOWEST, FASTEST = 0.1, 1000.0  # frames a second
 PANELS = 4  # methods beside the baseline
 
 
@@ -18,22 +20,22 @@ def write_panels(comparison, video, folder, name):
     the number of conditioning frames.
 
     Panels: conditioning (then its last frame, held), truth, baseline, methods, and for each of the
-    last two the difference from the truth. Gives None where a run has no mp4 of the video."""
+    last two the difference from the truth; all of the first seed. Raises VideoError where a run's
+    mp4 cannot be shown beside the others."""
     shown = [comparison.baseline, *comparison.methods[:PANELS]]
-    seeds = set.intersection(*(set(method.seeds) for method in shown))
-    runs = [(m.at({min(seeds)}) if seeds else m).runs[0] for m in shown]  # of the same noise
-    found = [read_pair(run.path / "videos" / f"{video}.mp4") for run in runs]
-    if any(pair is None for pair in found):
-        return None
-    first = comparison.baseline.record(video)["frame_indices"]["conditioning"]
-    count = first[1] - first[0]
-    truth, fps = found[0][0], found[0][2]
-    held = [*truth[:count], *[truth[count - 1]] * (len(truth) - count)]
+    windows = comparison.baseline.record(video)["frame_indices"]
+    given, made = (windows[name][1] - windows[name][0] for name in ("conditioning", "generated"))
+    found = [read_pair(m.runs[0].path / "videos" / f"{video}.mp4", given + made) for m in shown]
+    truth, _, fps = found[0]
+    for method, (_, frames, _) in zip(shown, found, strict=True):
+        if frames.shape != truth.shape:
+            raise VideoError(f"the mp4 of {method.name} has frames of another size")
+    held = [*truth[:given], *[truth[given - 1]] * made]
     panels = [("conditioning", held), ("truth", truth)]
-    panels += [(m.name, made) for m, (_, made, _) in zip(shown, found, strict=True)]
+    panels += [(m.name, frames) for m, (_, frames, _) in zip(shown, found, strict=True)]
     panels += [
-        (f"{m.name}: difference x{DIFFERENCE:g}", differences(made, truth))
-        for m, (_, made, _) in zip(shown, found, strict=True)
+        (f"{m.name}: difference x{DIFFERENCE:g}", differences(frames, truth))
+        for m, (_, frames, _) in zip(shown, found, strict=True)
     ]
     files = []
     for number, (label, frames) in enumerate(panels):
@@ -41,7 +43,7 @@ def write_panels(comparison, video, folder, name):
         # every frame a key frame: the scrubber lands where it is put
         options = {"crf": "20", "g": "1", "preset": "ultrafast"}
         write_video(folder / files[-1][1], (frame / 255 for frame in frames), fps, options)
-    return files, fps, count
+    return files, fps, given
 
 
 def differences(made, truth):
@@ -49,22 +51,35 @@ def differences(made, truth):
         yield ((one.float() - other).abs() * DIFFERENCE).clamp(0, 255)
 
 
-def read_pair(path, count=None):
-    """Left and right half of the first frames of a run's mp4, (F, 3, H, W) in 8 bits and
-    small enough, and its rate; None where there is no whole file."""
+def read_pair(path, count):
+    """Left and right half of the first `count` frames of a run's mp4, (F, 3, H, W) in 8 bits and
+    small enough, and its rate. Raises VideoError where the file does not have them."""
+    frames = []
     try:
-        with av.open(str(path)) as container:
-            rate = float(container.streams.video[0].average_rate)
-            decoded = itertools.islice(container.decode(video=0), count)
-            frames = [torch.from_numpy(f.to_ndarray(format="rgb24")) for f in decoded]
-    except (av.FFmpegError, OSError, IndexError):
-        return None
-    left, right = torch.stack(frames).permute(0, 3, 1, 2).chunk(2, dim=3)
-    factor = WIDTH / left.shape[3]
-    if factor < 1:
-        size = [round(side * factor / 2) * 2 for side in left.shape[2:]]
-        left, right = (F.interpolate(x.float(), size, mode="area").byte() for x in (left, right))
+        with opened(path) as (container, stream):
+            rate = float(stream.average_rate or 0)
+            for frame in itertools.islice(decode(container, stream, path), count):
+                frames.append(shrunk(frame.to_ndarray(format="rgb24")))
+    except (av.FFmpegError, OSError) as error:
+        raise VideoError(f"{path}: is no whole video ({error})") from error
+    if len(frames) < count or len({frame.shape for frame in frames}) > 1:
+        raise VideoError(f"{path}: has {len(frames)} frames, not {count} of one size")
+    if not SLOWEST <= rate <= FASTEST:
+        raise VideoError(f"{path}: has {rate:g} frames a second")
+    left, right = torch.stack(frames).chunk(2, dim=3)
     return left, right, rate
+
+
+def shrunk(picture):
+    """A frame (H, W, 3) as (3, H, W), halves of an even size that is at most WIDTH wide."""
+    height, width = picture.shape[0], picture.shape[1] // 2
+    frame = torch.from_numpy(picture).permute(2, 0, 1)
+    factor = min(1.0, WIDTH / max(1, width))
+    size = [max(2, round(side * factor / 2) * 2) for side in (height, width)]
+    if (height, 2 * width) == (size[0], 2 * size[1]) and picture.shape[1] % 2 == 0:
+        return frame
+    area = F.interpolate(frame[None].float(), (size[0], 2 * size[1]), mode="area")
+    return area[0].byte()
 
 
 def chosen_videos(comparison, metric, count):

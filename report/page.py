@@ -1,14 +1,20 @@
 """The report as one page, index.html, that opens from disk and needs no network."""
 
-from html import escape
+import html
+import re
 from pathlib import Path
 
+import av
+
+from common.errors import VideoError
+from common.names import printable
 from report import adapted, figures
-from report.comparison import COMPARED, table
+from report.comparison import COMPARED, table, title
 from report.media import chosen_videos, write_panels
-from report.predict import lines
+from report.predict import headline, lines
+from report.statistics import FEWEST
 from report.swept import swept_figures
-from report.table import readable
+from report.table import MEANING, readable
 
 HERE = Path(__file__).parent
 SHOWN = "psnr_db"  # the metric of the figures
@@ -29,22 +35,27 @@ def write_page(out, comparisons, notes, rows, predictions, count):
             sections.insert(-1, ("who benefits", predicted(predictions[name])))
         if name:
             parts.append(f"<h1>{escape(name)}</h1>")
-        for title, content in sections:
-            anchor = f"{number}-{title.replace(' ', '-')}"
-            parts.append(f'<section id="{anchor}"><h2>{title}</h2>{content}</section>')
+        for heading, content in sections:
+            anchor = f"{number}-{heading.replace(' ', '-')}"
+            parts.append(f'<section id="{anchor}"><h2>{heading}</h2>{content}</section>')
             if number == 0:
-                links.append(f'<a href="#{anchor}">{title}</a>')
+                links.append(f'<a href="#{anchor}">{heading}</a>')
     parts += [f"<p>{escape(note)}</p>" for note in notes]
     page = (HERE / "page.html").read_text(encoding="utf-8")
-    for key, text in {
+    texts = {
         "title": "Does the adaptation help?",
         "style": (HERE / "page.css").read_text(encoding="utf-8"),
         "script": (HERE / "page.js").read_text(encoding="utf-8"),
         "navigation": " ".join(links),
         "body": "\n".join(parts),
-    }.items():
-        page = page.replace("{{" + key + "}}", text)
+    }
+    page = re.sub(r"{{(\w+)}}", lambda found: texts[found[1]], page)
     (out / "index.html").write_text(page, encoding="utf-8")
+
+
+def escape(text):
+    """Text that others wrote, for HTML and its attributes; control characters as escapes."""
+    return html.escape(printable(text))
 
 
 def sections_of(comparison, media, name, count):
@@ -62,7 +73,7 @@ def sections_of(comparison, media, name, count):
     return [
         ("result", result_tables(comparison, name)),
         ("side by side", players(comparison, media, name, count)),
-        *[(title, figure(svg, caption)) for title, svg, caption in draw if svg],
+        *[(heading, figure(svg, caption)) for heading, svg, caption in draw if svg],
         ("preflight", preflight(comparison)),
         ("videos", video_table(comparison, name)),
     ]
@@ -76,9 +87,15 @@ LOSS = (
 EVERY = (
     "Each bar is a video: its gain over its own baseline with the same noise. Above zero is better."
 )
-SWEPT = "Mean gain in PSNR (dB) of each row over its own baseline."
+SWEPT = (
+    "Mean gain in PSNR (dB) of each row over its own baseline; where there are bars they are 95 % "
+    f"intervals, which need {FEWEST} sources."
+)
 HORIZON = "The further from the given frames, the harder."
-COST = "Ringed: no other method gains more for less time. The bar is the 95 % interval."
+COST = (
+    "Ringed: no other method gains more for less time. The bar is the 95 % interval; none from "
+    f"fewer than {FEWEST} sources."
+)
 LEARNED = "How far the adapted parameters went from their start, a box over the videos."
 DIRECTION = (
     "Cosine between what was learned on different videos. Near one: all videos ask for the same\
@@ -100,14 +117,16 @@ def figure(svg, caption=""):
 def result_tables(comparison, name):
     """The table of the main metric, the others folded below, and what is left out."""
     parts = ["<ul>" + "".join(f"<li>{escape(n)}</li>" for n in comparison.notes) + "</ul>"]
+    parts.append(f"<p>{escape(MEANING)}</p>")
     for metric in COMPARED:
         rows = table(comparison, metric)
         if not rows:
-            parts.append(f"<p>{metric}: not measured in all of these runs.</p>")
+            why = comparison.left_out.get(metric, "not measured in all of these runs")
+            parts.append(f"<p>{metric}: {escape(why)}.</p>")
             continue
-        html = f'<div class="wide">{html_table(linked(rows, name))}</div>'
+        shown = f'<div class="wide">{html_table(linked(rows, name))}</div>'
         opened = " open" if metric == SHOWN else ""
-        parts.append(f"<details{opened}><summary>{metric}</summary>{html}</details>")
+        parts.append(f"<details{opened}><summary>{title(metric)}</summary>{shown}</details>")
     return "".join(parts)
 
 
@@ -121,6 +140,10 @@ def linked(rows, name):
             f'<a href="#{name}-video-{escape(video)}">{escape(video)}</a>' for video in worst
         )
         yield cells
+
+
+def escaped(rows):
+    return [{key: escape(value) for key, value in row.items()} for row in rows]
 
 
 def coloured(text):
@@ -154,12 +177,10 @@ def predicted(found):
     """Can it be known beforehand? A table for each method."""
     parts = [f"<p>{PREDICTED}</p>"]
     for name, result in found.items():
-        title = escape(name)
-        if "auc" in result:
-            title += (
-                f": AUC {result['auc']:.2f} ({result['auc_low']:.2f} to {result['auc_high']:.2f})"
-            )
-        parts.append(f'<h3>{title}</h3><div class="wide">{html_table(lines(result))}</div>')
+        heading = escape(f"{name}: {headline(result)}".removesuffix(": "))
+        parts.append(
+            f'<h3>{heading}</h3><div class="wide">{html_table(escaped(lines(result)))}</div>'
+        )
     return "".join(parts)
 
 
@@ -187,11 +208,11 @@ def video_table(comparison, name):
 def players(comparison, media, name, count):
     parts = []
     for number, video in enumerate(chosen_videos(comparison, SHOWN, count)):
-        written = write_panels(comparison, video, media, f"{name}_{number}")
-        if written is None:
-            parts.append(f"<p>{escape(video)}: a run has no mp4 of it.</p>")
+        try:
+            files, fps, given = write_panels(comparison, video, media, f"{name}_{number}")
+        except (VideoError, av.FFmpegError) as error:
+            parts.append(f"<p>{escape(video)} cannot be shown: {escape(str(error))}</p>")
             continue
-        files, fps, given = written
         record = comparison.baseline.record(video)
         start, stop = record["frame_indices"]["generated"]
         panels = "".join(

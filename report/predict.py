@@ -14,8 +14,10 @@ from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from common.errors import VideoError
 from report.media import read_pair
-from report.statistics import clustered_interval
+from report.statistics import FEWEST, clustered_interval
+from report.table import interval, number
 
 FOLDS, RESAMPLES = 5, 1000
 EDGE = 0.05  # Sobel magnitude from which a pixel is on an edge
@@ -29,7 +31,7 @@ def predict(comparison, method, metric):
     adapted that a rule picks; or why there is none."""
     videos = comparison.scored(metric)
     gains = comparison.gains(method, metric, videos)
-    sources = np.array([comparison.baseline.record(video)["source"] for video in videos])
+    sources = np.array(comparison.sources(videos))
     positive = gains > 0
     folds = min(FOLDS, len(set(sources)))
     for group in (positive, ~positive):
@@ -38,7 +40,7 @@ def predict(comparison, method, metric):
         return {"why not": f"{positive.sum()} of {len(videos)} videos gain; too few either way"}
     found = [features(comparison, method, video) for video in videos]
     if any(values is None for values in found):
-        return {"why not": "a run has no mp4 of a video"}
+        return {"why not": "the baseline has no whole mp4 of a video"}
     names = [name for name in found[0] if all(f[name] is not None for f in found)]
     x = np.array([[values[name] for name in names] for values in found])
     splits = list(StratifiedGroupKFold(folds).split(x, positive, sources))
@@ -54,6 +56,8 @@ def predict(comparison, method, metric):
         )
     return {
         "features": names,
+        "videos": len(videos),
+        "sources": len(set(sources)),
         "auc": auc,
         "auc_low": low,
         "auc_high": high,
@@ -68,8 +72,7 @@ def features(comparison, method, video):
     """What is known of a video before generating, by name; None where it was not measured."""
     record = method.record(video)
     first, stop = record["frame_indices"]["conditioning"]
-    path = comparison.baseline.runs[0].path / "videos" / f"{video}.mp4"
-    seen = of_file(path, stop - first)
+    seen = of_file(comparison.baseline.runs[0].path / "videos" / f"{video}.mp4", stop - first)
     if seen is None:
         return None
     checks = [loss for _, loss in record.get("anchor_losses") or [] if loss is not None]
@@ -80,8 +83,11 @@ def features(comparison, method, video):
 
 @functools.cache  # the same for every method
 def of_file(path, count):
-    pair = read_pair(path, count)
-    return None if pair is None else of_frames(pair[0].permute(0, 2, 3, 1).float().numpy() / 255)
+    try:
+        left, _, _ = read_pair(path, count)
+    except VideoError:
+        return None
+    return of_frames(left.permute(0, 2, 3, 1).float().numpy() / 255)
 
 
 def of_frames(frames):
@@ -97,9 +103,12 @@ def out_of_fold(model, x, y, splits, how):
 
 
 def auc_interval(truth, scores, clusters):
-    """(AUC, low, high): percentiles over resampled sources; 0.5 is chance."""
+    """(AUC, low, high): percentiles over resampled sources, None from fewer than FEWEST; 0.5 is
+    chance."""
     generator, found = np.random.default_rng(0), []
     members = [np.flatnonzero(clusters == name) for name in sorted(set(clusters))]
+    if len(members) < FEWEST:
+        return float(area_under_curve(truth, scores)), None, None
     for _ in range(RESAMPLES):
         drawn = generator.integers(len(members), size=len(members))
         index = np.concatenate([members[i] for i in drawn])
@@ -121,6 +130,16 @@ def gain_of(gains, sources):
     return {"gain": float(mean), "low": low, "high": high}
 
 
+def headline(result):
+    """The AUC in words; "" where there is none."""
+    if "why not" in result:
+        return ""
+    shown = interval(result["auc_low"], result["auc_high"], "")
+    return (
+        f"AUC {result['auc']:.2f} (95 %: {shown}) over {result['sources']} sources; chance is 0.5"
+    )
+
+
 def lines(result):
     """The result as rows of a table, or one line."""
     if "why not" in result:
@@ -129,8 +148,8 @@ def lines(result):
         {
             "adapt": name,
             "share": f"{100 * rule['share']:.0f} %",
-            "gain": f"{rule['gain']:+.3f}",
-            "95 %": "" if rule["low"] is None else f"{rule['low']:+.3f} to {rule['high']:+.3f}",
+            "gain": number(rule["gain"], "+"),
+            "95 %": interval(rule["low"], rule["high"]),
         }
         for name, rule in result["rules"].items()
     ]

@@ -4,17 +4,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import UsageError
-from common.identity import GENERATION
-from common.results import read_json
+from common.identity import GENERATION, difference, read_config
+from common.names import printable, unusable
+from common.results import read_json, read_record
 
 FACTS = ("manifest_sha256", "checkpoint_sha256")  # of config.json
 BY_CONTENT = {"videos", "checkpoint"}  # compared as those, not as paths
-NEEDED = {  # of a record, and what each is
-    "id": str, "source": str, "caption": str, "video_sha256": str, "columns": dict,
-    "preflight": dict, "losses": list, "frame_indices": dict, "distances": dict, "diverged": bool,
-    "adapt_seconds": float | int, "peak_memory_gb": float | int, "adapted_parameters": int,
-    "psnr_db": float | int | None, "ssim": float | int | None,
-}  # fmt: skip
+TEXT = str | None
+FACTS_ARE = dict.fromkeys(("method", *FACTS), str) | {"lpips_sha256": TEXT, "source_sha256": TEXT}
+FLAGS_ARE = {"steps": int, "seed": int, "script": TEXT, "script_sha256": TEXT}
+PLAIN = (str, int, float, bool, type(None))
 
 
 @dataclass(frozen=True)
@@ -31,6 +30,10 @@ class RunFolder:
         return self.config["arguments"]
 
     @property
+    def seed(self):
+        return self.arguments["seed"]
+
+    @property
     def setting(self):
         """What comparable runs agree in, whatever their seed."""
         flags = [str(self.arguments.get(k)) for k in GENERATION if k not in {*BY_CONTENT, "seed"}]
@@ -40,12 +43,21 @@ class RunFolder:
     def is_baseline(self):
         return self.arguments["steps"] == 0
 
+    @property
+    def versions(self):
+        """SHA-256s of the code below the script, as its videos were made with, where they say."""
+        own = self.config.get("source_sha256")
+        found = {record.get("source_sha256", own) for record in self.done.values()}
+        return sorted(digest[:12] for digest in found if digest)
+
     def why_missing(self, video):
         return self.skipped.get(video, "not done yet")
 
 
 def read_runs(paths):
     """Runs, named by the last parts of their paths that tell them apart."""
+    for path in paths:
+        refuse_absent(path)
     parts = [path.resolve().parts for path in paths]
     count = 1
     while count < max(map(len, parts)) and len({p[-count:] for p in parts}) < len(set(parts)):
@@ -53,56 +65,129 @@ def read_runs(paths):
     return [read_run(p, "/".join(names[-count:])) for p, names in zip(paths, parts, strict=True)]
 
 
-def read_run(path, name):
-    """Raises UsageError where `path` is not the folder of a run."""
+def refuse_absent(path):
     if not path.is_dir():
         raise UsageError(f"{path}: no such folder; give folders of runs")
-    config = read_json(path / "config.json")
+
+
+def read_run(path, name):
+    """Raises UsageError where `path` is not the folder of a run."""
+    refuse_absent(path)
+    config = read_config(path)
     if config is None:
         raise UsageError(f"{path}: no run; it has no whole config.json, which every run writes")
-    arguments = config.get("arguments") if isinstance(config, dict) else None
-    whole = isinstance(arguments, dict) and {"steps", "seed"} <= arguments.keys()
-    if not whole or not {"method", *FACTS} <= config.keys():
-        raise UsageError(f"{path}/config.json: is not as a run writes it; run the script again")
+    refuse_malformed(path / "config.json", config)
     done, skipped, damaged = {}, {}, []
     for file in sorted((path / "videos").glob("*.json")):
-        record = read_json(file)
-        status = record.get("status") if isinstance(record, dict) else None
-        if status == "skipped" and {"id", "reason"} <= record.keys():
-            skipped[record["id"]] = short(record["reason"])
-        elif status == "done" and is_whole(record):
+        record = read_record(file)
+        if record is None:
+            damaged.append(file)
+        elif record["status"] == "done":
             done[record["id"]] = record
         else:
-            damaged.append(file)
-    return RunFolder(path, name, config, done, skipped, damaged)
+            skipped[record["id"]] = short(record["reason"])
+    return RunFolder(path, printable(name), config, done, skipped, damaged)
 
 
-def is_whole(record):
-    return all(key in record and isinstance(record[key], kind) for key, kind in NEEDED.items())
+def refuse_malformed(file, config):
+    """Raises UsageError that names what no run writes into its config.json."""
+    arguments = config["arguments"]
+    for found, kinds in ((config, FACTS_ARE), (arguments, FLAGS_ARE)):
+        for key, kind in kinds.items():
+            value = found.get(key)
+            if not isinstance(value, kind) or isinstance(value, bool):
+                right = "a whole number" if kind is int else "text"
+                raise malformed(file, key, value, right)
+    if arguments["steps"] < 0:
+        raise malformed(file, "steps", arguments["steps"], "a whole number")
+    for key, value in arguments.items():
+        if not is_plain(value):
+            raise malformed(file, key, value, "what a flag can be")
 
 
-def short(reason):
-    return reason if len(reason) < 100 else f"{reason[:97]}..."
+def malformed(file, key, value, right):
+    shown = short(repr(value) if is_plain(value) else "nested")
+    return UsageError(
+        f"{file}: {short(printable(key))} is {printable(shown)}, not {right}; it is not as a run "
+        "writes it, run the script again"
+    )
+
+
+def is_plain(value):
+    """Text, a number, nothing, or a list or dict of those."""
+    inner = value.values() if isinstance(value, dict) else value
+    return isinstance(value, PLAIN) or all(isinstance(part, PLAIN) for part in inner)
+
+
+def short(text):
+    return text if len(text) < 100 else f"{text[:97]}..."
+
+
+def read_rows(folder):
+    """The rows of a sweep's folder. Raises UsageError where sweep.json is not as sweep.py writes
+    it."""
+    sweep = read_json(folder / "sweep.json")
+    if sweep is None:
+        raise UsageError(f"--sweep {folder}: no whole sweep.json in it; run sweep.py first")
+    rows = sweep.get("rows") if isinstance(sweep, dict) else None
+    if not isinstance(rows, list) or not rows:
+        raise UsageError(f"--sweep {folder}: sweep.json has no rows; run sweep.py again")
+    for number, row in enumerate(rows, 1):
+        if not is_row(row):
+            raise UsageError(
+                f"--sweep {folder}: row {number} in sweep.json is not as sweep.py writes it; run "
+                "sweep.py again"
+            )
+    return rows
+
+
+def is_row(row):
+    """name, over and template, perhaps arguments; the name is that of a folder in the sweep's."""
+    if not isinstance(row, dict):
+        return False
+    texts = [row.get("name"), row.get("template")]
+    dicts = [row.get("over"), row.get("arguments", {})]
+    return (
+        all(isinstance(text, str) for text in texts)
+        and all(isinstance(found, dict) for found in dicts)
+        and all(is_plain(value) for found in dicts for value in found.values())
+        and unusable(row["name"]) is None
+    )
+
+
+def read_row(folder, row):
+    """The run of a sweep's row. Raises UsageError where its folder holds none, or another run."""
+    path = folder / row["name"]
+    if not (path / "config.json").is_file():
+        raise UsageError("not begun")
+    run = read_run(path, row["name"])
+    if found := difference(run.config, {"arguments": row.get("arguments", run.arguments)}):
+        raise UsageError(f"left out, its folder holds another run ({printable(found[:300])})")
+    return run
 
 
 def refuse_mismatch(baseline, run):
-    """Raises UsageError with everything in which the run's continuations are made otherwise."""
-    found = [
-        f"{name} ({baseline.config[name][:12]} there, {run.config[name][:12]} here)"
-        for name in FACTS
-        if baseline.config[name] != run.config[name]
+    """Raises UsageError with everything but the seed in which the run's continuations are made
+    otherwise."""
+    compared = [(name, *(r.config[name][:12] for r in (baseline, run))) for name in FACTS]
+    compared += [
+        (f"--{name.replace('_', '-')}", *(r.arguments.get(name) for r in (baseline, run)))
+        for name in GENERATION
+        if name not in {*BY_CONTENT, "seed"}
     ]
-    for name in GENERATION:
-        there, here = (r.arguments.get(name) for r in (baseline, run))
-        if there != here and name not in BY_CONTENT:
-            found.append(f"--{name.replace('_', '-')} ({there} there, {here} here)")
+    found = [
+        printable(f"{name} ({short(str(there))} there, {short(str(here))} here)")
+        for name, there, here in compared
+        if there != here
+    ]
     found += [
-        f"the file of video {name}"
+        f"the file of video {printable(name)}"
         for name in sorted(baseline.done.keys() & run.done.keys())
         if baseline.done[name]["video_sha256"] != run.done[name]["video_sha256"]
     ]
     if found:
         raise UsageError(
             f"{run.path} cannot be compared with {baseline.path}: they differ in "
-            + ", ".join(found)
+            + ", ".join(found[:10])
+            + (f" and {len(found) - 10} more" if len(found) > 10 else "")
         )

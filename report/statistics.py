@@ -3,44 +3,62 @@
 import numpy as np
 from scipy.stats import bootstrap, wilcoxon
 
+# sources that an interval needs: of simulated "95 %" intervals 46 % missed the truth at 2 sources,
+# 18 % at 4, 13 % at 8, 7 % at 24
+FEWEST = 8
+EQUAL = 1e-9  # means of sources that differ by less, as a share of the largest, are the same
+
 
 def clustered_interval(differences, clusters, confidence=0.95):
     """(mean, low, high) of paired differences: BCa bootstrap over clusters, not over videos.
 
     Videos of one source look alike, so whole clusters are drawn; the statistic is the mean over the
-    videos of the clusters drawn. With fewer than two clusters there is no interval: None.
+    videos of the clusters drawn. From fewer than FEWEST clusters there is no interval: None. Where
+    all clusters have the same mean every draw has it too, and the interval is that point, whatever
+    the differences within them: these say nothing about how clusters differ.
     """
-    sums = {}
-    for difference, cluster in zip(differences, clusters, strict=True):
-        total, count = sums.get(cluster, (0.0, 0))
-        sums[cluster] = total + difference, count + 1
-    totals, counts = np.array(list(sums.values())).T
+    totals, counts = sums(differences, clusters)
     mean = totals.sum() / counts.sum()
-    if len(sums) < 2 or np.ptp(differences) == 0:
+    if len(totals) < FEWEST:
         return mean, None, None
+    means = totals / counts
+    if np.ptp(means) <= EQUAL * np.abs(means).max():
+        return mean, mean, mean
+    scale = np.abs(totals).max()  # the cube of the smallest difference is a number as well
     interval = bootstrap(
-        (totals, counts),
+        (totals / scale, counts),
         lambda t, c, axis=-1: t.sum(axis) / c.sum(axis),
         paired=True,
         vectorized=True,
         confidence_level=confidence,
         random_state=np.random.default_rng(0),
     ).confidence_interval
-    return mean, interval.low, interval.high
+    return mean, float(interval.low * scale), float(interval.high * scale)
+
+
+def sums(differences, clusters):
+    """The sum of each cluster and how many it has."""
+    found = {}
+    for difference, cluster in zip(differences, clusters, strict=True):
+        total, count = found.get(cluster, (0.0, 0))
+        found[cluster] = total + difference, count + 1
+    return np.array(list(found.values())).T
 
 
 def cluster_means(differences, clusters):
     """The mean of each cluster: independent numbers, for tests that need them."""
-    groups = {}
-    for difference, cluster in zip(differences, clusters, strict=True):
-        groups.setdefault(cluster, []).append(difference)
-    return np.array([np.mean(group) for group in groups.values()])
+    totals, counts = sums(differences, clusters)
+    return totals / counts
 
 
-def signed_rank_p(differences, clusters):
-    """Two-sided p of Wilcoxon's signed-rank test on the clusters' means; 1 where all are zero."""
+def signed_rank(differences, clusters):
+    """(p, the smallest p possible) of Wilcoxon's two-sided signed-rank test on the clusters' means
+    that are not zero. n of them that all point one way have p = 2 / 2^n; 1 without any."""
     means = cluster_means(differences, clusters)
-    return float(wilcoxon(means).pvalue) if means.any() else 1.0
+    means = means[means != 0]
+    if not len(means):
+        return 1.0, 1.0
+    return float(wilcoxon(means).pvalue), 2.0 ** (1 - len(means))
 
 
 def holm(p_values):

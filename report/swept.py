@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from report.figures import INK, as_svg, colour, drawing
+from common.names import printable
+from report.figures import INK, as_svg, colour, drawing, error_bar, label
 from report.statistics import clustered_interval
 
 
@@ -12,17 +13,18 @@ def swept_figures(comparisons, rows, metric):
     points = {}
     for comparison in comparisons.values():
         videos = comparison.scored(metric)
-        sources = [comparison.baseline.record(video)["source"] for video in videos]
+        sources = comparison.sources(videos)
         for method in comparison.methods:
             names = {run.name for run in method.runs}
             for row in rows:
-                if row["over"] and row["name"] in names:
+                if videos and row["over"] and printable(row["name"]) in names:
                     gain = clustered_interval(comparison.gains(method, metric, videos), sources)
-                    values = {k: str(v) for k, v in row["over"].items() if k != "seed"}
+                    values = {k: label(str(v)) for k, v in row["over"].items() if k != "seed"}
                     points.setdefault(row["template"], []).append((values, gain))
                     break  # the other rows of the method differ in the seed
     found = []
     for template, series in points.items():
+        series = [(values, gain) for values, gain in series if values.keys() == series[0][0].keys()]
         keys = telling([values for values, _ in series])
         if keys:
             found.append((template, figure_of(keys, series, metric)))
@@ -47,7 +49,7 @@ def figure_of(keys, series, metric):
         return line(keys[0], series, metric)
     panels = {}
     for values, gain in series:
-        rest = ", ".join(f"{key} {values[key]}" for key in keys[2:])
+        rest = ", ".join(f"{label(key)} {values[key]}" for key in keys[2:])
         panels.setdefault(rest, {})[values[keys[0]], values[keys[1]]] = gain[0]
     return heat_maps(keys, panels, metric)
 
@@ -55,12 +57,11 @@ def figure_of(keys, series, metric):
 def line(key, series, metric):
     figure, (axis,) = drawing()
     for x, (_, (mean, low, high)) in enumerate(series):
-        errors = None if low is None else [[mean - low], [high - mean]]
-        axis.errorbar(x, mean, errors, fmt="o", color=colour(0))
+        axis.errorbar(x, mean, error_bar(mean, low, high), fmt="o", color=colour(0))
     axis.plot([mean for _, (mean, *_) in series], color=colour(0), lw=1)
     axis.set_xticks(range(len(series)), [values[key] for values, _ in series])
     axis.axhline(0, color=INK, lw=1)
-    axis.set(xlabel=key, ylabel=f"gain, {metric}")
+    axis.set(xlabel=label(key), ylabel=f"gain, {metric}")
     return as_svg(figure)
 
 
@@ -80,6 +81,6 @@ def heat_maps(keys, panels, metric):
                 axis.text(j, i, f"{mean:+.2f}", ha="center", va="center", color="black", size=8)
         axis.set_xticks(range(len(across)), across)
         axis.set_yticks(range(len(down)), down)
-        axis.set(xlabel=keys[1], ylabel=keys[0], title=rest or f"gain, {metric}")
+        axis.set(xlabel=label(keys[1]), ylabel=label(keys[0]), title=rest or f"gain, {metric}")
         axis.grid(False)
     return as_svg(figure)

@@ -2,6 +2,18 @@
 
 import csv
 
+from common.names import printable
+from report.statistics import FEWEST
+
+TOO_FEW = "too few"
+MEANING = (
+    f"95 %: where the mean gain lies, from resampled sources; too few are less than {FEWEST}. p: "
+    "of a signed-rank test, which asks whether the sources' gains lie symmetrically about zero, so "
+    "the two need not agree; Holm's correction over the methods. Smallest p: what so many sources "
+    "can reach at best, before the correction."
+)
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # what a spreadsheet computes begins so
+
 
 def readable(rows):
     """The rows of a comparison's table as strings for people."""
@@ -9,10 +21,12 @@ def readable(rows):
         {
             "method": row["method"],
             "videos": row["videos"],
+            "sources": row["sources"],
             "mean": number(row["mean"]),
             "gain": number(row["gain"], "+"),
-            "95 %": interval(row),
+            "95 %": "" if row["gain"] is None else interval(row["low"], row["high"]),
             "p": number(row["p"]),
+            "smallest p": number(row["smallest_p"]),
             "improved": "" if row["improved"] is None else f"{100 * row['improved']:.0f} %",
             "noise": number(row["noise"]),
             "worst": " ".join(row["worst"]),
@@ -24,8 +38,8 @@ def readable(rows):
     ]
 
 
-def interval(row):
-    return "" if row["low"] is None else f"{number(row['low'], '+')} to {number(row['high'], '+')}"
+def interval(low, high, sign="+"):
+    return TOO_FEW if low is None else f"{number(low, sign)} to {number(high, sign)}"
 
 
 def number(value, sign=""):
@@ -56,11 +70,16 @@ def as_markdown(rows):
 
 def as_cells(rows):
     """The header and the rows as strings."""
-    return [[*rows[0].keys()], *([str(value) for value in row.values()] for row in rows)]
+    return [[*rows[0].keys()], *([printable(str(x)) for x in row.values()] for row in rows)]
 
 
 def write_csv(path, rows):
-    with open(path, "w", newline="", encoding="utf-8") as file:
+    """Text that a spreadsheet would take for a formula begins with ' then."""
+    with open(path, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.DictWriter(file, rows[0].keys() if rows else [])
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows({key: unharmed(value) for key, value in row.items()} for row in rows)
+
+
+def unharmed(value):
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value

@@ -7,20 +7,20 @@ import itertools
 import re
 import shlex
 from dataclasses import dataclass, field, replace
-
-import yaml
+from string import Formatter
 
 import common
 from common.cli import ROOT
 from common.clip import CONTEXT_LATENTS, TTA_FRAMES
 from common.data import LATENT_FRAMES
 from common.identity import GENERATION
+from common.names import unusable, usable
+from sweeps.files import LONGEST, load_yaml, short, wrong
 
-KEYS = {"baseline", "shared", "rows"}
+COMPARE = "compare.py"  # stands beside the rows where jobs and exit codes are listed
 RUN = (  # flags that the baseline takes over, beside those of GENERATION
     "allow_poor_captions lpips_weights batch_start batch_end limit device save_frames preflight"
 ).split()
-ROW_KEYS = {"name", "script", "flags", "over"}
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def read_sweep(path, out, before=(), after=()):
     hold where the file says nothing, those of `after` whatever it says. Raises UsageError on
     anything that is not as it should be."""
     content = load_yaml(path)
-    baseline, shared = content["baseline"], shlex.split(content.get("shared") or "")
+    baseline, shared = content["baseline"], words(path, "shared", content.get("shared") or "")
     rows, baselines = [], {}
     for name, script, flags, over, template in expanded(path, content["rows"]):
         tokens = [*before, *shared, *flags, *after]
@@ -62,79 +62,74 @@ def read_sweep(path, out, before=(), after=()):
     return result
 
 
-def load_yaml(path):
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise common.UsageError(f"{path}: cannot be read ({error.strerror})") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise common.UsageError(f"{path}: not YAML ({error})") from error
-    check_keys(path, "the file", content, KEYS, {"baseline", "rows"})
-    if not isinstance(content["rows"], list) or not content["rows"]:
-        raise common.UsageError(f"{path}: rows must be a list of at least one row")
-    for number, row in enumerate(content["rows"], 1):
-        check_keys(path, f"row {number}", row, ROW_KEYS, {"name", "script"})
-        for key in row.keys() - {"over"}:
-            if not isinstance(row[key], str):
-                raise common.UsageError(
-                    f"{path}: {key} of row {number} must be text, got {row[key]}; one that begins "
-                    "with a brace needs quotes"
-                )
-    return content
-
-
-def check_keys(path, where, mapping, known, needed):
-    if not isinstance(mapping, dict):
-        raise common.UsageError(f"{path}: {where} must have the keys {', '.join(sorted(known))}")
-    for key in mapping.keys() - known:
-        raise common.UsageError(
-            f"{path}: {where} has the unknown key {key!r}; known are {', '.join(sorted(known))}"
-        )
-    for key in sorted(needed - mapping.keys()):
-        hint = ", the script that runs without adaptation" if key == "baseline" else ""
-        raise common.UsageError(f"{path}: {where} has no {key}{hint}")
-
-
 def expanded(path, rows):
     """(name, script, flags, values, the name's template) of every row; `over` is {key: [values]},
     all combinations, or a list of {key: value}."""
     for row in rows:
         over = row.get("over", {})
-        if not over and "over" in row or not isinstance(over, dict | list):
-            raise common.UsageError(f"{path}: row {row['name']!r}: over must say what is swept")
         if isinstance(over, dict):
             lists = [v if isinstance(v, list) else [v] for v in over.values()]
             over = [dict(zip(over, values, strict=True)) for values in itertools.product(*lists)]
+        where = f"row {row['name'][:60]!r}"
         for values in over:
-            try:
-                name = str(row["name"]).format(**values)
-                flags = str(row.get("flags") or "").format(**values)
-            except (KeyError, IndexError, ValueError) as error:
-                raise common.UsageError(
-                    f"{path}: row {row['name']!r} uses {error}, which its `over` does not give"
-                ) from error
-            if not re.fullmatch(r"[\w.,=+-]+", name):
-                raise common.UsageError(f"{path}: the name {name!r} cannot name a folder")
-            yield name, row["script"], shlex.split(flags), values, row["name"]
+            name = filled(path, where, row["name"], values)
+            why = "is a name of ours" if name == COMPARE else unusable(name)
+            if why or not re.fullmatch(r"[\w.,=+-]+", name):
+                raise wrong(
+                    path,
+                    f"the name {name[:60]!r} cannot name a folder: it "
+                    f"{why or 'has other characters than letters, digits and _.,=+-'}",
+                )
+            flags = words(path, where, filled(path, where, row.get("flags", ""), values))
+            yield name, row["script"], flags, values, row["name"]
+
+
+def filled(path, where, template, values):
+    """The template with the value in place of each {key}, and of nothing else: what Python's
+    formatting does beyond that reads attributes."""
+    text, length = [], 0
+    try:
+        for literal, key, spec, conversion in Formatter().parse(template):
+            if key is not None and (key not in values or spec or conversion):
+                raise KeyError(key)
+            text += [literal, "" if key is None else str(values[key])]
+            length += len(text[-1]) + len(literal)
+            if length > LONGEST:
+                raise wrong(path, f"{where} becomes longer than {LONGEST} characters")
+    except (KeyError, ValueError) as error:
+        raise wrong(path, f"{where} uses {error}, which its `over` does not give") from error
+    return "".join(text)
+
+
+def words(path, where, text):
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise wrong(path, f"{where}: {short(text)} cannot be split into flags ({error})") from error
 
 
 def parse(path, name, script, flags):
     """The flags as the row's script reads them. Raises UsageError with its words."""
-    module = ROOT / str(script)
-    if module.suffix != ".py" or not module.is_file():
-        raise common.UsageError(f"{path}: row {name!r}: there is no script {script!r}")
-    said = io.StringIO()
+    module = ROOT / script
+    if module.parent != ROOT or module.suffix != ".py" or not module.is_file():
+        raise wrong(path, f"row {name!r}: there is no script {script[:60]!r} in {ROOT}")
+    said, printed = io.StringIO(), io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(printed):
             return common.parse_args(None, method_of(path, module.stem), flags)
     except SystemExit as error:
-        words = said.getvalue().strip().partition("error: ")[2]
-        raise common.UsageError(f"{path}: row {name!r}: {words}") from error
+        told = said.getvalue().strip().partition("error: ")[2]
+        told = told or "its flags make the script end without running, as --help does"
+        raise wrong(path, f"row {name!r}: {told}") from error
 
 
 def method_of(path, module_name):
     """The method class of a script."""
-    module = importlib.import_module(module_name)
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # a copied script may hold any mistake
+        kind = type(error).__name__
+        raise wrong(path, f"{module_name}.py cannot be imported ({kind}: {error})") from error
     found = [
         value
         for value in vars(module).values()
@@ -142,7 +137,7 @@ def method_of(path, module_name):
         and hasattr(value, "add_arguments")
     ]  # fmt: skip
     if len(found) != 1:
-        raise common.UsageError(f"{path}: {module_name}.py has no method to run")
+        raise wrong(path, f"{module_name}.py has no method to run")
     return found[0]
 
 
@@ -182,7 +177,7 @@ def baseline_names(settings):
         return ["baseline"]
     differ = [i for i, values in enumerate(zip(*settings, strict=True)) if len(set(values)) > 1]
     return [
-        "baseline_" + "_".join(f"{GENERATION[i]}-{as_name(values[i])}" for i in differ)
+        usable("baseline_" + "_".join(f"{GENERATION[i]}-{as_name(values[i])}" for i in differ))
         for values in settings
     ]
 
@@ -192,17 +187,13 @@ def as_name(value):
 
 
 def refuse_duplicates(path, rows):
+    names, runs = {}, {}
     for row in rows:
         if row.baseline and row.args.steps == 0:
-            raise common.UsageError(f"{path}: row {row.name!r} has no steps; the baseline is there")
-    for row, other in itertools.combinations(rows, 2):
-        if row.script == other.script and same_flags(row.args, other.args):
-            raise common.UsageError(
-                f"{path}: the rows {row.name!r} and {other.name!r} run the same flags"
-            )
-        if row.name == other.name:
-            raise common.UsageError(f"{path}: two rows are called {row.name!r}; a name is a folder")
-
-
-def same_flags(one, other):
-    return all(getattr(one, k) == getattr(other, k) for k in vars(one).keys() - {"out"})
+            raise wrong(path, f"row {row.name!r} has no steps; the baseline is there")
+        flags = sorted((key, repr(value)) for key, value in vars(row.args).items() if key != "out")
+        other = runs.setdefault((row.script, *flags), row)
+        if other is not row:
+            raise wrong(path, f"the rows {other.name!r} and {row.name!r} run the same flags")
+        if names.setdefault(row.name, row) is not row:
+            raise wrong(path, f"two rows are called {row.name!r}; a name is a folder")

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import common
 from common.cli import ROOT
+from common.names import printable
 from common.results import read_json, write_json
+from sweeps.rows import COMPARE
 from sweeps.status import is_complete, videos_of
-
-COMPARE = "compare.py"
 
 
 def submit(rows, out, tasks, compare, dry_run):
@@ -19,7 +19,7 @@ def submit(rows, out, tasks, compare, dry_run):
         raise common.UsageError(f"--slurm: the jobs start where this is run; cd {ROOT} first")
     sizes = {row.name: len(videos_of(row.args)) for row in rows}  # all checked before any starts
     files = {row.name: batch_file(row) for row in rows}
-    jobs = read_json(out / "jobs.json") or {}
+    jobs = read_jobs(out / "jobs.json")
     queued = set() if dry_run else set(slurm("squeue", "--me", "--noheader", "--format=%F").split())
     waits_for = []
     for row in rows:
@@ -40,6 +40,20 @@ def submit(rows, out, tasks, compare, dry_run):
     jobs[COMPARE] = sbatch(after, "compare.sbatch", compare, dry_run)
     keep(out, jobs, dry_run)
     return 0
+
+
+def read_jobs(path):
+    """Numbers of jobs by row, {} where none was submitted. Raises UsageError on a damaged file: its
+    rows may be in the queue."""
+    jobs = read_json(path)
+    if jobs is None and not path.exists():
+        return {}
+    if not isinstance(jobs, dict) or not all(isinstance(job, str) for job in jobs.values()):
+        raise common.UsageError(
+            f"{path}: is damaged, it should hold the number of each row's job; delete it once none "
+            "of them is in the queue"
+        )
+    return jobs
 
 
 def keep(out, jobs, dry_run):
@@ -72,4 +86,7 @@ def slurm(*command):
     except FileNotFoundError as error:
         raise common.UsageError(f"--slurm: there is no {command[0]} on this machine") from error
     except subprocess.CalledProcessError as error:
-        raise common.UsageError(f"{command[0]}: {error.stderr.strip()}") from error
+        words = printable(" ".join(error.stderr.split()))
+        raise common.UsageError(
+            f"{command[0]}: {words or f'exit code {error.returncode}'}"
+        ) from error

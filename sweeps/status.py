@@ -5,24 +5,50 @@ import functools
 from common.claims import is_live
 from common.data import list_videos
 from common.identity import difference, fingerprint, plain_arguments, read_config
-from common.results import read_json
-from common.run import in_range
+from common.metrics import lpips_sha256
+from common.names import printable
+from common.results import read_record
+from common.todo import in_range, other_videos, same_file
 
 
 def status(row):
-    """Numbers of videos done, running (claimed by a live worker), skipped and missing, and why the
-    first was skipped."""
+    """Numbers of videos done, running (claimed by a live worker), skipped and missing, and why: of
+    the first that was skipped or replaced, or of a folder that holds another run, where nothing
+    counts."""
     counts, reasons = dict(done=0, running=0, skipped=0, missing=0), []
+    other = other_run(row)
     for video in videos_of(row.args):
         path = row.out / "videos" / f"{video.id}.json"
-        record = read_json(path)
-        whole = isinstance(record, dict) and record.get("status") in ("done", "skipped")
-        state = record["status"] if whole else "missing"
+        record = None if other else read_record(path)
+        state = record["status"] if record else "missing"
+        if state == "done" and video.path.is_file() and not same_file(video.path, record):
+            state = "missing"
+            reasons.append(f"{video.path} is another file than there")
         running = state != "done" and is_live(path.with_name(f"{video.id}.claim"))
         counts["running" if running else state] += 1
         if state == "skipped":
-            reasons.append(record.get("reason", ""))
-    return counts | {"why skipped": reasons[0] if reasons else ""}
+            reasons.append(record["reason"])
+    return counts | {"why": printable(other or "".join(reasons[:1]))}
+
+
+def other_run(row):
+    """In what the folder's run differs from the row's flags, script, list and checkpoint of now,
+    "" where it does not or there is none."""
+    config = read_config(row.out)
+    if config is None:
+        path = row.out / "config.json"
+        return f"{path.name} is damaged" if path.exists() else ""
+    _, manifest_sha256 = list_videos(row.args.videos, row.args.prompt, allow_empty=True)
+    asked = {
+        "manifest_sha256": manifest_sha256,
+        "checkpoint_sha256": known(row.args.checkpoint),
+        "forgetting_sha256": other_videos(row.args)[1],
+        "arguments": plain_arguments(row.args),
+    }
+    if lpips := weights_sha256(row.args.lpips_weights):  # not every machine that asks has them
+        asked["lpips_sha256"] = lpips
+    found = difference(config, asked)
+    return f"another run: {found}" if found else ""
 
 
 def videos_of(args):
@@ -31,17 +57,12 @@ def videos_of(args):
 
 
 def is_complete(row):
-    """Whether every video is done, with the flags, list and checkpoint that the row has now."""
-    config = read_config(row.out)
-    _, manifest_sha256 = list_videos(row.args.videos, row.args.prompt, allow_empty=True)
-    asked = {
-        "manifest_sha256": manifest_sha256,
-        "checkpoint_sha256": known(row.args.checkpoint),
-        "arguments": plain_arguments(row.args),
-    }
-    if config is None or difference(config, asked):
+    """Whether every video is done, with the flags, script, list and checkpoint that the row has
+    now."""
+    if read_config(row.out) is None:
         return False  # the script will say so
     return status(row)["done"] == len(videos_of(row.args))
 
 
 known = functools.cache(fingerprint)  # of a checkpoint, which all rows share
+weights_sha256 = functools.cache(lpips_sha256)

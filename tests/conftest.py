@@ -1,8 +1,6 @@
 import os
 
-# before torch: workers of pytest-xdist, and what they start, have a core each
-if "PYTEST_XDIST_WORKER" in os.environ:
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: tests, and what they start, share
 
 import signal
 import sys

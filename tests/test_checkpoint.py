@@ -1,6 +1,7 @@
 """The official folder layout: what loads, what is refused, and how the parts fit together."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -66,6 +67,32 @@ def test_missing_weights_are_not_made_up(toy_checkpoint, tmp_path):
             backbones.CheckpointError, match=f"{part} lacks 1 weights, such as {lost}"
         ):
             backbones.load(broken).embed(["a red ball"])  # the text encoder is loaded for it
+
+
+def test_weights_that_only_the_index_lists_are_named(toy_checkpoint, tmp_path):
+    broken = shutil.copytree(toy_checkpoint, tmp_path / "broken")
+    shard = sorted((broken / "dit").glob("*.safetensors"))[0]
+    weights = load_file(shard)
+    lost = sorted(weights)[0]
+    save_file({k: v for k, v in weights.items() if k != lost}, shard, metadata={"format": "pt"})
+    with pytest.raises(backbones.CheckpointError, match=f"lacks 1 weights, such as {lost}"):
+        backbones.load(broken)
+
+
+def test_any_damage_to_a_file_of_weights_is_one_line(toy_checkpoint, tmp_path):
+    shard = sorted((toy_checkpoint / "dit").glob("*.safetensors"))[0].relative_to(toy_checkpoint)
+    for number, file in enumerate([shard, "vae/diffusion_pytorch_model.safetensors"]):
+        whole = (toy_checkpoint / file).read_bytes()
+        middle = len(whole) // 2
+        damages = [b"", whole[:5], whole[:8], whole[:middle], whole[:-1], whole + b"x", b"x" * 99]
+        for other, content in enumerate(damages):
+            folder = tmp_path / f"{number}-{other}"
+            shutil.copytree(toy_checkpoint, folder, copy_function=os.symlink)
+            (folder / file).unlink()
+            (folder / file).write_bytes(content)
+            with pytest.raises(backbones.CheckpointError) as found:
+                backbones.load(folder)
+            assert str(folder) in str(found.value) and str(found.value).isprintable()
 
 
 def test_a_truncated_shard_is_named(toy_checkpoint, tmp_path):

@@ -2,14 +2,16 @@
 
 import subprocess
 import sys
+import zipfile
 
 import numpy as np
 import pytest
 import torch
 
 from common.cli import ROOT
+from common.errors import UsageError
 from common.motion import Motion, motion_scores, optical_flow
-from report.fvd import frechet_distance, fvd
+from report.fvd import frechet_distance, fvd, load_network
 
 
 def shifted(count, dx, dy=0, size=64, seed=0):
@@ -138,3 +140,90 @@ def test_fvd_from_the_command_line(run_folder, tmp_path):
     missing = [*command[:3], tmp_path / "nothing", *command[4:]]
     done = subprocess.run([*map(str, missing)], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and "run it with --save-frames" in done.stderr
+    (tmp_path / "network.pt").write_bytes(b"junk")
+    done = subprocess.run([*map(str, command)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+    assert "network.pt: is no TorchScript" in done.stderr
+
+
+class NoNumber(StandIn):
+    def forward(self, x: torch.Tensor, rescale: bool, resize: bool, return_features: bool):
+        return x.mean((2, 3, 4)) / 0
+
+
+class NoTensor(StandIn):
+    def forward(self, x: torch.Tensor, rescale: bool, resize: bool, return_features: bool):
+        return [x]
+
+
+class OtherInput(torch.nn.Module):
+    def forward(self, x: torch.Tensor):
+        return x.mean((2, 3, 4))
+
+
+class OfFourFrames(StandIn):
+    """Gives a number for each frame."""
+
+    def forward(self, x: torch.Tensor, rescale: bool, resize: bool, return_features: bool):
+        return x.mean((1, 3, 4))
+
+
+@pytest.mark.parametrize("network", [NoNumber, NoTensor, OtherInput])
+def test_fvd_of_a_network_that_does_not_fit_is_one_line(network, run_folder):
+    with pytest.raises(UsageError, match=r"--weights: .*0\.npz") as error:
+        fvd(run_folder, torch.jit.script(network()))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"junk", b"PK\x03\x04 half an archive", "a state"])
+def test_fvd_with_weights_that_are_no_torchscript_is_one_line(content, tmp_path):
+    path = tmp_path / "i3d.pt"
+    if content == "a state":
+        torch.save(StandIn().state_dict(), path)
+    else:
+        path.write_bytes(content)
+    with pytest.raises(UsageError, match="i3d.pt: is no TorchScript") as error:
+        load_network(path)
+    assert "\n" not in str(error.value)
+
+
+def damaged_npz(path, kind):
+    whole = path.read_bytes()
+    if kind == "cut":
+        path.write_bytes(whole[: len(whole) // 2])
+    elif kind == "bits":
+        middle = len(whole) // 3
+        path.write_bytes(whole[:middle] + bytes(60) + whole[middle + 60 :])
+    elif kind == "text":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("generated", "text")
+            archive.writestr("truth", "text")
+    else:
+        frames = np.zeros((4, 16, 16, 3), np.uint8)
+        saved = {
+            "a name": {"other": frames},
+            "a type": {"generated": frames.astype(float), "truth": frames},
+            "a shape": {"generated": frames[0], "truth": frames},
+            "nothing": {"generated": frames[:0], "truth": frames},
+            "objects": {"generated": np.array([{}]), "truth": frames},
+            "a length": {"generated": frames[:3], "truth": frames[:3]},
+        }
+        np.savez_compressed(path, **saved[kind])
+
+
+DAMAGES = ["cut", "bits", "text", "a name", "a type", "a shape", "nothing", "objects", "a length"]
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_fvd_of_a_damaged_file_names_it(kind, run_folder):
+    path = run_folder / "videos" / "5.npz"
+    damaged_npz(path, kind)
+    with pytest.raises(UsageError, match=r"5\.npz: ") as error:
+        fvd(run_folder, torch.jit.script(OfFourFrames()))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("content", ["[]", "3", "{", "null"])
+def test_fvd_beside_a_damaged_record(content, run_folder):
+    (run_folder / "videos" / "0.json").write_text(content)
+    assert fvd(run_folder, torch.jit.script(StandIn()))[1] == 12

@@ -4,10 +4,13 @@ import csv
 import os
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from oracles import SHARED
 from test_prepare import QUICK, manifest_rows, pan, prepared, write_avi
 
 import adasteer
+from common.data import list_videos
 from common.errors import UsageError
 from common.video import read_frames
 from prepare import check, panda70m
@@ -105,6 +108,118 @@ def test_download_fetches_what_is_missing(panda, tmp_path, monkeypatch):
     assert prepared(panda70m, monkeypatch, path, *flags) == 0
     asked = [line.rsplit("/")[-1] for line in (tmp_path / "asked").read_text().splitlines()]
     assert sorted(asked) == ["-aBc_1", "gone", "gone", "x y"]
+
+
+HOSTILE = {
+    "../escaped": "has a slash", "a/b": "has a slash", ".hidden": "begins with a dot",
+    "": "is empty", "v" * 300: "is longer than 200 bytes", "a\nb": "has control characters",
+    "%(title)s": "none of YouTube's", "$HOME": "none of YouTube's", "~x": "none of YouTube's",
+}  # fmt: skip
+
+
+def test_what_is_not_handed_to_yt_dlp(tmp_path, monkeypatch, capsys):
+    """Ids that lead elsewhere or mean something in its template, and urls that are no http."""
+    program, folder, asked = tmp_path / "bin" / "yt-dlp", tmp_path / "100%(id)s", tmp_path / "asked"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\necho "$PWD" "$@" >> "{asked}"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    rows = [(video, "https://example.org/bad") for video in HOSTILE]
+    rows += [("disk", "file:///etc/passwd"), ("none", ""), ("good-1", "https://example.org/good")]
+    with open(tmp_path / "list.csv", "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["videoID", "url", "timestamp", "caption"])
+        writer.writerows((*row, "[['0:00', '0:03']]", "['A dog.']") for row in rows)
+    flags = ["--videos", folder, "--out", tmp_path / "out", "--count", 50, *QUICK, "--download"]
+    assert prepared(panda70m, monkeypatch, tmp_path / "list.csv", *flags) == 2
+    said = capsys.readouterr()
+    (call,) = asked.read_text().splitlines()
+    assert call.startswith(str(folder)) and call.endswith(
+        "-o ./good-1.%(ext)s -- https://example.org/good"
+    )
+    for reason in HOSTILE.values():
+        assert reason in said.out
+    assert "not fetched 2: its url is not of http" in said.out
+    assert "holds none of the CSV's 12 videos" in said.err
+
+
+def test_ids_that_lead_elsewhere_name_no_clip(panda):
+    with open(panda[0], "a", newline="") as file:
+        for video in HOSTILE:
+            row = [video, "", "[['0:00', '0:03']]", "['A dog.']"]
+            csv.writer(file).writerow(row)
+    sources = {c.source for c in panda70m.candidates(*panda)}
+    assert sources == {"-aBc_1", "x y"}
+
+
+@pytest.mark.parametrize(
+    ("row", "complaint"),
+    [
+        (b"x y,,\"[['0:00', '0:01']],['never closed']", "line 5"),
+        (b"x y,,\"[['0:00', '0:01']]\",\"['caf\xe9']\"", "UTF-8"),
+        (b"x y,,\"[['nan', '0:01']]\",\"['A dog.']\"", "line 5: timestamps must be pairs"),
+        (b"x y,,\"[['0:00', '1e999']]\",\"['A dog.']\"", "line 5: timestamps must be pairs"),
+        (b"x y,,\"[['0:00', '0:01']]\",[b'bytes']", "line 5: captions must be text"),
+        (b"x y,," + b"[" * 5000 + b",", "line 5: timestamp is not a list"),
+        (b"x y", "line 5: timestamp is not a list: ''"),
+    ],
+)
+def test_a_bad_row_is_one_line_that_names_it(row, complaint, panda, monkeypatch, capsys):
+    with open(panda[0], "ab") as file:
+        file.write(row + b"\n")
+    flags = ["--videos", panda[1], "--out", panda[1] / "out", *QUICK]
+    assert prepared(panda70m, monkeypatch, panda[0], *flags) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1 and "SOURCE" in said[0] and complaint in said[0]
+
+
+def test_a_caption_is_one_line_of_a_manifest(panda, tmp_path, monkeypatch):
+    """Line breaks, control characters and half a character, as a list written as text can hold."""
+    times, caption = "[['0:00', '0:03']]", repr(["A\ndog.mp4,\x1b[31m x\udc80\0  y"])
+    with open(panda[0], "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["videoID", "url", "timestamp", "caption"])
+        writer.writerow(["x y", "", times, caption])
+    flags = ["--videos", panda[1], "--out", tmp_path / "out", "--count", 1, *QUICK]
+    assert prepared(panda70m, monkeypatch, panda[0], *flags) == 0
+    (video,), _ = list_videos(tmp_path / "out" / "manifest.csv")
+    assert video.caption == "A dog.mp4, [31m x y"
+
+
+odd_text = st.text() | st.sampled_from(["[]", "[['0:00','0:01']]", "['a']", "{[]}", "-" * 9000])
+quick = settings(deadline=None, max_examples=60)
+
+
+@quick
+@given(odd_text | st.lists(st.lists(st.text() | st.floats() | st.none())).map(repr), odd_text)
+def test_any_row_gives_clips_or_one_complaint(times, captions):
+    row = {"timestamp": times, "caption": captions}
+    try:
+        for start, stop, caption in panda70m.clips_of(row, 7):
+            assert 0 <= start < float("inf") and 0 <= stop < float("inf") and caption.strip()
+    except UsageError as error:
+        assert str(error).startswith("SOURCE, line 7: ")
+
+
+@quick
+@given(odd_text | st.recursive(st.none() | st.text(), st.lists).map(repr))
+def test_any_text_is_a_list_or_a_complaint(text):
+    try:
+        assert isinstance(panda70m.as_list(text, "caption", 3), list)
+    except UsageError as error:
+        assert str(error).startswith("SOURCE, line 3: caption is not a list")
+
+
+@quick
+@given(st.binary() | st.text().map(lambda text: f"videoID,url,timestamp,caption\n{text}".encode()))
+def test_any_file_gives_rows_or_one_complaint(tmp_path_factory, content):
+    path = tmp_path_factory.mktemp("list") / "list.csv"
+    path.write_bytes(content)
+    try:
+        for line, row in panda70m.read_rows(path):
+            assert line > 1 and all(isinstance(value, str) for value in row.values())
+    except UsageError as error:
+        assert str(error).startswith(f"SOURCE {path}")
 
 
 @pytest.mark.slow

@@ -3,13 +3,21 @@
 import numpy as np
 import pytest
 import torch
+from folders import make_run
 from sklearn.metrics import roc_auc_score
-from test_report import make_run
 
 import report.predict
 from common.video import write_video
 from report.comparison import compare
-from report.predict import area_under_curve, auc_interval, features, of_frames, predict
+from report.predict import (
+    area_under_curve,
+    auc_interval,
+    features,
+    headline,
+    lines,
+    of_frames,
+    predict,
+)
 from report.runs import read_runs
 
 
@@ -61,6 +69,19 @@ def test_too_few_videos_say_so(predicted):
         "0 of 12 videos gain"
         in predicted([-1.0 - i for i in range(12)], np.ones((12, 1)))["why not"]
     )
+
+
+@pytest.mark.parametrize("count", [7, 8])
+def test_too_few_sources_have_no_interval(count, predicted):
+    generator = np.random.default_rng(5)
+    sources = [f"s{i % count}" for i in range(40)]
+    found = predicted(generator.normal(size=40), generator.normal(size=(40, 2)), sources)
+    intervals = [(found["auc_low"], found["auc_high"])]
+    intervals += [(rule["low"], rule["high"]) for rule in found["rules"].values()]
+    shown = [headline(found), *(line["95 %"] for line in lines(found))]
+    assert found["sources"] == count and f"over {count} sources" in shown[0]
+    for numbers, text in zip(intervals, shown, strict=True):
+        assert (numbers == (None, None)) == ("too few" in text) == (count < 8)
 
 
 def test_the_interval_is_wider_over_sources():
