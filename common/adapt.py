@@ -183,14 +183,22 @@ def forgetting(model, clip, before):
 
 
 def generate(model, clip, args, record):
-    """The clip's continuation: frames (gen_frames, 3, H, W) in 0..1 on the CPU. Adds its seconds to
-    record.
+    """args.samples continuations of the clip: frames (samples, gen_frames, 3, H, W) in 0..1 on the
+    CPU; None with --no-generate. Adds its seconds to record.
 
-    The initial noise is the video's own stream, so two methods continue from the same one.
+    The initial noise of each is the video's own stream, so two methods continue from the same ones,
+    and the first does not depend on how many there are.
     """
+    if not args.generate:
+        return None
+    names = ["initial noise", *(f"initial noise {i}" for i in range(1, args.samples))]
+    return torch.stack([continuation(model, clip, args, record, name) for name in names])
+
+
+def continuation(model, clip, args, record, name):
     shape = list(clip.cond_latents.shape)
     shape[2] = clip.window.new_latents
-    noise = torch.randn(shape, generator=stream(clip.seed, clip.video.id, "initial noise"))
+    noise = torch.randn(shape, generator=stream(clip.seed, clip.video.id, name))
     with stage(record, "generate", model.device):
         latents = within_memory(
             model,

@@ -151,6 +151,14 @@ def add_sampling(group):
         "--sampling-steps", type=at_least(1, 10_000), default=50, help="of the schedule"
     )
     group.add_argument(
+        "--samples", type=at_least(1, 1024), default=1, metavar="N",
+        help="continuations of each clip; from 2 on their mean and spread are scored too",
+    )  # fmt: skip
+    group.add_argument(
+        "--no-generate", dest="generate", action="store_false",
+        help="no continuation: the loss on the true future alone, in a fraction of the time",
+    )  # fmt: skip
+    group.add_argument(
         "--guidance-scale", type=finite, help="1 or less: none; by default the checkpoint's own"
     )
     group.add_argument("--negative-prompt", default="", metavar="TEXT", help="for the guidance")
