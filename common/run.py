@@ -162,8 +162,8 @@ class Run:
         self.records.show(line)
 
     def write(self, clip, record, frames, method):
-        """Scores the generated frames, where there are any, and writes the video's mp4, adapter and JSON, all but the
-        adapter in the background."""
+        """Scores the generated frames, where there are any, and writes the video's mp4, adapter and
+        JSON, all but the adapter in the background."""
         if frames is not None and not frames.isfinite().all():
             self._skip(clip.video, VideoError("the generated frames are not finite"))
             return
