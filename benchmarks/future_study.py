@@ -89,8 +89,7 @@ def measure(row, model, video, texts):
         with sign_flipped(model, row.flipped):
             record = common.adapt(model, method, clip, without_future(args))
         found = before.record(adapted=True)
-    kept = ("losses", "diverged", "adapt_seconds")
-    return found | {name: record[name] for name in kept}
+    return found | {name: record[name] for name in ("losses", "diverged")}
 
 
 def without_future(args):
@@ -126,11 +125,7 @@ def table_line(name, row, found, sources, videos):
     command = f"python {Path(script).name} {row.flags} --no-generate --videos {videos}"
     shown = "sign flipped in Python" if row.flipped else f"`{command}`"
     interval = "too few sources" if low is None else f"{low:+.2f} to {high:+.2f}"
-    seconds = np.mean([f[row.name]["adapt_seconds"] for f in found])
-    return (
-        f"| {name} | {mean:+.2f} % | {interval} | {100 * (change < 0).mean():.0f} % "
-        f"| {seconds:.1f} | {shown} |"
-    )
+    return f"| {name} | {mean:+.2f} % | {interval} | {100 * (change < 0).mean():.0f} % | {shown} |"
 
 
 def main():
@@ -180,8 +175,8 @@ def report(args, few, rest, means, rows, found):
         "",
         f"    python -m benchmarks.future_study {shlex.join(sys.argv[1:])}",
         "",
-        "| method | change | 95 % interval | clips improved | s / clip | command |",
-        "|---|---|---|---|---|---|",
+        "| method | change | 95 % interval | clips improved | command |",
+        "|---|---|---|---|---|",
         *(table_line(name, row, found, sources, args.videos) for name, row in rows),
         "",
         "## The choice of rates",
