@@ -14,10 +14,11 @@ from safetensors.torch import load_file, save_file
 from common.metrics import mean
 from common.values import MANY
 
-METRICS = (
-    "psnr_db ssim lpips temporal_psnr_db temporal_ssim flow_error_px warping_error "
-    "truth_warping_error"
-).split()
+METRICS = {  # the proper ones first, and which values of each are better
+    "future_loss": "lower", "kernel_score": "lower", "energy_score": "lower", "psnr_db": "higher",
+    "ssim": "higher", "lpips": "lower", "temporal_psnr_db": "higher", "temporal_ssim": "higher",
+    "flow_error_px": "lower", "warping_error": "lower", "truth_warping_error": None,
+}  # fmt: skip
 STAGES = ("encode", "adapt", "generate", "decode", "metrics", "total")  # <stage>_seconds
 REFERENCES = ("repeat_last", "reconstruction")
 NUMBER = (int, float)
@@ -27,6 +28,7 @@ NEEDED = {  # of a finished video's record, and what each is
     "preflight": dict, "losses": list, "frame_indices": dict, "references": dict, "norms": dict,
     "distances": dict, "relative_distances": dict, "diverged": bool, "kept": str,
     "adapted_parameters": int, "peak_memory_gb": NUMBER,
+    "future_loss_before": (*NUMBER, type(None)),
     **{f"{name}_seconds": NUMBER for name in STAGES},
     **{name: (*NUMBER, type(None)) for name in METRICS},
 }  # fmt: skip
@@ -91,7 +93,7 @@ def is_whole(record):
     if not all(isinstance(record.get(key, ...), kind) for key, kind in NEEDED.items()):
         return False
     windows = [record["frame_indices"].get(name) for name in ("tta", "conditioning", "generated")]
-    references = [record["references"].get(kind) for kind in REFERENCES]
+    references = [record["references"].get(kind, {}) for kind in REFERENCES]
     if not all(isinstance(found, dict) for found in references):
         return False
     numbers = [key for key, kind in NEEDED.items() if type(kind) is tuple and float in kind]
@@ -188,9 +190,13 @@ def summarise(out):
         **{f"mean_{name}": mean([r[name] for r in done]) for name in METRICS},
         "videos_with_lpips": sum(r["lpips"] is not None for r in done),
         "mean_references": {
-            kind: {name: mean([r["references"][kind][name] for r in done]) for name in METRICS}
+            kind: {
+                name: mean([r["references"].get(kind, {}).get(name) for r in done])
+                for name in METRICS
+            }
             for kind in REFERENCES
         },
+        "mean_future_loss_before": mean([r["future_loss_before"] for r in done]),
         "mean_first_loss": mean([r["losses"][0] for r in done if r["losses"]]),
         "mean_last_loss": mean([r["losses"][-1] for r in done if r["losses"]]),
         **{f"{name}_seconds": sum(r[f"{name}_seconds"] for r in done) for name in STAGES},
@@ -204,10 +210,20 @@ def line(result):
     """One finished video in a line for people."""
     losses = result["losses"]
     first, last = (f"{losses[i]:.4f}" if losses and losses[i] is not None else "-" for i in (0, -1))
-    lpips = "-" if result["lpips"] is None else f"{result['lpips']:.3f}"
-    psnr = "identical" if result["psnr_db"] is None else f"{result['psnr_db']:.2f} dB"
-    return (
-        f"{result['id']}: loss {first} -> {last}  PSNR {psnr}  SSIM {result['ssim']:.3f}  "
-        f"LPIPS {lpips}  {result['total_seconds']:.1f} s  {result['peak_memory_gb']:.1f} GB"
-        + (f"  DIVERGED, {result['kept']} kept" if result["diverged"] else "")
-    )
+    parts = [f"{result['id']}: loss {first} -> {last}"]
+    if result["future_loss"] is not None:
+        parts.append(f"true future {change(result['future_loss_before'], result['future_loss'])}")
+    for name, unit in (("psnr_db", " dB"), ("ssim", ""), ("lpips", "")):
+        if result[name] is not None:
+            parts.append(f"{name.partition('_')[0].upper()} {result[name]:.2f}{unit}")
+    parts.append(f"{result['total_seconds']:.1f} s  {result['peak_memory_gb']:.1f} GB")
+    if result["diverged"]:
+        parts.append(f"DIVERGED, {result['kept']} kept")
+    return "  ".join(parts)
+
+
+def change(before, after):
+    """As '0.1552 -> 0.1521 (-2.0 %)'."""
+    if not before or after is None:
+        return "-"
+    return f"{before:.4f} -> {after:.4f} ({100 * (after / before - 1):+.1f} %)"
