@@ -6,6 +6,7 @@ from common.results import STAGES
 from report.runs import read_runs
 
 METRICS = {
+    "future_loss": None, "future_loss_before": None, "kernel_score": None, "energy_score": None,
     "psnr_db": 20.0, "ssim": 0.6, "lpips": None, "temporal_psnr_db": 25.0, "temporal_ssim": 0.5,
     "flow_error_px": 1.0, "warping_error": 0.1, "truth_warping_error": 0.1,
 }  # fmt: skip
