@@ -34,6 +34,7 @@ def learning_curves(comparison):
                 for step in stops(comparison, method) & values.keys():
                     axis.plot(step, np.mean(values[step]), "o", color=colour(i))
         axis.set(xlabel="step", title=PANELS[kind])
+        whole_numbers(axis)
     axes[0].set_ylabel("loss, mean over videos")
     axes[0].legend()
     return as_svg(figure)
@@ -104,9 +105,13 @@ def parts_of_the_future(comparison):
         axis.axhline(0, color=INK, lw=1)
     frames.set(xlabel="latent frame after the given ones", ylabel=gain_label("future_loss"))
     levels.set(xlabel="noise level sigma")
-    frames.xaxis.get_major_locator().set_params(integer=True)
+    whole_numbers(frames)
     frames.legend()
     return as_svg(figure)
+
+
+def whole_numbers(axis):
+    axis.xaxis.get_major_locator().set_params(integer=True)
 
 
 def means_of(method, part, videos):

@@ -1,6 +1,7 @@
 """Figures of a comparison as SVG text, in colours that read on light and on dark."""
 
 import io
+import itertools
 import re
 from collections import defaultdict
 
@@ -172,23 +173,18 @@ def one_against_other(comparison, across="future_loss", up="psnr_db"):
         axis.axhline(0, color=INK, lw=1)
         axis.axvline(0, color=INK, lw=1)
         axis.margins(0.15, 0.3)  # room for the corners
-        for (right, top), words in CORNERS.items():
+        words = {(1, 1): "both better", (1, 0): f"{across} only", (0, 1): f"{up} only"}
+        for right, top in itertools.product((1, 0), repeat=2):
             count = int((((x > 0) == right) & ((y > 0) == top)).sum())
             axis.text(
-                *(0.98 if right else 0.02, 0.98 if top else 0.02), f"{count} {words}", size=8,
+                *(0.98 if right else 0.02, 0.98 if top else 0.02),
+                f"{count} {words.get((right, top), 'neither')}", transform=axis.transAxes, size=8,
                 ha="right" if right else "left", va="top" if top else "bottom",
-                transform=axis.transAxes,
             )  # fmt: skip
         axis.set_title(label(method.name), fontsize=9)
     figure.supxlabel(gain_label(across), fontsize=9)
     figure.supylabel(gain_label(up), fontsize=9)
     return as_svg(figure)
-
-
-CORNERS = {  # by whether the first gain and the second is above zero
-    (True, True): "in both", (True, False): "in the first only",
-    (False, True): "in the second only", (False, False): "in neither",
-}  # fmt: skip
 
 
 def grid(count):

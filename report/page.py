@@ -97,8 +97,8 @@ EVERY = (
 )
 TWO = (
     "Each dot is a video. To the right the true future is predicted better, upwards a sample has "
-    "the better PSNR, which it also has where the model lost its spread. The first of the corners' "
-    "two metrics is the one below, the second the one at the side."
+    "the better PSNR, which it also has where the model lost its spread. In the corners how many "
+    "videos gain in which."
 )
 SWEPT = (
     "Mean gain of each row over its own baseline (above zero is better); where there are bars they "
