@@ -175,7 +175,7 @@ def table(comparison, metric):
     rows = [describe(comparison.baseline, metric, videos) | count]
     for i, (method, gain) in enumerate(zip(comparison.methods, gains, strict=True)):
         mean, low, high = clustered_interval(gain, sources)
-        worst = [videos[i] for i in np.argsort(gain)[:WORST] if gain[i] < 0]
+        worst = [videos[i] for i in np.argsort(gain, kind="stable")[:WORST] if gain[i] < 0]
         rows.append(
             describe(method, metric, videos)
             | count
