@@ -22,7 +22,7 @@ def learning_curves(comparison):
     for method in comparison.methods:
         records = [run.done[video] for run in method.runs for video in comparison.videos]
         for kind, curves in found.items():
-            curves.append(by_step(curve(record, kind) for record in records))
+            curves.append(by_step(curves_of(records, kind)))
     found = {kind: curves for kind, curves in found.items() if any(curves)}
     if not found:
         return None
@@ -40,6 +40,19 @@ def learning_curves(comparison):
     return as_svg(figure)
 
 
+def curves_of(records, kind):
+    """Of every video. One that early stopping stopped goes on with the loss of what was kept: else
+    the mean would jump to that of the others. Not on the draws of updates, which end there."""
+    curves = [curve(record, kind) for record in records]
+    steps = sorted({step for points in curves for step, _ in points})
+    for record, points in zip(records, curves, strict=True):
+        if points and record.get("stop_step") is not None and kind != "losses":
+            checked = [loss for _, loss in points if loss is not None]
+            kept = record["future_loss"] if kind == "future_losses" else min(checked, default=None)
+            points += [[step, kept] for step in steps if step > points[-1][0]]
+    return curves
+
+
 def curve(record, kind):
     """[step, loss] of each time that it was measured; that of the true future begins at step 0."""
     if kind == "losses":
@@ -47,7 +60,7 @@ def curve(record, kind):
     traced = record.get(kind) or []
     if kind == "future_losses" and traced:
         return [[0, record["future_loss_before"]], *traced]
-    return traced
+    return list(traced)
 
 
 def stops(comparison, method):

@@ -28,7 +28,7 @@ matplotlib.rcParams.update(STYLE)
 COLOURS = ["#4c8fd6", "#e0803a", "#45a565", "#c65353", "#9a77c9", "#a5744f", "#d678b4", "#8a8f3c"]
 LONGEST = 60  # characters of a name
 ACROSS = 4  # panels in a row
-MANY = 30  # videos: from here on no names below the bars
+MANY = 30  # videos: from here on no bars with names below them
 
 
 def drawing(width=6.4, height=3.2, panels=1, **keywords):
@@ -69,8 +69,11 @@ def sorted_gains(comparison, metric):
     for i, (axis, method) in enumerate(zip(axes, comparison.methods, strict=False)):
         gains = comparison.gains(method, metric, videos)
         order = np.argsort(gains)
-        axis.bar(range(len(videos)), gains[order], color=colour(i))
-        names = [label(videos[j]) for j in order] if len(videos) < MANY else []
+        if few := len(videos) < MANY:
+            axis.bar(range(len(videos)), gains[order], color=colour(i))
+        else:  # one outline, drawn in a fraction of the time
+            axis.fill_between(range(len(videos)), gains[order], step="mid", color=colour(i), lw=0)
+        names = [label(videos[j]) for j in order] if few else []
         axis.set_xticks(range(len(names)), names, rotation=90, fontsize=6)
         axis.set_title(label(method.name), fontsize=9)
     axes[0].set_ylabel(gain_label(metric))

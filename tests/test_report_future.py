@@ -191,7 +191,7 @@ def test_learning_curves(runs, panels):
         ("run", [0] * 2, {"steps": 3, "futures": [0.1, 0.2]}),
     )
     run.done["v000"]["stop_step"] = 2
-    run.done["v001"]["anchor_losses"] = [[0, 0.7], [2, 0.6], [4, None]]
+    run.done["v001"]["anchor_losses"] = [[0, 0.7], [2, 0.6]]
     held_in, held_out, future = panels(compare([base, run])).values()
     (means,) = points(held_in, ".")
     assert means == [(1, 0.5), (3, pytest.approx(0.4))]
@@ -199,7 +199,30 @@ def test_learning_curves(runs, panels):
     assert points(held_out, "o") == [[(2, pytest.approx(0.5))]]
     (means,) = points(future, ".")
     assert means == [(0, 0.2), (2, pytest.approx(0.175)), (4, pytest.approx(0.15))]
+    run.done["v000"]["stop_step"] = None
+    run.done["v000"]["anchor_losses"].append([4, None])
+    _, held_out, _ = panels(compare([base, run])).values()
+    assert len(points(held_out, ".")[0]) == 2 and points(held_out, "o") == []
     assert points(future, "o") == [[(2, pytest.approx(0.175))]]
+
+
+def test_a_stopped_video_goes_on_with_what_was_kept(runs, panels):
+    """Else the mean would be that of the videos left over."""
+    base, run = runs(
+        ("base", [0] * 2, {"steps": 0, "futures": [0.2] * 2}),
+        ("run", [0] * 2, {"futures": [0.1, 0.1]}),
+    )
+    run.done["v000"] |= {
+        "stop_step": 2, "anchor_losses": [[0, 0.2], [1, 0.1], [2, 0.3]],
+        "future_losses": [[1, 0.15], [2, 0.4]], "future_loss": 0.15,
+    }  # fmt: skip
+    run.done["v001"] |= {
+        "anchor_losses": [[i, 0.9] for i in range(4)],
+        "future_losses": [[i, 0.9] for i in range(1, 4)],
+    }
+    _, held_out, future = panels(compare([base, run])).values()
+    assert points(held_out, ".")[0][-2:] == [(2, pytest.approx(0.6)), (3, pytest.approx(0.5))]
+    assert points(future, ".")[0][-2:] == [(2, pytest.approx(0.65)), (3, pytest.approx(0.525))]
 
 
 def test_learning_curves_without_data_are_left_out(runs, panels):
