@@ -104,8 +104,10 @@ def write_tables(out, comparisons, predictions, notes):
         for metric, rows in tables.items():
             flat += [{"set": name, "metric": metric, **row} for row in rows]
         shown = main_metric(comparison)
-        print(*filter(None, [name, title(shown), about(shown)]), sep="\n")
-        print(*[as_text(readable(rows)) for rows in [tables[shown]] if rows], sep="\n")
+        words = (
+            [title(shown), about(shown), as_text(readable(tables[shown]))] if tables[shown] else []
+        )
+        print(*filter(None, [name, *words]), sep="\n")
         print(*comparison.notes, "", sep="\n")
     print(*notes, MEANING, sep="\n")
     text += [f"- {note}" for note in notes] + [f"\n{MEANING}\n"]
