@@ -89,7 +89,7 @@ def sections_of(comparison, media, name, count):
 LEARNING = (
     "Mean loss over the steps (lower is better). On an update's own draws it mostly shows the noise"
     " of the draws. Held-out latents and the true future have the same noise at every check, and "
-    "adaptation does not see them. Dots are where early stopping stopped a video; there it goes on "
+    "adaptation does not see them. Dots are where early stopping stopped a video; it then goes on "
     "with the state that was kept."
 )
 EVERY = (
