@@ -107,9 +107,8 @@ def is_whole(record):
 
 def has_details(record):
     """Whether what a report draws is of the right kind: the preflight's losses, sizes, texts, and,
-    where there are any, the checks of early stopping and the frames' scores."""
+    where there are any, losses over the steps and the scores of frames and samples."""
     preflight, texts = record["preflight"], record["columns"].values()
-    checks, frames = record.get("anchor_losses", []), record.get("psnr_db_per_frame") or []
     sizes = [
         *(preflight.get(name) for name in ("loss", "zero_loss", "negated_loss")),
         *record["distances"].values(),
@@ -120,13 +119,30 @@ def has_details(record):
         and preflight["zero_loss"] > 0
         and all(isinstance(text, str | None) for text in texts)
         and isinstance(record.get("source_sha256"), str | None)
-        and isinstance(checks, list)
-        and all(isinstance(check, list) and len(check) == 2 for check in checks)
-        and all(type(step) is int and is_score(loss) for step, loss in checks)
         and isinstance(record.get("stop_step"), int | None)
-        and isinstance(frames, list)
-        and all(map(is_score, frames))
+        and is_score(record.get("sample_variance"))
+        and all(is_curve(record.get(f"{kind}_losses", [])) for kind in ("anchor", "future"))
+        and all(map(is_scores, listed(record)))
     )
+
+
+def listed(record):
+    """What a record has as a list, or None, of scores: of frames, parts of the loss, samples."""
+    for name in METRICS:
+        for part in ("per_frame", "per_sample", "per_sigma", "per_latent"):
+            yield record.get(f"{name}_{part}")
+
+
+def is_curve(values):
+    """[step, loss] of each time that it was measured."""
+    return isinstance(values, list) and all(
+        isinstance(point, list) and len(point) == 2 and type(point[0]) is int and is_score(point[1])
+        for point in values
+    )
+
+
+def is_scores(values):
+    return values is None or (isinstance(values, list) and all(map(is_score, values)))
 
 
 def is_score(value):
