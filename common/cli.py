@@ -113,8 +113,9 @@ def add_window(group):
 
 def add_adaptation(group):
     group.add_argument(
-        "--steps", type=at_least(0, 1_000_000), default=5, help="updates per video; 0 is the baseline"
-    )
+        "--steps", type=at_least(0, 1_000_000), default=5,
+        help="updates per video; 0 is the baseline",
+    )  # fmt: skip
     group.add_argument("--lr", type=positive, default=5e-3, help="learning rate")
     group.add_argument(
         "--seed", type=int, default=42, help="of every random stream, with the video's id"
