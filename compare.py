@@ -4,7 +4,8 @@
     python compare.py --sweep results/groups_5_steps --out results/groups_5_steps/report
 
 Gains are differences to the baseline (--steps 0) on the videos and seeds that all runs share,
-positive where the method is better. The interval is a 95 % BCa bootstrap over sources and says
+positive where the method is better; in the loss on the true future, which leads, they are relative,
+in per cent of each video's own baseline. The interval is a 95 % BCa bootstrap over sources and says
 where their mean lies; from fewer than 8 sources it would be too narrow and is not given. p is a
 signed-rank test with Holm's correction over the methods; it asks whether the gains lie
 symmetrically about zero, so the two need not agree. Beside p is the smallest that so many sources
@@ -17,7 +18,8 @@ from pathlib import Path
 import common
 from common.names import printable
 from common.results import write_json
-from report.comparison import COMPARED, compare, table, title
+from report.comparison import compare, table, unmeasured
+from report.metrics import COMPARED, about, main_metric, title
 from report.page import write_page
 from report.predict import headline, lines, predict
 from report.runs import read_row, read_rows, read_runs
@@ -79,7 +81,8 @@ def compared(sets, notes):
 
 def predictions_of(comparison):
     """By method: from the conditioning frames and the losses before generating."""
-    found = {m.name: predict(comparison, m, "psnr_db") for m in comparison.methods}
+    shown = main_metric(comparison)
+    found = {m.name: predict(comparison, m, shown) for m in comparison.methods}
     for name, result in found.items():
         print(f"{name}: {headline(result)}")
         print(as_text(lines(result)), end="\n\n")
@@ -97,19 +100,31 @@ def write_tables(out, comparisons, predictions, notes):
             "predictions": predictions.get(name),
         }
         text.append(f"# {name}\n" if name else "")
+        text.append(markdown(comparison, tables))
         for metric, rows in tables.items():
-            if rows:
-                text.append(f"## {title(metric)}\n\n{as_markdown(readable(rows))}")
             flat += [{"set": name, "metric": metric, **row} for row in rows]
-        text.append("\n".join(f"- {note}" for note in comparison.notes) + "\n")
-        shown = tables["psnr_db"]
-        print(*filter(None, [name, as_text(readable(shown)) if shown else ""]), sep="\n")
+        shown = main_metric(comparison)
+        words = (
+            [title(shown), about(shown), as_text(readable(tables[shown]))] if tables[shown] else []
+        )
+        print(*filter(None, [name, *words]), sep="\n")
         print(*comparison.notes, "", sep="\n")
     print(*notes, MEANING, sep="\n")
     text += [f"- {note}" for note in notes] + [f"\n{MEANING}\n"]
     (out / "table.md").write_text("\n".join(text), encoding="utf-8")
     write_csv(out / "table.csv", flat)
     write_json(out / "results.json", {"comparisons": everything, "notes": notes})
+
+
+def markdown(comparison, tables):
+    """The tables of a comparison, each with what a reader must know of it, and the notes."""
+    parts = []
+    for metric, rows in tables.items():
+        if rows:
+            parts += [f"## {title(metric)}\n", *([f"{about(metric)}\n"] if about(metric) else [])]
+            parts.append(as_markdown(readable(rows)))
+    notes = [*comparison.notes, *unmeasured(comparison)]
+    return "\n".join([*parts, *(f"- {note}" for note in notes), ""])
 
 
 def main():

@@ -158,12 +158,17 @@ class LongCat:
             velocity = function(velocity)
         return velocity
 
-    def velocity(self, noisy_latents, sigma, cond_latents, text):
+    def velocity(self, noisy_latents, sigma, cond_latents, text, cache=None):
         """Velocity noise - latents, float32, of noisy_latents (B, C, T, h, w) at sigma (B,).
 
-        cond_latents (1 or B, C, T_cond, h, w) are the clean frames before them.
+        cond_latents (1 or B, C, T_cond, h, w) are the clean frames before them; with the cache that
+        `context_cache` gives for these they are not read again.
         """
         batch, context = len(noisy_latents), cond_latents.shape[2]
+        if cache is not None:
+            timestep = (1000 * sigma.to(noisy_latents))[:, None].repeat(1, noisy_latents.shape[2])
+            given = {"num_cond_latents": context, "kv_cache_dict": cache}
+            return self._call(noisy_latents, timestep, text.expand(batch), **given)
         cond_latents = cond_latents.expand(batch, -1, -1, -1, -1)
         x = torch.cat([cond_latents, noisy_latents], dim=2)
         timestep = (1000 * sigma.to(x))[:, None].repeat(1, x.shape[2])
@@ -214,7 +219,7 @@ class LongCat:
         if guidance_scale > 1:
             text = Text.joined([negative_text, text])
         latents = noise.to(self.device, torch.float32)
-        cache = self._fill_cache(cond_latents) if use_cache else None
+        cache = self.context_cache(cond_latents) if use_cache else None
         sigmas = schedule(self.scheduler, steps, enhance_hf, distill).to(self.device)
         for sigma, sigma_next in itertools.pairwise(sigmas):
             x = latents if use_cache else torch.cat([cond_latents, latents], dim=2)
@@ -235,7 +240,8 @@ class LongCat:
         x = x.expand(batch, -1, -1, -1, -1)
         return self._call(x, timestep, text, num_cond_latents=context, kv_cache_dict=cache)
 
-    def _fill_cache(self, cond_latents):
+    @torch.no_grad()
+    def context_cache(self, cond_latents):
         """Keys and values of the context, read at timestep 0 and without text."""
         timestep = cond_latents.new_zeros(1, cond_latents.shape[2])
         return self.dit(cond_latents, timestep, None, return_kv=True, skip_crs_attn=True)[1]

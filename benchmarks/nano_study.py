@@ -88,7 +88,7 @@ def run_row(row, shared, model, video, texts):
             record = common.adapt(model, method, clip, args)
         frames = common.generate(model, clip, args, record)
     kept = {name: record[name] for name in ("losses", "diverged", "adapt_seconds")}
-    return kept | {"psnr_db": score(frames, clip.truth)["psnr_db"]}
+    return kept | {"psnr_db": score(frames[0], clip.truth)["psnr_db"]}
 
 
 def references(shared, model, video, texts):

@@ -14,6 +14,7 @@ import re
 
 import torch
 
+from common.future import Future
 from common.loss import (
     PREFLIGHT_DRAWS,
     PREFLIGHT_SIGMAS,
@@ -32,11 +33,12 @@ MAX_GRAD_NORM = 1.0
 def adapt(model, method, clip, args, show=lambda line: None, stopping=None):
     """Runs args.steps updates of the method's parameters on the clip's target latents.
 
-    Returns the record of the video's JSON: loss and sigmas of every step (before its update),
-    checks of the early stopping, whether the adaptation diverged (then the best state is put back,
-    or the first), what is kept, parameter count, norms and distances from the start, seconds.
+    Returns the record of the video's JSON: loss and sigmas of every step (before its update), loss
+    on the true future, checks of the early stopping, whether the adaptation diverged (then the best
+    state is put back, or the first), what is kept, parameter count, norms and distances from the
+    start, seconds.
     """
-    other_loss, costs = loss_on_other(model, clip), {}
+    other_loss, costs, future = loss_on_other(model, clip), {}, Future(model, clip, args)
     parameters = method.named_parameters()
     losses, sigmas, diverged = [], [], False
     with stage(costs, "adapt", model.device):
@@ -45,12 +47,14 @@ def adapt(model, method, clip, args, show=lambda line: None, stopping=None):
             losses.append(finite_or_none(loss))
             sigmas.append(drawn)
             show(f"step {len(losses)}/{args.steps} loss {loss:.4f}")
+            future.trace(len(losses))
             diverged = not finite
             if diverged or stopping.ends_after(len(losses), last=hasattr(method, "solve")):
                 break
         diverged = diverged or not all(p.isfinite().all() for p in parameters.values())
         if diverged or stopping.every:
             stopping.restore()
+    costs["adapt_seconds"] -= future.trace_seconds
     kept_step = stopping.best_step if diverged or stopping.every else len(losses)
     return {
         "losses": losses,
@@ -66,6 +70,7 @@ def adapt(model, method, clip, args, show=lambda line: None, stopping=None):
         **costs,
         **distances(model, parameters, stopping.start),
         "forgetting": forgetting(model, clip, other_loss),
+        **future.record(adapted=kept_step > 0),
     }
 
 
@@ -178,14 +183,22 @@ def forgetting(model, clip, before):
 
 
 def generate(model, clip, args, record):
-    """The clip's continuation: frames (gen_frames, 3, H, W) in 0..1 on the CPU. Adds its seconds to
-    record.
+    """args.samples continuations of the clip: frames (samples, gen_frames, 3, H, W) in 0..1 on the
+    CPU; None with --no-generate. Adds its seconds to record.
 
-    The initial noise is the video's own stream, so two methods continue from the same one.
+    The initial noise of each is the video's own stream, so two methods continue from the same ones,
+    and the first does not depend on how many there are.
     """
+    if not args.generate:
+        return None
+    names = ["initial noise", *(f"initial noise {i}" for i in range(1, args.samples))]
+    return torch.stack([continuation(model, clip, args, record, name) for name in names])
+
+
+def continuation(model, clip, args, record, name):
     shape = list(clip.cond_latents.shape)
     shape[2] = clip.window.new_latents
-    noise = torch.randn(shape, generator=stream(clip.seed, clip.video.id, "initial noise"))
+    noise = torch.randn(shape, generator=stream(clip.seed, clip.video.id, name))
     with stage(record, "generate", model.device):
         latents = within_memory(
             model,

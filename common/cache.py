@@ -96,7 +96,7 @@ class References:
 
     def load(self, clip):
         found = self.cache.load_json("references", self._facts(clip))
-        return found if are_references(found) else None
+        return found if found and are_references(found) else None
 
     def save(self, clip, found):
         self.cache.save_json("references", self._facts(clip), found)

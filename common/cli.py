@@ -5,7 +5,7 @@ import hashlib
 import sys
 from pathlib import Path
 
-from common import stopping
+from common import future, stopping
 from common.clip import CONTEXT_LATENTS, TTA_FRAMES, Window
 from common.data import sha256
 from common.errors import UsageError
@@ -44,6 +44,7 @@ def parse_args(description, method, argv=None):
     add_data(parser.add_argument_group("data and model"))
     add_window(parser.add_argument_group("frame window"))
     add_adaptation(parser.add_argument_group("adaptation"))
+    future.add_arguments(parser.add_argument_group("loss on the true future"))
     stopping.add_arguments(parser.add_argument_group("early stopping"))
     method.add_arguments(parser.add_argument_group(f"{method.__name__} (this script)"))
     add_sampling(parser.add_argument_group("sampling"))
@@ -123,8 +124,9 @@ def add_window(group):
 
 def add_adaptation(group):
     group.add_argument(
-        "--steps", type=at_least(0, 100_000), default=5, help="updates per video; 0 is the baseline"
-    )
+        "--steps", type=at_least(0, 1_000_000), default=5,
+        help="updates per video; 0 is the baseline",
+    )  # fmt: skip
     group.add_argument("--lr", type=positive, default=5e-3, help="learning rate")
     group.add_argument(
         "--seed", type=int, default=42, help="of every random stream, with the video's id"
@@ -160,6 +162,14 @@ def add_sampling(group):
     group.add_argument(
         "--sampling-steps", type=at_least(1, 10_000), default=50, help="of the schedule"
     )
+    group.add_argument(
+        "--samples", type=at_least(1, 1024), default=1, metavar="N",
+        help="continuations of each clip; from 2 on their mean and spread are scored too",
+    )  # fmt: skip
+    group.add_argument(
+        "--no-generate", dest="generate", action="store_false",
+        help="no continuation: the loss on the true future alone, in a fraction of the time",
+    )  # fmt: skip
     group.add_argument(
         "--guidance-scale", type=finite, help="1 or less: none; by default the checkpoint's own"
     )

@@ -67,6 +67,11 @@ class Window:
     def new_latents(self):
         return -(-self.gen_frames // LATENT_FRAMES)
 
+    @property
+    def future_latents(self):
+        """Whole ones that the scored frames fill."""
+        return self.gen_frames // LATENT_FRAMES
+
 
 def held_out(targets, args):
     """A quarter of the target latents, at least one, where the run stops early."""
@@ -95,6 +100,7 @@ class Clip:
     cond_latents: torch.Tensor  # clean latents that generation continues
     cond_frames: torch.Tensor
     truth: torch.Tensor  # the frames that really followed, gen_frames of them
+    future: torch.Tensor  # latents of those, as far as they fill whole ones; for scoring alone
     text: object
     negative_text: object
     costs: dict = field(default_factory=dict)  # of encoding, as in common.stages
@@ -138,6 +144,8 @@ def load_clip(model, video, window, size, text, negative_text, seed, footage=Non
         latents = encode(seen[-window.tta_frames :], "tta")
         same = window.cond_frames == window.tta_frames
         cond_latents = latents if same else encode(cond, "cond")
+        followed = torch.cat([cond, truth[: LATENT_FRAMES * window.future_latents]])
+        future = encode(followed, "future")[:, :, cond_latents.shape[2] :]
     stop = latents.shape[2] - window.held_out_latents
     return Clip(
         video, window, seed, footage.sha256, footage.fps,
@@ -147,6 +155,7 @@ def load_clip(model, video, window, size, text, negative_text, seed, footage=Non
         cond_latents=cond_latents,
         cond_frames=cond,
         truth=truth,
+        future=future,
         text=text.to(model.device),
         negative_text=negative_text.to(model.device),
         costs=costs,

@@ -23,14 +23,18 @@ ROOMS = ("common", "backbones")
 # baseline and can be compared
 GENERATION = (
     "videos prompt caption checkpoint size anchor cond_frames gen_frames seed attention "
-    "sampling_steps guidance_scale negative_prompt enhance_hf weights compile"
+    "sampling_steps guidance_scale negative_prompt enhance_hf weights compile samples generate "
+    "future_draws"
 ).split()
 # what may differ when a run goes on: it changes no number, or is known by its content
 NEUTRAL = {
     "videos", "checkpoint", "out", "batch_start", "batch_end", "limit", "device", "checkpointing",
     "dry_run", "forgetting", "shard", "lpips_weights", "allow_poor_captions", "save_frames",
-    "save_adapter", "offload", "cache", "cache_latents", "profile",
+    "save_adapter", "offload", "cache", "cache_latents", "profile", "trace_future",
 }  # fmt: skip
+SAID = {"preflight": "--no-preflight", "generate": "--no-generate"} | {
+    name: name for name in ("method", "script")
+}
 BLOCK, BLOCKS = 1 << 18, 64  # bytes and number of the samples of a large weight file
 
 
@@ -158,9 +162,7 @@ def difference(old, config):
         if then.get("script_sha256") != now.get("script_sha256"):
             return f"{now.get('script')}.py was edited since"
     for name in sorted((then.keys() | now.keys()) - NEUTRAL - {"script_sha256"}):
-        flag = {"preflight": "--no-preflight", "method": "method", "script": "script"}.get(
-            name, f"--{name.replace('_', '-')}"
-        )
+        flag = SAID.get(name, f"--{name.replace('_', '-')}")
         compared.append((flag, then.get(name), now.get(name)))
     for name, there, here in compared:
         if there != here:

@@ -11,6 +11,7 @@ from common.clip import mean_change, side_by_side
 from common.errors import PreflightError, StopRun
 from common.evaluate import evaluate, references
 from common.names import printable
+from common.samples import combined, scores_together
 from common.video import write_video
 
 FOR_LOOKING = {"crf": "12", "preset": "superfast"}  # larger files in a third of the time
@@ -60,15 +61,14 @@ class Records:
         self.bar.update()
 
     def scored(self, clip, record, frames, reconstruction):
-        """The whole record of a video, its mp4 written. reconstruction: the real frames through the
-        autoencoder, where record has no references yet."""
+        """The whole record of a video, its mp4 written. frames: the samples, or None.
+        reconstruction: the real frames through the autoencoder, where record has no references
+        yet."""
         started = time.perf_counter()
-        with ThreadPoolExecutor(1) as pool:  # encoding takes other time than scoring
-            writing = pool.submit(self._write_pictures, clip, frames)
-            record |= evaluate(frames, clip, self.lpips)
-            if record["references"] is None:
-                record["references"] = references(clip, reconstruction, self.lpips)
-            writing.result()
+        nothing = {f"{name}_seconds": 0.0 for name in results.STAGES} | {"references": {}}
+        record = dict.fromkeys(results.METRICS) | nothing | record
+        if frames is not None:
+            self._score(clip, record, frames, reconstruction)
         record |= self._identity(clip.video) | {
             "status": "done",
             "video_sha256": clip.video_sha256,
@@ -84,6 +84,15 @@ class Records:
         record["metrics_seconds"] = time.perf_counter() - started
         record["total_seconds"] += record["metrics_seconds"]
         return record
+
+    def _score(self, clip, record, frames, reconstruction):
+        with ThreadPoolExecutor(1) as pool:  # encoding takes other time than scoring
+            writing = pool.submit(self._write_pictures, clip, frames[0])
+            record |= combined([evaluate(sample, clip, self.lpips) for sample in frames])
+            record |= scores_together(frames, clip.truth)
+            if record["references"] is None:
+                record["references"] = references(clip, reconstruction, self.lpips)
+            writing.result()
 
     def write(self, video, record):
         identity.refuse_other(self.args.out, self.config)  # as it may be by now

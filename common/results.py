@@ -14,10 +14,11 @@ from safetensors.torch import load_file, save_file
 from common.metrics import mean
 from common.values import MANY
 
-METRICS = (
-    "psnr_db ssim lpips temporal_psnr_db temporal_ssim flow_error_px warping_error "
-    "truth_warping_error"
-).split()
+METRICS = {  # the proper ones first, and which values of each are better
+    "future_loss": "lower", "kernel_score": "lower", "energy_score": "lower", "psnr_db": "higher",
+    "ssim": "higher", "lpips": "lower", "temporal_psnr_db": "higher", "temporal_ssim": "higher",
+    "flow_error_px": "lower", "warping_error": "lower", "truth_warping_error": None,
+}  # fmt: skip
 STAGES = ("encode", "adapt", "generate", "decode", "metrics", "total")  # <stage>_seconds
 REFERENCES = ("repeat_last", "reconstruction")
 NUMBER = (int, float)
@@ -27,6 +28,7 @@ NEEDED = {  # of a finished video's record, and what each is
     "preflight": dict, "losses": list, "frame_indices": dict, "references": dict, "norms": dict,
     "distances": dict, "relative_distances": dict, "diverged": bool, "kept": str,
     "adapted_parameters": int, "peak_memory_gb": NUMBER,
+    "future_loss_before": (*NUMBER, type(None)),
     **{f"{name}_seconds": NUMBER for name in STAGES},
     **{name: (*NUMBER, type(None)) for name in METRICS},
 }  # fmt: skip
@@ -96,28 +98,20 @@ def is_whole(record):
         *(record[key] for key in numbers),
         *record["losses"],
     ]
-    return (
-        all(map(is_range, windows))
-        and all(map(is_score, scores))
-        and are_references(record["references"])
-        and has_details(record)
-    )
+    whole = all(map(is_range, windows)) and all(map(is_score, scores))
+    return whole and are_references(record["references"]) and has_details(record)
 
 
 def are_references(found):
-    """Whether what was read are scores of both references."""
-    kinds = [found.get(kind) for kind in REFERENCES] if isinstance(found, dict) else [None]
-    return all(
-        isinstance(kind, dict) and all(is_score(kind.get(name)) for name in METRICS)
-        for kind in kinds
-    )
+    """Whether what was read are scores of the references that there are."""
+    kinds = [found.get(kind, {}) for kind in REFERENCES] if isinstance(found, dict) else [None]
+    return all(isinstance(k, dict) and all(is_score(k.get(m)) for m in METRICS) for k in kinds)
 
 
 def has_details(record):
     """Whether what a report draws is of the right kind: the preflight's losses, sizes, texts, and,
-    where there are any, the checks of early stopping and the frames' scores."""
+    where there are any, losses over the steps and the scores of frames and samples."""
     preflight, texts = record["preflight"], record["columns"].values()
-    checks, frames = record.get("anchor_losses", []), record.get("psnr_db_per_frame") or []
     sizes = [
         *(preflight.get(name) for name in ("loss", "zero_loss", "negated_loss")),
         *record["distances"].values(),
@@ -128,13 +122,30 @@ def has_details(record):
         and preflight["zero_loss"] > 0
         and all(isinstance(text, str | None) for text in texts)
         and isinstance(record.get("source_sha256"), str | None)
-        and isinstance(checks, list)
-        and all(isinstance(check, list) and len(check) == 2 for check in checks)
-        and all(type(step) is int and is_score(loss) for step, loss in checks)
         and isinstance(record.get("stop_step"), int | None)
-        and isinstance(frames, list)
-        and all(map(is_score, frames))
+        and is_score(record.get("sample_variance"))
+        and all(is_curve(record.get(f"{kind}_losses", [])) for kind in ("anchor", "future"))
+        and all(map(is_scores, listed(record)))
     )
+
+
+def listed(record):
+    """What a record has as a list, or None, of scores: of frames, parts of the loss, samples."""
+    for name in METRICS:
+        for part in ("per_frame", "per_sample", "per_sigma", "per_latent"):
+            yield record.get(f"{name}_{part}")
+
+
+def is_curve(values):
+    """[step, loss] of each time that it was measured."""
+    return isinstance(values, list) and all(
+        isinstance(point, list) and len(point) == 2 and type(point[0]) is int and is_score(point[1])
+        for point in values
+    )
+
+
+def is_scores(values):
+    return values is None or (isinstance(values, list) and all(map(is_score, values)))
 
 
 def is_score(value):
@@ -198,9 +209,13 @@ def summarise(out):
         **{f"mean_{name}": mean([r[name] for r in done]) for name in METRICS},
         "videos_with_lpips": sum(r["lpips"] is not None for r in done),
         "mean_references": {
-            kind: {name: mean([r["references"][kind].get(name) for r in done]) for name in METRICS}
+            kind: {
+                name: mean([r["references"].get(kind, {}).get(name) for r in done])
+                for name in METRICS
+            }
             for kind in REFERENCES
         },
+        "mean_future_loss_before": mean([r["future_loss_before"] for r in done]),
         "mean_first_loss": mean([r["losses"][0] for r in done if r["losses"]]),
         "mean_last_loss": mean([r["losses"][-1] for r in done if r["losses"]]),
         **{f"{name}_seconds": sum(r[f"{name}_seconds"] for r in done) for name in STAGES},
@@ -214,10 +229,20 @@ def line(result):
     """One finished video in a line for people."""
     losses = result["losses"]
     first, last = (f"{losses[i]:.4f}" if losses and losses[i] is not None else "-" for i in (0, -1))
-    lpips = "-" if result["lpips"] is None else f"{result['lpips']:.3f}"
-    psnr = "identical" if result["psnr_db"] is None else f"{result['psnr_db']:.2f} dB"
-    return (
-        f"{result['id']}: loss {first} -> {last}  PSNR {psnr}  SSIM {result['ssim']:.3f}  "
-        f"LPIPS {lpips}  {result['total_seconds']:.1f} s  {result['peak_memory_gb']:.1f} GB"
-        + (f"  DIVERGED, {result['kept']} kept" if result["diverged"] else "")
-    )
+    parts = [f"{result['id']}: loss {first} -> {last}"]
+    if result["future_loss"] is not None:
+        parts.append(f"true future {change(result['future_loss_before'], result['future_loss'])}")
+    for name, unit in (("psnr_db", " dB"), ("ssim", ""), ("lpips", "")):
+        if result[name] is not None:
+            parts.append(f"{name.partition('_')[0].upper()} {result[name]:.2f}{unit}")
+    parts.append(f"{result['total_seconds']:.1f} s  {result['peak_memory_gb']:.1f} GB")
+    if result["diverged"]:
+        parts.append(f"DIVERGED, {result['kept']} kept")
+    return "  ".join(parts)
+
+
+def change(before, after):
+    """As '0.1552 -> 0.1521 (-2.0 %)'."""
+    if not before or after is None:
+        return "-"
+    return f"{before:.4f} -> {after:.4f} ({100 * (after / before - 1):+.1f} %)"

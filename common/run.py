@@ -162,9 +162,9 @@ class Run:
         self.records.show(line)
 
     def write(self, clip, record, frames, method):
-        """Scores the generated frames and writes the video's mp4, adapter and JSON, all but the
-        adapter in the background."""
-        if not frames.isfinite().all():
+        """Scores the generated frames, where there are any, and writes the video's mp4, adapter and
+        JSON, all but the adapter in the background."""
+        if frames is not None and not frames.isfinite().all():
             self._skip(clip.video, VideoError("the generated frames are not finite"))
             return
         if self._lost(clip.video):
@@ -172,10 +172,12 @@ class Run:
         identity.refuse_other(self.out, self.config)  # one that began beside this one
         if self.args.save_adapter:
             results.save_adapter(self.out / "videos" / clip.video.id, method)
-        with stage(record, "reference", self.model.device):
-            record["references"], again = self.references.load(clip), None
-            if record["references"] is None:
-                again = within_memory(self.model, lambda: reconstruct(self.model, clip))
+        again = None
+        if frames is not None:
+            with stage(record, "reference", self.model.device):
+                record["references"] = self.references.load(clip)
+                if record["references"] is None:
+                    again = within_memory(self.model, lambda: reconstruct(self.model, clip))
         record |= clip.costs | {
             "placement": self.model.placement.describe(),
             "total_seconds": time.perf_counter() - self.started,
@@ -193,7 +195,8 @@ class Run:
             self._skip(clip.video, VideoError(f"not scored: {type(error).__name__}: {error}"))
             return
         self.claims.release(clip.video.id)
-        self.references.save(clip, record["references"])
+        if frames is not None:
+            self.references.save(clip, record["references"])
         self.records.announce(record)
 
     def _lost(self, video):
@@ -217,11 +220,12 @@ class Run:
         """Writes and prints the summary; 3 where videos of this range were skipped, else 0."""
         summary = results.summarise(self.out)
         done, skipped = summary["videos_done"], summary["videos_skipped"]
-        psnr, ssim = summary["mean_psnr_db"], summary["mean_ssim"]
+        psnr = summary["mean_psnr_db"]
         if done:
-            psnr = "-" if psnr is None else f"{psnr:.2f} dB"
-            ssim = "-" if ssim is None else f"{ssim:.3f}"
-            print(f"{done} videos done: mean PSNR {psnr}, SSIM {ssim}; {self.out}/summary.json")
+            future = results.change(summary["mean_future_loss_before"], summary["mean_future_loss"])
+            shown = [] if future == "-" else [f"loss on the true future {future}"]
+            shown += [] if psnr is None else [f"mean PSNR {psnr:.2f} dB"]
+            print(f"{done} videos done: {', '.join([*shown, f'{self.out}/summary.json'])}")
         for name, reason in skipped.items():
             print(printable(f"skipped {name}: {reason}"), file=sys.stderr)
         here = {video.id for video in self.videos}

@@ -11,15 +11,15 @@ from torch.profiler import ProfilerActivity, profile
 
 @contextlib.contextmanager
 def stage(costs, name, device):
-    """Adds <name>_seconds to costs, and <name>_peak_memory_gb: of the stage on a GPU, of the whole
-    process so far on a CPU."""
+    """Adds to <name>_seconds in costs, and notes <name>_peak_memory_gb: of the stage on a GPU, of
+    the whole process so far on a CPU."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     started = time.perf_counter()
     yield
     if device.type == "cuda":
         torch.cuda.synchronize(device)  # what is timed next does not include what came before
-    costs[f"{name}_seconds"] = time.perf_counter() - started
+    costs[f"{name}_seconds"] = costs.get(f"{name}_seconds", 0.0) + time.perf_counter() - started
     costs[f"{name}_peak_memory_gb"] = peak_memory_gb(device)
 
 

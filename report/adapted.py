@@ -29,6 +29,8 @@ def distances_figure(comparison):
     axis.tick_params(axis="x", rotation=20)
     if all(value > 0 for values in found for value in values):
         axis.set_yscale("log")
+        for ticks in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
+            ticks("{x:g}")  # matplotlib's own are TeX, which labels of others must not be
     return as_svg(figure)
 
 

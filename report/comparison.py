@@ -7,20 +7,15 @@ import numpy as np
 from common.errors import UsageError
 from common.identity import NEUTRAL
 from common.results import METRICS
+from report.metrics import COMPARED, RELATIVE, ZERO, unit
 from report.notes import edited, listed, notes_on, notes_on_seeds, versions
 from report.runs import FACTS, refuse_mismatch
 from report.statistics import clustered_interval, holm, signed_rank, spread_over_seeds
 
-LOWER_IS_BETTER = {"lpips", "flow_error_px", "warping_error"}
-COMPARED = [name for name in METRICS if name != "truth_warping_error"]
 REFERENCES = {
     "repeat_last": "(last frame repeated)", "reconstruction": "(real frames, autoencoder)"
 }  # fmt: skip
 WORST = 5  # videos named for each method
-
-
-def title(metric):
-    return f"{metric} (lower is better)" if metric in LOWER_IS_BETTER else metric
 
 
 @dataclass(frozen=True)
@@ -61,19 +56,33 @@ class Comparison:
     left_out: dict  # metrics that were measured in different ways, and why
 
     def scored(self, metric):
-        """The shared videos that have this score in every run."""
+        """The shared videos that have this score in every run; where gains are relative, without
+        those whose baseline has none to be relative to."""
         if metric in self.left_out:
             return []
         runs = [run for method in [self.baseline, *self.methods] for run in method.runs]
-        return [v for v in self.videos if all(r.done[v].get(metric) is not None for r in runs)]
+        found = [v for v in self.videos if all(r.done[v].get(metric) is not None for r in runs)]
+        if metric not in RELATIVE:
+            return found
+        return [v for v in found if all(r.done[v][metric] > ZERO for r in self.baseline.runs)]
+
+    @property
+    def generated(self):
+        """Whether the runs made pictures; with --no-generate they did not."""
+        return self.baseline.runs[0].arguments.get("generate") is not False
 
     def sources(self, videos):
         return [self.baseline.record(video)["source"] for video in videos]
 
     def differences(self, method, metric, videos):
-        """(seeds, videos) over the baseline at the same seed; larger is better."""
-        sign = -1 if metric in LOWER_IS_BETTER else 1
-        return sign * (method.scores(metric, videos) - self.baseline.scores(metric, videos))
+        """(seeds, videos) over the baseline at the same seed; larger is better. Of future_loss in
+        per cent of the baseline's."""
+        sign, before = (
+            1 if METRICS[metric] == "higher" else -1,
+            self.baseline.scores(metric, videos),
+        )
+        found = sign * (method.scores(metric, videos) - before)
+        return 100 * found / before if metric in RELATIVE else found
 
     def gains(self, method, metric, videos):
         """(videos,), means over the seeds."""
@@ -162,11 +171,11 @@ def table(comparison, metric):
     gains = [comparison.gains(method, metric, videos) for method in comparison.methods]
     found = [signed_rank(gain, sources) for gain in gains]
     p_values = holm([p for p, _ in found])
-    count = {"sources": len(set(sources))}
+    count = {"sources": len(set(sources)), "gain_unit": unit(metric).strip()}
     rows = [describe(comparison.baseline, metric, videos) | count]
     for i, (method, gain) in enumerate(zip(comparison.methods, gains, strict=True)):
         mean, low, high = clustered_interval(gain, sources)
-        worst = [videos[i] for i in np.argsort(gain)[:WORST] if gain[i] < 0]
+        worst = [videos[i] for i in np.argsort(gain, kind="stable")[:WORST] if gain[i] < 0]
         rows.append(
             describe(method, metric, videos)
             | count
@@ -179,9 +188,28 @@ def table(comparison, metric):
                 "smallest_p": found[i][1],
                 "improved": float((gain > 0).mean()),
                 "worst": worst,
+                "spread_ratio": spread_ratio(comparison, method, metric, videos),
             }
         )
     return rows + references(comparison, metric, videos)
+
+
+def spread_ratio(comparison, method, metric, videos):
+    """Variance between the samples as a share of the baseline's, in the table of the kernel score;
+    None elsewhere and where it was not measured."""
+    spread = "sample_variance"
+    measured = set(comparison.scored(spread))
+    if metric != "kernel_score" or not measured.issuperset(videos):
+        return None
+    before = comparison.baseline.mean_of(spread, videos)
+    return method.mean_of(spread, videos) / before if before > ZERO else None
+
+
+def unmeasured(comparison):
+    """Lines on the metrics that have no table."""
+    lines = [f"{metric}: {why}." for metric, why in comparison.left_out.items()]
+    rest = [m for m in COMPARED if m not in comparison.left_out and not comparison.scored(m)]
+    return [*lines, *([f"Not measured in all of these runs: {', '.join(rest)}."] if rest else [])]
 
 
 def references(comparison, metric, videos):
@@ -190,7 +218,7 @@ def references(comparison, metric, videos):
     records = [comparison.baseline.record(video) for video in videos]
     rows = []
     for kind, name in REFERENCES.items():
-        scores = [r["references"][kind].get(metric) for r in records]
+        scores = [r["references"].get(kind, {}).get(metric) for r in records]
         if all(score is not None for score in scores):
             empty = dict.fromkeys(describe(comparison.baseline, metric, videos))
             means = {"mean": float(np.mean(scores)), "worst": []}
@@ -213,6 +241,8 @@ def describe(method, metric, videos):
         "p": None,
         "smallest_p": None,
         "improved": None,
+        "gain_unit": "",
+        "spread_ratio": None,
         "worst": [],
         "adapt_seconds": method.mean_of("adapt_seconds", videos),
         "peak_memory_gb": method.mean_of("peak_memory_gb", videos),

@@ -1,6 +1,7 @@
 """Figures of a comparison as SVG text, in colours that read on light and on dark."""
 
 import io
+import itertools
 import re
 from collections import defaultdict
 
@@ -9,6 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from common.names import printable
+from report.metrics import gain_label
 from report.statistics import clustered_interval
 
 INK = "#7f7f80"  # becomes the text's colour in the page
@@ -25,7 +27,8 @@ STYLE = {
 matplotlib.rcParams.update(STYLE)
 COLOURS = ["#4c8fd6", "#e0803a", "#45a565", "#c65353", "#9a77c9", "#a5744f", "#d678b4", "#8a8f3c"]
 LONGEST = 60  # characters of a name
-MANY = 30  # videos: from here on no names below the bars
+ACROSS = 4  # panels in a row
+MANY = 30  # videos: from here on no bars with names below them
 
 
 def drawing(width=6.4, height=3.2, panels=1, **keywords):
@@ -56,42 +59,6 @@ def colour(index):
     return COLOURS[index % len(COLOURS)]
 
 
-def loss_curves(comparison):
-    """Mean loss of each step, and of the checks of early stopping; dots are where it stopped."""
-    figure, (steps, checks) = drawing(8, 3.2, 2)
-    for i, method in enumerate(comparison.methods):
-        records = [run.done[video] for run in method.runs for video in comparison.videos]
-        plot_means(steps, by_step(enumerate(r["losses"], 1) for r in records), colour(i), method)
-        anchored = by_step(r.get("anchor_losses", []) for r in records)
-        plot_means(checks, anchored, colour(i), method)
-        for step in {record.get("stop_step") for record in records} & anchored.keys():
-            checks.plot(step, np.mean(anchored[step]), "o", color=colour(i))
-    steps.set(xlabel="step", ylabel="loss, mean over videos", title="adaptation (noisy draws)")
-    checks.set(xlabel="step", title="held-out latents, fixed draws")
-    if not checks.lines:
-        checks.text(0.5, 0.5, "no run has --stop-every", ha="center", transform=checks.transAxes)
-    if comparison.methods:
-        steps.legend()
-    return as_svg(figure)
-
-
-def by_step(curves):
-    """Values by step over all curves of (step, value or None)."""
-    values = defaultdict(list)
-    for curve in curves:
-        for step, value in curve:
-            values[step] += [] if value is None else [value]
-    return {step: found for step, found in values.items() if found}
-
-
-def plot_means(axis, values, color, method):
-    if values:
-        steps = sorted(values)
-        means = [np.mean(values[step]) for step in steps]
-        marker = "." if len(steps) < 9 else None
-        axis.plot(steps, means, color=color, label=label(method.name), marker=marker)
-
-
 def sorted_gains(comparison, metric):
     """A bar for each video, sorted, a panel for each method; None where no video has the score."""
     videos = comparison.scored(metric)
@@ -102,11 +69,14 @@ def sorted_gains(comparison, metric):
     for i, (axis, method) in enumerate(zip(axes, comparison.methods, strict=False)):
         gains = comparison.gains(method, metric, videos)
         order = np.argsort(gains)
-        axis.bar(range(len(videos)), gains[order], color=colour(i))
-        names = [label(videos[j]) for j in order] if len(videos) < MANY else []
+        if few := len(videos) < MANY:
+            axis.bar(range(len(videos)), gains[order], color=colour(i))
+        else:  # one outline, drawn in a fraction of the time
+            axis.fill_between(range(len(videos)), gains[order], step="mid", color=colour(i), lw=0)
+        names = [label(videos[j]) for j in order] if few else []
         axis.set_xticks(range(len(names)), names, rotation=90, fontsize=6)
         axis.set_title(label(method.name), fontsize=9)
-    axes[0].set_ylabel(f"gain, {metric}")
+    axes[0].set_ylabel(gain_label(metric))
     return as_svg(figure)
 
 
@@ -135,24 +105,9 @@ def gains_by_category(comparison, metric):
         axis.plot([], color=colour(i), label=label(method.name))
     middle = [j * (count + 1) + (count - 1) / 2 for j in range(len(names))]
     axis.set_xticks(middle, map(label, names), rotation=90, fontsize=7)
-    axis.set_ylabel(f"gain, {metric}")
+    axis.set_ylabel(gain_label(metric))
     if comparison.methods:
         axis.legend()
-    return as_svg(figure)
-
-
-def by_frame(comparison, metric):
-    """How the score falls with the horizon; None where no run has it per frame."""
-    key = f"{metric}_per_frame"
-    figure, (axis,) = drawing()
-    for i, method in enumerate([comparison.baseline, *comparison.methods]):
-        records = [run.done[video] for run in method.runs for video in comparison.videos]
-        frames = by_step(enumerate(r.get(key) or [], 1) for r in records)
-        plot_means(axis, frames, INK if i == 0 else colour(i - 1), method)
-    if not axis.lines:
-        return None
-    axis.set(xlabel="generated frame", ylabel=metric)
-    axis.legend()
     return as_svg(figure)
 
 
@@ -179,7 +134,7 @@ def gain_against(comparison, metric):
             axis.plot(x, gains, ".", color=colour(i), alpha=0.6, label=label(method.name))
     for axis, name in zip(axes, [*features, "log10 of values per parameter"], strict=True):
         axis.set_xlabel(name)
-    axes[0].set_ylabel(f"gain, {metric}")
+    axes[0].set_ylabel(gain_label(metric))
     if comparison.methods:
         axes[0].legend()
     return as_svg(figure)
@@ -202,10 +157,48 @@ def quality_against_cost(comparison, metric):
     for seconds, mean in pareto([(0.0, 0.0), *points]):
         axis.plot(seconds, mean, "o", ms=12, mfc="none", color=INK)
     axis.axhline(0, color=INK, lw=1)
-    axis.set(xlabel="adaptation, seconds a video", ylabel=f"gain, {metric}")
+    axis.set(xlabel="adaptation, seconds a video", ylabel=gain_label(metric))
     if points:
         axis.legend()
     return as_svg(figure)
+
+
+def one_against_other(comparison, across="future_loss", up="psnr_db"):
+    """Gain in one metric against that in another, a point a video, a panel a method; in the corners
+    how many videos gain in which. None where no video has both."""
+    videos = [v for v in comparison.scored(across) if v in set(comparison.scored(up))]
+    if not videos or not comparison.methods:
+        return None
+    figure, axes = grid(len(comparison.methods))
+    for i, (axis, method) in enumerate(zip(axes, comparison.methods, strict=False)):
+        x, y = (comparison.gains(method, metric, videos) for metric in (across, up))
+        axis.plot(x, y, ".", color=colour(i), alpha=0.7)
+        axis.axhline(0, color=INK, lw=1)
+        axis.axvline(0, color=INK, lw=1)
+        axis.margins(0.15, 0.3)  # room for the corners
+        words = {(1, 1): "both better", (1, 0): f"{across} only", (0, 1): f"{up} only"}
+        for right, top in itertools.product((1, 0), repeat=2):
+            count = int((((x > 0) == right) & ((y > 0) == top)).sum())
+            axis.text(
+                *(0.98 if right else 0.02, 0.98 if top else 0.02),
+                f"{count} {words.get((right, top), 'neither')}", transform=axis.transAxes, size=8,
+                ha="right" if right else "left", va="top" if top else "bottom",
+            )  # fmt: skip
+        axis.set_title(label(method.name), fontsize=9)
+    figure.supxlabel(gain_label(across), fontsize=9)
+    figure.supylabel(gain_label(up), fontsize=9)
+    return as_svg(figure)
+
+
+def grid(count):
+    """Axes that share their scales, at most ACROSS beside each other."""
+    rows, columns = -(-count // ACROSS), min(count, ACROSS)
+    size = (max(4.4, 3.4 * columns), 3.2 * rows)
+    figure = Figure(size, layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
+    for axis in axes[count:]:
+        axis.remove()
+    return figure, axes[:count]
 
 
 def pareto(points):

@@ -8,16 +8,16 @@ import av
 
 from common.errors import VideoError
 from common.names import printable
-from report import adapted, figures
-from report.comparison import COMPARED, table, title
+from report import adapted, curves, figures
+from report.comparison import table, unmeasured
 from report.media import chosen_videos, write_panels
+from report.metrics import COMPARED, about, gain_label, main_metric, title
 from report.predict import headline, lines
 from report.statistics import FEWEST
 from report.swept import swept_figures
-from report.table import MEANING, readable
+from report.table import MEANING, number, readable
 
 HERE = Path(__file__).parent
-SHOWN = "psnr_db"  # the metric of the figures
 
 
 def write_page(out, comparisons, notes, rows, predictions, count):
@@ -25,20 +25,21 @@ def write_page(out, comparisons, notes, rows, predictions, count):
     predictions by name, then method; count: clips of each comparison to show side by side."""
     (out / "media").mkdir(parents=True, exist_ok=True)
     parts, links = [], []
-    for number, (template, svg) in enumerate(swept_figures(comparisons, rows, SHOWN)):
-        links.append(f'<a href="#swept-{number}">{escape(template)}</a>')
+    shown = main_metric(*comparisons.values())
+    for place, (template, svg) in enumerate(swept_figures(comparisons, rows, shown)):
+        links.append(f'<a href="#swept-{place}">{escape(template)}</a>')
         heading = f"<h2>{escape(template)}</h2>"
-        parts.append(f'<section id="swept-{number}">{heading}{figure(svg, SWEPT)}</section>')
-    for number, (name, comparison) in enumerate(comparisons.items()):
-        sections = sections_of(comparison, out / "media", f"{number}", count)
+        parts.append(f'<section id="swept-{place}">{heading}{figure(svg, SWEPT)}</section>')
+    for place, (name, comparison) in enumerate(comparisons.items()):
+        sections = sections_of(comparison, out / "media", f"{place}", count)
         if name in predictions:
             sections.insert(-1, ("who benefits", predicted(predictions[name])))
         if name:
             parts.append(f"<h1>{escape(name)}</h1>")
         for heading, content in sections:
-            anchor = f"{number}-{heading.replace(' ', '-')}"
+            anchor = f"{place}-{heading.replace(' ', '-')}"
             parts.append(f'<section id="{anchor}"><h2>{heading}</h2>{content}</section>')
-            if number == 0:
+            if place == 0:
                 links.append(f'<a href="#{anchor}">{heading}</a>')
     parts += [f"<p>{escape(note)}</p>" for note in notes]
     page = (HERE / "page.html").read_text(encoding="utf-8")
@@ -60,38 +61,54 @@ def escape(text):
 
 def sections_of(comparison, media, name, count):
     """(title, HTML) in the order of the page."""
+    shown = main_metric(comparison)
+    horizon = curves.parts_of_the_future(comparison), PARTS
+    if shown != "future_loss":
+        horizon = curves.by_frame(comparison, shown), HORIZON
     draw = [
-        ("loss", figures.loss_curves(comparison), LOSS),
-        ("every video", figures.sorted_gains(comparison, SHOWN), EVERY),
-        ("categories", figures.gains_by_category(comparison, SHOWN), ""),
-        ("horizon", figures.by_frame(comparison, SHOWN), HORIZON),
-        ("what goes with the gain", figures.gain_against(comparison, SHOWN), ""),
-        ("cost", figures.quality_against_cost(comparison, SHOWN), COST),
+        ("learning", curves.learning_curves(comparison), LEARNING),
+        ("every video", figures.sorted_gains(comparison, shown), EVERY),
+        ("two answers", figures.one_against_other(comparison), TWO),
+        ("categories", figures.gains_by_category(comparison, shown), ""),
+        ("horizon", *horizon),
+        ("what goes with the gain", figures.gain_against(comparison, shown), ""),
+        ("cost", figures.quality_against_cost(comparison, shown), COST),
         ("what was learned", adapted.distances_figure(comparison), LEARNED),
         ("one direction", adapted.cosine_figure(comparison), DIRECTION),
     ]
+    side_by_side = [("side by side", players(comparison, shown, media, name, count))]
     return [
-        ("result", result_tables(comparison, name)),
-        ("side by side", players(comparison, media, name, count)),
+        ("result", result_tables(comparison, shown, name)),
+        *(side_by_side if comparison.generated else []),
         *[(heading, figure(svg, caption)) for heading, svg, caption in draw if svg],
         ("preflight", preflight(comparison)),
-        ("videos", video_table(comparison, name)),
+        ("videos", video_table(comparison, shown, name)),
     ]
 
 
-LOSS = (
-    "Left: loss of each update's own draws, which mostly shows the noise of the draws. Right: loss "
-    "on latents that adaptation does not see, with the same noise at every check; a dot is where "
-    "it stopped."
+LEARNING = (
+    "Mean loss over the steps (lower is better). On an update's own draws it mostly shows the noise"
+    " of the draws. Held-out latents and the true future have the same noise at every check, and "
+    "adaptation does not see them. Dots are where early stopping stopped a video; it then goes on "
+    "with the state that was kept."
 )
 EVERY = (
     "Each bar is a video: its gain over its own baseline with the same noise. Above zero is better."
 )
+TWO = (
+    "Each dot is a video. To the right the true future is predicted better, upwards a sample has "
+    "the better PSNR, which it also has where the model lost its spread. In the corners how many "
+    "videos gain in which."
+)
 SWEPT = (
-    "Mean gain in PSNR (dB) of each row over its own baseline; where there are bars they are 95 % "
-    f"intervals, which need {FEWEST} sources."
+    "Mean gain of each row over its own baseline (above zero is better); where there are bars they "
+    f"are 95 % intervals, which need {FEWEST} sources."
 )
 HORIZON = "The further from the given frames, the harder."
+PARTS = (
+    "Where the gain lies: change of the mean loss by how far ahead, and by how much noise is to be "
+    "removed. Above zero is better."
+)
 COST = (
     "Ringed: no other method gains more for less time. The bar is the 95 % interval; none from "
     f"fewer than {FEWEST} sources."
@@ -101,8 +118,6 @@ DIRECTION = (
     "Cosine between what was learned on different videos. Near one: all videos ask for the same\
  change, a bias of the model that could be fixed once; near zero: each video its own."
 )
-
-
 PREDICTED = (
     "Models of the gain from the conditioning frames and the losses before generating, tested on "
     "sources they have not seen. An AUC of 0.5 is chance. The gains are means over all videos when "
@@ -114,19 +129,19 @@ def figure(svg, caption=""):
     return f"<figure>{svg}<figcaption>{caption}</figcaption></figure>"
 
 
-def result_tables(comparison, name):
+def result_tables(comparison, shown, name):
     """The table of the main metric, the others folded below, and what is left out."""
     parts = ["<ul>" + "".join(f"<li>{escape(n)}</li>" for n in comparison.notes) + "</ul>"]
     parts.append(f"<p>{escape(MEANING)}</p>")
     for metric in COMPARED:
         rows = table(comparison, metric)
-        if not rows:
-            why = comparison.left_out.get(metric, "not measured in all of these runs")
-            parts.append(f"<p>{metric}: {escape(why)}.</p>")
-            continue
-        shown = f'<div class="wide">{html_table(linked(rows, name))}</div>'
-        opened = " open" if metric == SHOWN else ""
-        parts.append(f"<details{opened}><summary>{title(metric)}</summary>{shown}</details>")
+        if rows:
+            words = f"<p>{escape(about(metric))}</p>" if about(metric) else ""
+            wide = f'<div class="wide">{html_table(linked(rows, name))}</div>'
+            opened = " open" if metric == shown else ""
+            summary = f"<summary>{title(metric)}</summary>"
+            parts.append(f"<details{opened}>{summary}{words}{wide}</details>")
+    parts += [f"<p>{escape(line)}</p>" for line in unmeasured(comparison)]
     return "".join(parts)
 
 
@@ -184,32 +199,33 @@ def predicted(found):
     return "".join(parts)
 
 
-def video_table(comparison, name):
+def video_table(comparison, shown, name):
     """One sortable row a video."""
-    videos = comparison.scored(SHOWN)
-    gains = [comparison.gains(method, SHOWN, videos) for method in comparison.methods]
+    videos = comparison.scored(shown)
+    gains = [comparison.gains(method, shown, videos) for method in comparison.methods]
     names = ["video", "source", "baseline", *(m.name for m in comparison.methods), "caption"]
     head = "".join(f"<th><button>{escape(n)}</button></th>" for n in names)
     lines = []
     for i, video in enumerate(videos):
         record = comparison.baseline.record(video)
-        base = float(comparison.baseline.scores(SHOWN, [video]).mean())
+        base = float(comparison.baseline.scores(shown, [video]).mean())
         cells = [f"<td>{escape(video)}</td><td>{escape(record['source'])}</td>"]
-        cells.append(f'<td data-value="{base}">{base:.2f}</td>')
+        cells.append(f'<td data-value="{base}">{number(base)}</td>')
         cells += [f'<td data-value="{g[i]}">{coloured(f"{g[i]:+.3f}")}</td>' for g in gains]
         cells.append(f'<td class="text">{escape(record["caption"])}</td>')
         lines.append(f'<tr id="{name}-video-{escape(video)}">{"".join(cells)}</tr>')
     return (
+        f"<p>Under the baseline its {title(shown)}, under the methods: {gain_label(shown)}.</p>"
         f'<div class="wide tall"><table class="sortable"><thead><tr>{head}</tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table></div>"
     )
 
 
-def players(comparison, media, name, count):
+def players(comparison, shown, media, name, count):
     parts = []
-    for number, video in enumerate(chosen_videos(comparison, SHOWN, count)):
+    for place, video in enumerate(chosen_videos(comparison, shown, count)):
         try:
-            files, fps, given = write_panels(comparison, video, media, f"{name}_{number}")
+            files, fps, given = write_panels(comparison, video, media, f"{name}_{place}")
         except (VideoError, av.FFmpegError) as error:
             parts.append(f"<p>{escape(video)} cannot be shown: {escape(str(error))}</p>")
             continue

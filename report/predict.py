@@ -16,6 +16,7 @@ from sklearn.preprocessing import StandardScaler
 
 from common.errors import VideoError
 from report.media import read_pair
+from report.metrics import unit
 from report.statistics import FEWEST, clustered_interval
 from report.table import interval, number
 
@@ -55,6 +56,7 @@ def predict(comparison, method, metric):
             [f["anchored loss after"] < f["anchored loss before"] for f in found]
         )
     return {
+        "metric": metric,
         "features": names,
         "videos": len(videos),
         "sources": len(set(sources)),
@@ -69,10 +71,13 @@ def predict(comparison, method, metric):
 
 
 def features(comparison, method, video):
-    """What is known of a video before generating, by name; None where it was not measured."""
+    """What is known of a video before generating, by name; None where it was not measured. Without
+    pictures (--no-generate) the losses alone."""
     record = method.record(video)
     first, stop = record["frame_indices"]["conditioning"]
-    seen = of_file(comparison.baseline.runs[0].path / "videos" / f"{video}.mp4", stop - first)
+    seen = [None] * len(FRAME_FEATURES)
+    if comparison.generated:
+        seen = of_file(comparison.baseline.runs[0].path / "videos" / f"{video}.mp4", stop - first)
     if seen is None:
         return None
     checks = [loss for _, loss in record.get("anchor_losses") or [] if loss is not None]
@@ -148,8 +153,8 @@ def lines(result):
         {
             "adapt": name,
             "share": f"{100 * rule['share']:.0f} %",
-            "gain": number(rule["gain"], "+"),
-            "95 %": interval(rule["low"], rule["high"]),
+            "gain": number(rule["gain"], "+") + unit(result["metric"]),
+            "95 %": interval(rule["low"], rule["high"], unit=unit(result["metric"])),
         }
         for name, rule in result["rules"].items()
     ]

@@ -4,6 +4,7 @@ import numpy as np
 
 from common.names import printable
 from report.figures import INK, as_svg, colour, drawing, error_bar, label
+from report.metrics import gain_label
 from report.statistics import clustered_interval
 
 
@@ -61,7 +62,7 @@ def line(key, series, metric):
     axis.plot([mean for _, (mean, *_) in series], color=colour(0), lw=1)
     axis.set_xticks(range(len(series)), [values[key] for values, _ in series])
     axis.axhline(0, color=INK, lw=1)
-    axis.set(xlabel=label(key), ylabel=f"gain, {metric}")
+    axis.set(xlabel=label(key), ylabel=gain_label(metric))
     return as_svg(figure)
 
 
@@ -81,6 +82,6 @@ def heat_maps(keys, panels, metric):
                 axis.text(j, i, f"{mean:+.2f}", ha="center", va="center", color="black", size=8)
         axis.set_xticks(range(len(across)), across)
         axis.set_yticks(range(len(down)), down)
-        axis.set(xlabel=label(keys[1]), ylabel=label(keys[0]), title=rest or f"gain, {metric}")
+        axis.set(xlabel=label(keys[1]), ylabel=label(keys[0]), title=rest or gain_label(metric))
         axis.grid(False)
     return as_svg(figure)

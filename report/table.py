@@ -17,29 +17,34 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # what a spreadsheet computes 
 
 def readable(rows):
     """The rows of a comparison's table as strings for people."""
-    return [
-        {
-            "method": row["method"],
-            "videos": row["videos"],
-            "sources": row["sources"],
-            "mean": number(row["mean"]),
-            "gain": number(row["gain"], "+"),
-            "95 %": "" if row["gain"] is None else interval(row["low"], row["high"]),
-            "p": number(row["p"]),
-            "smallest p": number(row["smallest_p"]),
-            "improved": "" if row["improved"] is None else f"{100 * row['improved']:.0f} %",
-            "noise": number(row["noise"]),
-            "worst": " ".join(row["worst"]),
-            "adapt s": number(row["adapt_seconds"]),
-            "GB": number(row["peak_memory_gb"]),
-            "parameters": "" if row["parameters"] is None else f"{row['parameters']:,}",
-        }
-        for row in rows
-    ]
+    measured = any(row["spread_ratio"] is not None for row in rows)
+    return [cells(row, ["spread_ratio"] if measured else []) for row in rows]
 
 
-def interval(low, high, sign="+"):
-    return TOO_FEW if low is None else f"{number(low, sign)} to {number(high, sign)}"
+def cells(row, more):
+    known = row["gain"] is not None
+    unit = f" {row['gain_unit']}" if known and row["gain_unit"] else ""
+    return {
+        "method": row["method"],
+        "videos": row["videos"],
+        "sources": row["sources"],
+        "mean": number(row["mean"]),
+        "gain": number(row["gain"], "+") + unit,
+        "95 %": interval(row["low"], row["high"], unit=unit) if known else "",
+        "p": number(row["p"]),
+        "smallest p": number(row["smallest_p"]),
+        "improved": f"{100 * row['improved']:.0f} %" if known else "",
+        **{name: number(row[name]) for name in more},
+        "noise": number(row["noise"]) + (unit if row["noise"] is not None else ""),
+        "worst": " ".join(row["worst"]),
+        "adapt s": number(row["adapt_seconds"]),
+        "GB": number(row["peak_memory_gb"]),
+        "parameters": "" if row["parameters"] is None else f"{row['parameters']:,}",
+    }
+
+
+def interval(low, high, sign="+", unit=""):
+    return TOO_FEW if low is None else f"{number(low, sign)} to {number(high, sign)}{unit}"
 
 
 def number(value, sign=""):

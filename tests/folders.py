@@ -6,13 +6,21 @@ from common.results import STAGES
 from report.runs import read_runs
 
 METRICS = {
+    "future_loss": None, "future_loss_before": None, "kernel_score": None, "energy_score": None,
     "psnr_db": 20.0, "ssim": 0.6, "lpips": None, "temporal_psnr_db": 25.0, "temporal_ssim": 0.5,
     "flow_error_px": 1.0, "warping_error": 0.1, "truth_warping_error": 0.1,
 }  # fmt: skip
 
 
-def make_run(folder, gains, steps=5, seed=42, sources=None, **arguments):
-    """A run's folder as the scripts write it; gains in dB by video, None for a skipped one."""
+FRAMES = [name for name in METRICS if not name.startswith("future")]
+BEFORE = 0.2  # loss on the true future of a model that is not adapted
+
+
+def make_run(
+    folder, gains, steps=5, seed=42, sources=None, futures=None, samples=None, **arguments
+):
+    """A run's folder as the scripts write it; gains in dB by video, None for a skipped one.
+    futures: losses on the true future by video; samples: the scores of all samples together."""
     videos = folder / "videos"
     videos.mkdir(parents=True)
     flags = {
@@ -46,8 +54,22 @@ def make_run(folder, gains, steps=5, seed=42, sources=None, **arguments):
                 "target_values": 12288, "cond_motion": 0.01 * i, "norms": {"d": 1.0},
                 "distances": {"d": 1.0}, "relative_distances": {"d": 0.5},
             }  # fmt: skip
+            record |= samples or {}
+            record |= future_of(futures[i], steps) if futures else {}
+            if arguments.get("generate") is False:
+                record |= dict.fromkeys(FRAMES) | {"references": {}}
+                record.pop("psnr_db_per_frame")
         (videos / f"{name}.json").write_text(json.dumps(record))
     return folder
+
+
+def future_of(loss, steps):
+    return {
+        "future_loss_before": BEFORE, "future_loss": loss,
+        "future_loss_per_sigma": [loss * x for x in (3, 1, 0.5, 0.3, 0.2)],
+        "future_loss_per_latent": [loss * x for x in (0.5, 1, 1.5)],
+        "future_losses": [[2, (loss + BEFORE) / 2], [4, loss]] if steps else [],
+    }  # fmt: skip
 
 
 def runs_in(folder):

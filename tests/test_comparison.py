@@ -50,6 +50,7 @@ def test_an_error_that_falls_is_a_gain(metric, tmp_path, report):
     assert f"## {metric} (lower is better)" in found["table.md"]
     page = found["index.html"].partition(f"<summary>{metric} (lower is better)</summary>")[2]
     assert '<span class="good">+0.140</span>' in page.partition("</details>")[0]
+    assert "psnr_db (higher is better)" in found["table.md"]
     assert "psnr_db (lower" not in found["index.html"] + found["table.md"]
 
 

@@ -14,10 +14,14 @@ from safetensors.torch import save_file
 
 import compare
 from common.video import write_video
-from report import adapted, figures, swept
+from report import adapted, curves, figures, swept
 
 VIDEOS, SIZE = 10, (16, 64)
 NASTY = '"><script>alert(1)</script>\x1b[31m\ud800\x00'
+SAMPLES = {
+    "kernel_score": 0.01, "energy_score": 0.1, "sample_variance": 0.002,
+    "psnr_db_per_sample": [20.0, 21.0, None],
+}  # fmt: skip
 GARBAGE = st.sampled_from(
     [
         None, True, -1, 0, 3, 1e-310, 1e59, -1e308, 10**30, 10**400, float("nan"), float("inf"),
@@ -32,8 +36,9 @@ def whole(tmp_path_factory):
     """A sweep of a baseline and a run, with mp4s and adapters."""
     folder = tmp_path_factory.mktemp("whole") / "sweep"
     gains = list(np.random.default_rng(0).normal(0.2, 1, VIDEOS))
-    make_run(folder / "base", [0] * VIDEOS, steps=0)
-    make_run(folder / "run", gains)
+    losses = [0.2 - 0.01 * gain for gain in gains]
+    make_run(folder / "base", [0] * VIDEOS, 0, futures=[0.2] * VIDEOS, samples=SAMPLES)
+    make_run(folder / "run", gains, futures=losses, samples=SAMPLES)
     for name in ("base", "run"):
         for i in range(VIDEOS):
             frames = torch.rand(27, 3, 1, 2).repeat_interleave(16, 2).repeat_interleave(32, 3)
@@ -45,7 +50,7 @@ def whole(tmp_path_factory):
         {"name": "more", "baseline": "base", "over": {"lr": 0.2}, "template": "run{lr}"},
     ]
     (folder / "sweep.json").write_text(json.dumps({"rows": rows}))
-    make_run(folder / "more", gains[::-1], lr=0.2)
+    make_run(folder / "more", gains[::-1], lr=0.2, futures=losses[::-1], samples=SAMPLES)
     return folder
 
 
@@ -68,7 +73,7 @@ def compared(whole, tmp_path, script, capsys):
 @pytest.fixture
 def undrawn(monkeypatch):
     """Figures are made but not written as SVG, which takes most of the time."""
-    for module in (figures, adapted, swept):
+    for module in (figures, adapted, swept, curves):
         monkeypatch.setattr(module, "as_svg", lambda figure: "<svg></svg>")
 
 
@@ -140,6 +145,13 @@ RECORDS = {
     "stop": lambda r: r.update(stop_step=[1]),
     "distance": lambda r: r.update(distances={"d": None}),
     "columns": lambda r: r.update(columns={"category": {}}),
+    "no loss on the true future": lambda r: r.update(future_loss="small"),
+    "traced loss": lambda r: r.update(future_losses=[[1]]),
+    "traced step": lambda r: r.update(future_losses=[["1", 0.2]]),
+    "noise levels": lambda r: r.update(future_loss_per_sigma=0.2),
+    "latent frames": lambda r: r.update(future_loss_per_latent=[[0.2]]),
+    "samples": lambda r: r.update(psnr_db_per_sample={"0": 20}),
+    "spread": lambda r: r.update(sample_variance="wide"),
     "huge": lambda r: r.update(psnr_db=1e200),
 }
 
@@ -214,7 +226,7 @@ def test_damaged_adapters_draw_nothing(compared, undrawn, tmp_path):
 def test_a_video_without_psnr_has_no_figures_of_it(compared, tmp_path):
     def damage(folder):
         for path in folder.glob("*/videos/*.json"):
-            change(path, lambda record: record.update(psnr_db=None))
+            change(path, lambda record: record.update(psnr_db=None, future_loss=None))
 
     assert compared(damage, "--predict")[0] == 0
     assert compared(damage, "--predict", sweep=True)[0] == 0
@@ -242,7 +254,7 @@ def test_what_others_wrote_is_harmless(compared, tmp_path):
         for name in ("base", "run"):
             odd = folder / name / "videos" / '"><b>\x1b.json'
             os.rename(folder / name / "videos" / "v001.json", odd)
-            change(odd, lambda r, stem=odd.stem: r.update(id=stem, psnr_db=9.0))
+            change(odd, lambda r, stem=odd.stem: r.update(id=stem, future_loss=0.9))
         change(folder / "sweep.json", lambda c: c["rows"][1].update(template=NASTY))
         change(folder / "sweep.json", lambda c: c["rows"][2].update(template=NASTY))
         change(folder / "sweep.json", lambda c: c["rows"][1]["over"].update({NASTY: NASTY}))

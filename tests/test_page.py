@@ -39,7 +39,7 @@ def page(browser, script, tmp_path):
     quick = ["--sampling-steps", 2, "--no-enhance-hf", "--save-adapter"]
     for module, name, flags in (
         (adasteer, "baseline", ["--steps", 0]),
-        (adasteer, "adasteer", ["--steps", 4, "--stop-every", 2]),
+        (adasteer, "adasteer", ["--steps", 4, "--stop-every", 2, "--trace-future", 2]),
         (film_tta, "film", ["--steps", 4, "--groups", 2]),
     ):
         assert script(module, *quick, *flags, "--out", tmp_path / name) == 0
@@ -93,6 +93,9 @@ def test_the_page_works(page, tmp_path):
     for link in page.find_elements(By.CSS_SELECTOR, "a[href^='#']"):
         target = link.get_attribute("href").partition("#")[2]
         assert page.execute_script("return !!document.getElementById(arguments[0])", target)
+    text = page.find_element(By.TAG_NAME, "main").get_attribute("textContent")
+    for words in ("held-out latents", "true future", "both better", "gain, future_loss, %"):
+        assert words in text
     for width, scheme in LOOKS:
         look(page, width, scheme, tmp_path)
     wrong = [entry for entry in page.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")]

@@ -109,6 +109,22 @@ def test_the_baseline_has_the_rows_window(tmp_path):
     assert (base.name, base.args.tta_frames) == ("baseline", 21)
 
 
+@pytest.mark.parametrize(
+    ("flags", "values"),
+    [
+        ("--no-generate --future-draws 2", {"generate": False, "future_draws": 2, "samples": 1}),
+        ("--samples 3", {"generate": True, "samples": 3}),
+    ],
+)
+def test_the_baseline_is_scored_as_the_rows_are(flags, values, tmp_path):
+    text = THREE.replace("--steps 2", f"--steps 2 --trace-future 1 {flags}")
+    base, *rows = read_sweep(write(tmp_path, text), tmp_path)
+    assert base.args.steps == base.args.trace_future == 0
+    assert all(row.baseline == base.name and row.args.trace_future == 1 for row in rows)
+    for row in (base, *rows):
+        assert {key: getattr(row.args, key) for key in values} == values
+
+
 def test_the_baseline_does_not_hang_on_the_order_of_the_rows(tmp_path):
     text = THREE.replace("--groups {groups}\n", "--context-latents 2 --tta-frames {groups}\n")
     found = []

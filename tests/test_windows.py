@@ -109,7 +109,7 @@ def test_what_conditions_and_adapts_ends_where_the_truth_begins(flags):
 def test_generated_frames_are_those_after_the_conditioning(flags):
     model = Counting()
     args, clip = loaded(model, flags)
-    frames = generate(model, clip, args, {})
+    (frames,) = generate(model, clip, args, {})
     assert read(frames) == read(clip.truth) and frames.shape == clip.truth.shape
     shown = read(side_by_side(clip, frames))
     assert shown == list(range(args.anchor - args.cond_frames, args.anchor + args.gen_frames))

@@ -1,0 +1,98 @@
+"""Does the model predict what really followed? Its loss on the true future, before and after.
+
+The frames after the anchor, encoded after the conditioning frames, are predicted from these and the
+prompt as in training: velocities at fixed noise levels and draws, without guidance. Nothing is
+sampled, so no luck of a sample is in the number, and a model that merely loses its spread does not
+gain by it, as it does in PSNR. Adaptation never sees it.
+"""
+
+import time
+
+import torch
+
+from common.loss import Problem, add_noise, draw_noise, stream, velocity_target
+from common.placement import within_memory
+from common.stages import stage
+from common.values import at_least
+
+SIGMAS = (0.1, 0.25, 0.5, 0.75, 0.9)
+
+
+def add_arguments(group):
+    group.add_argument(
+        "--future-draws", type=at_least(0, 1024), default=4, metavar="K",
+        help="draws of noise for each of the sigmas 0.1, 0.25, 0.5, 0.75, 0.9 at which the loss on "
+        "the true future is measured, before and after adapting; 0: not measured",
+    )  # fmt: skip
+    group.add_argument(
+        "--trace-future", type=at_least(0), default=0, metavar="N",
+        help="measure it after every Nth update too, to look at; nothing is chosen by it",
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def future_loss(model, problem, noise, sigmas=SIGMAS, cached=True):
+    """Mean squared error of the velocity of problem.target (1, C, T, h, w) given problem.context,
+    at each of sigmas with each noise of (K, C, T, h, w): (sigmas, T) float64 on the CPU, means over
+    draws, channels and places.
+
+    cached reads the context once instead of at every level; the numbers are the same.
+    """
+    cache = model.context_cache(problem.context) if cached else None
+    target, rows = velocity_target(problem.target, noise), []
+    for value in sigmas:
+        sigma = torch.full((len(noise),), value, device=noise.device)
+        noisy = add_noise(problem.target, noise, sigma)
+        velocity = model.velocity(noisy, sigma, problem.context, problem.text, cache)
+        rows.append((velocity - target).double().square().mean((0, 1, 3, 4)).cpu())
+    return torch.stack(rows)
+
+
+class Future:
+    """The loss on a clip's future with the clip's own draws, before and after adapting.
+
+    history: [step, loss] of every time it was measured in between. costs: seconds and memory.
+    """
+
+    def __init__(self, model, clip, args):
+        self.model, self.every, self.history, self.costs = model, args.trace_future, [], {}
+        self.trace_seconds = 0.0  # which are not adaptation's
+        self.noise, future = None, getattr(clip, "future", None)
+        if future is not None and future.shape[2] and args.future_draws:
+            self.problem = Problem(clip.cond_latents, future, clip.text)
+            generator = stream(clip.seed, clip.video.id, "future noise")
+            self.noise = draw_noise(generator, future, args.future_draws)
+        self.before = self.measured()
+
+    def measured(self):
+        """(sigmas, T), or None where there is no future or no draw."""
+        if self.noise is None:
+            return None
+        with stage(self.costs, "future", self.model.device):
+            return within_memory(
+                self.model, lambda: future_loss(self.model, self.problem, self.noise)
+            )
+
+    def trace(self, step):
+        """Called after every update."""
+        if self.every and step % self.every == 0 and self.noise is not None:
+            started = time.perf_counter()
+            self.history.append([step, finite(self.measured().mean())])
+            self.trace_seconds += time.perf_counter() - started
+
+    def record(self, adapted):
+        """Of the video's JSON; adapted: whether anything is not as it was at the start."""
+        after = self.measured() if adapted else self.before
+        names = ("future_loss_before", "future_loss", *PARTS)
+        if after is None:
+            return dict.fromkeys(names)
+        parts = ([finite(x) for x in after.mean(axis)] for axis in (1, 0))
+        values = (finite(self.before.mean()), finite(after.mean()), *parts)
+        return dict(zip(names, values, strict=True)) | {"future_losses": self.history} | self.costs
+
+
+PARTS = ("future_loss_per_sigma", "future_loss_per_latent")
+
+
+def finite(value):
+    return float(value) if value.isfinite() else None

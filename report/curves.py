@@ -1,0 +1,136 @@
+"""Curves of a comparison: losses over the steps of adaptation, scores over frames and noise."""
+
+from collections import defaultdict
+
+import numpy as np
+
+from common.future import SIGMAS
+from report.figures import INK, as_svg, colour, drawing, label
+from report.metrics import gain_label
+
+PANELS = {  # title by kind of loss
+    "losses": "draws of each update (held in)",
+    "anchor_losses": "held-out latents, fixed draws",
+    "future_losses": "true future",
+}
+
+
+def learning_curves(comparison):
+    """Mean losses over the steps, a panel for each kind that was measured; dots are where early
+    stopping stopped. None without any."""
+    found = {kind: [] for kind in PANELS}
+    for method in comparison.methods:
+        records = [run.done[video] for run in method.runs for video in comparison.videos]
+        for kind, curves in found.items():
+            curves.append(by_step(curves_of(records, kind)))
+    found = {kind: curves for kind, curves in found.items() if any(curves)}
+    if not found:
+        return None
+    figure, axes = drawing(3.4 * len(found) + 1, 3.2, len(found))
+    for axis, (kind, curves) in zip(axes, found.items(), strict=True):
+        for i, (method, values) in enumerate(zip(comparison.methods, curves, strict=True)):
+            plot_means(axis, values, colour(i), method)
+            if kind != "losses":
+                for step in stops(comparison, method) & values.keys():
+                    axis.plot(step, np.mean(values[step]), "o", color=colour(i))
+        axis.set(xlabel="step", title=PANELS[kind])
+        whole_numbers(axis)
+    axes[0].set_ylabel("loss, mean over videos")
+    axes[0].legend()
+    return as_svg(figure)
+
+
+def curves_of(records, kind):
+    """Of every video. One that early stopping stopped goes on with the loss of what was kept: else
+    the mean would jump to that of the others. Not on the draws of updates, which end there."""
+    curves = [curve(record, kind) for record in records]
+    steps = sorted({step for points in curves for step, _ in points})
+    for record, points in zip(records, curves, strict=True):
+        if points and record.get("stop_step") is not None and kind != "losses":
+            checked = [loss for _, loss in points if loss is not None]
+            kept = record["future_loss"] if kind == "future_losses" else min(checked, default=None)
+            points += [[step, kept] for step in steps if step > points[-1][0]]
+    return curves
+
+
+def curve(record, kind):
+    """[step, loss] of each time that it was measured; that of the true future begins at step 0."""
+    if kind == "losses":
+        return list(enumerate(record["losses"], 1))
+    traced = record.get(kind) or []
+    if kind == "future_losses" and traced:
+        return [[0, record["future_loss_before"]], *traced]
+    return list(traced)
+
+
+def stops(comparison, method):
+    """The steps at which early stopping stopped."""
+    records = [run.done[video] for run in method.runs for video in comparison.videos]
+    return {record.get("stop_step") for record in records}
+
+
+def by_step(curves):
+    """Values by step over all curves of (step, value or None)."""
+    values = defaultdict(list)
+    for points in curves:
+        for step, value in points:
+            values[step] += [] if value is None else [value]
+    return {step: found for step, found in values.items() if found}
+
+
+def plot_means(axis, values, color, method):
+    if values:
+        steps = sorted(values)
+        means = [np.mean(values[step]) for step in steps]
+        marker = "." if len(steps) < 9 else None
+        axis.plot(steps, means, color=color, label=label(method.name), marker=marker)
+
+
+def by_frame(comparison, metric):
+    """How the score falls with the horizon; None where no run has it per frame."""
+    key = f"{metric}_per_frame"
+    figure, (axis,) = drawing()
+    for i, method in enumerate([comparison.baseline, *comparison.methods]):
+        records = [run.done[video] for run in method.runs for video in comparison.videos]
+        frames = by_step(enumerate(r.get(key) or [], 1) for r in records)
+        plot_means(axis, frames, INK if i == 0 else colour(i - 1), method)
+    if not axis.lines:
+        return None
+    axis.set(xlabel="generated frame", ylabel=metric)
+    axis.legend()
+    return as_svg(figure)
+
+
+def parts_of_the_future(comparison):
+    """Relative gain in the mean loss on the true future by latent frame and by noise level; None
+    where it was not measured."""
+    videos = comparison.scored("future_loss")
+    if not videos or not comparison.methods:
+        return None
+    figure, (frames, levels) = drawing(8, 3.2, 2, sharey=True)
+    for axis, part in ((frames, "latent"), (levels, "sigma")):
+        before = means_of(comparison.baseline, part, videos)
+        for i, method in enumerate(comparison.methods):
+            after = means_of(method, part, videos)
+            places = [x for x in before if x in after and before[x] > 0]
+            gains = [100 * (before[x] - after[x]) / before[x] for x in places]
+            axis.plot(places, gains, ".-", color=colour(i), label=label(method.name))
+        axis.axhline(0, color=INK, lw=1)
+    frames.set(xlabel="latent frame after the given ones", ylabel=gain_label("future_loss"))
+    levels.set(xlabel="noise level sigma")
+    whole_numbers(frames)
+    frames.legend()
+    return as_svg(figure)
+
+
+def whole_numbers(axis):
+    axis.xaxis.get_major_locator().set_params(integer=True)
+
+
+def means_of(method, part, videos):
+    """Mean losses by latent frame (from 1) or by sigma."""
+    records = [run.done[video] for run in method.runs for video in videos]
+    lists = [record.get(f"future_loss_per_{part}") or [] for record in records]
+    places = SIGMAS if part == "sigma" else range(1, max(map(len, lists)) + 1)
+    values = by_step(zip(places, found, strict=False) for found in lists)
+    return {place: float(np.mean(found)) for place, found in values.items()}
