@@ -22,7 +22,7 @@ def test_the_text_encoder_is_released_and_not_loaded_again(prompts, monkeypatch)
     from transformers import UMT5EncoderModel
 
     def alive():
-        return sum(isinstance(x, UMT5EncoderModel) for x in gc.get_objects())
+        return sum(type(x) is UMT5EncoderModel for x in gc.get_objects())
 
     before, first = alive(), prompts()
     cat = first.get("a cat", ["a cat", "a dog"])
