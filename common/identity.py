@@ -121,7 +121,8 @@ def same_run(out, config):
     one that differs in what changes numbers."""
     found = (read_record(path) for path in out.glob("videos/*.json"))
     done = any(record and record["status"] == "done" for record in found)
-    if done or any(map(is_live, out.glob("videos/*.claim"))):  # another worker has begun
+    begun = read_config(out) and any(map(is_live, out.glob("videos/*.claim")))  # by another worker
+    if done or begun:
         refuse_other(out, config)
     return done
 
