@@ -1,15 +1,13 @@
 """The command line that all method scripts share."""
 
 import argparse
-import hashlib
 import sys
 from pathlib import Path
 
 from common import future, stopping
 from common.clip import CONTEXT_LATENTS, TTA_FRAMES, Window
-from common.data import sha256
 from common.errors import UsageError
-from common.identity import ROOT
+from common.identity import ROOT, script_sha256
 from common.placement import PLANS
 from common.values import (
     at_least,
@@ -68,16 +66,6 @@ def parse_args(description, method, argv=None):
     except UsageError as error:
         parser.error(str(error))
     return args
-
-
-def script_sha256(method, file):
-    """Of a script, or of it and those that its method inherits from; None where there is none."""
-    modules = [sys.modules[each.__module__] for each in method.__mro__]
-    files = dict.fromkeys([file, *(getattr(module, "__file__", None) for module in modules)])
-    found = [sha256(path) for path in files if path and Path(path).is_file()]
-    if len(found) > 1:
-        return hashlib.sha256("\n".join(found).encode()).hexdigest()
-    return found[0] if found else None
 
 
 def add_data(group):

@@ -16,6 +16,7 @@ from common.stages import stage
 from common.values import at_least
 
 SIGMAS = (0.1, 0.25, 0.5, 0.75, 0.9)
+PARTS = ("future_loss_per_sigma", "future_loss_per_latent")  # of a record
 
 
 def add_arguments(group):
@@ -89,9 +90,6 @@ class Future:
         parts = ([finite(x) for x in after.mean(axis)] for axis in (1, 0))
         values = (finite(self.before.mean()), finite(after.mean()), *parts)
         return dict(zip(names, values, strict=True)) | {"future_losses": self.history} | self.costs
-
-
-PARTS = ("future_loss_per_sigma", "future_loss_per_latent")
 
 
 def finite(value):

@@ -58,6 +58,16 @@ def describe(args, manifest_sha256, forgetting_sha256, lpips_sha256, no_lpips):
     }
 
 
+def script_sha256(method, file):
+    """Of a script, or of it and those that its method inherits from; None where there is none."""
+    modules = [sys.modules[each.__module__] for each in method.__mro__]
+    files = dict.fromkeys([file, *(getattr(module, "__file__", None) for module in modules)])
+    found = [sha256(path) for path in files if path and Path(path).is_file()]
+    if len(found) > 1:
+        return hashlib.sha256("\n".join(found).encode()).hexdigest()
+    return found[0] if found else None
+
+
 def source_sha256():
     """Of the code that every script runs on."""
     digest = hashlib.sha256()

@@ -5,6 +5,7 @@ import itertools
 import torch
 
 from common.metrics import mean
+from common.results import METRICS
 
 
 def combined(scores):
@@ -18,6 +19,7 @@ def combined(scores):
             found[key] = [mean(frame) for frame in zip(*values, strict=True)]
         else:
             found[key] = mean(values)
+        if METRICS.get(key):  # of which more or less is better
             found[f"{key}_per_sample"] = values
     return found
 
