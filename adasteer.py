@@ -10,11 +10,13 @@ the flow-matching loss, active in all of sampling, and gone afterwards.
     python adasteer.py --groups 1 --steps 0 --out results/baseline
 """
 
-import common  # first: it says how torch's threads wait
+import runs  # first: it says how torch's threads wait
 
 # isort: split
 import torch
 import torch.nn.functional as F
+
+import common
 
 
 class AdaSteer:
@@ -109,8 +111,8 @@ class AdaSteer:
 
 
 def main():
-    args = common.parse_args(__doc__, AdaSteer)
-    run, model = common.Run(args), common.load_model(args)
+    args = runs.parse_args(__doc__, AdaSteer)
+    run, model = runs.Run(args), common.load_model(args)
     for clip in run.clips(model):
         method = AdaSteer(model, clip, args)
         with method.attached():
@@ -121,4 +123,4 @@ def main():
 
 
 if __name__ == "__main__":
-    common.run_script(main)
+    runs.run_script(main)

@@ -16,14 +16,15 @@ import argparse
 from pathlib import Path
 
 import common
+import runs
 from common.names import printable
-from common.results import write_json
 from report.comparison import compare, table, unmeasured
 from report.metrics import COMPARED, about, main_metric, title
 from report.page import write_page
 from report.predict import headline, lines, predict
 from report.runs import read_row, read_rows, read_runs
 from report.table import MEANING, as_markdown, as_text, readable, write_csv
+from runs.results import write_json
 
 
 def parse_args():
@@ -63,15 +64,15 @@ def sets_of(args):
             notes.append(f"{printable(row['name'])}: {error}")
         else:
             sets.setdefault(run.setting, []).append(run)
-    return {runs[0].name: runs for runs in sets.values()}, rows, notes
+    return {found[0].name: found for found in sets.values()}, rows, notes
 
 
 def compared(sets, notes):
     """Comparisons by name. Of a sweep a set without results is a note, else an error."""
     found = {}
-    for name, runs in sets.items():
+    for name, each in sets.items():
         try:
-            found[name] = compare(runs)
+            found[name] = compare(each)
         except common.UsageError as error:
             if not name:
                 raise
@@ -142,4 +143,4 @@ def main():
 
 
 if __name__ == "__main__":
-    common.run_script(main)
+    runs.run_script(main)

@@ -12,10 +12,12 @@ learn on what it left before its last layer (SLOT's idea; arXiv 2505.12392).
     python delta_c.py --site pre-norm --lr 1e-2 --steps 20
 """
 
-import common  # first: it says how torch's threads wait
+import runs  # first: it says how torch's threads wait
 
 # isort: split
 import torch
+
+import common
 
 CACHED_DRAWS = 16
 
@@ -131,8 +133,8 @@ class DeltaC:
 
 
 def main():
-    args = common.parse_args(__doc__, DeltaC)
-    run, model = common.Run(args), common.load_model(args)
+    args = runs.parse_args(__doc__, DeltaC)
+    run, model = runs.Run(args), common.load_model(args)
     for clip in run.clips(model):
         method = DeltaC(model, clip, args)
         with method.attached():
@@ -143,4 +145,4 @@ def main():
 
 
 if __name__ == "__main__":
-    common.run_script(main)
+    runs.run_script(main)

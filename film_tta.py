@@ -8,10 +8,12 @@ for each of the 4096 channels in place of one for each of the 512 of the embeddi
     python film_tta.py --groups 1 --mode full --steps 5
 """
 
-import common  # first: it says how torch's threads wait
+import runs  # first: it says how torch's threads wait
 
 # isort: split
 import torch
+
+import common
 
 # which of shift, scale, gate, shift, scale, gate are corrected
 PARTS = {"full": (0, 1, 2, 3, 4, 5), "shift-scale": (0, 1, 3, 4), "scale": (1, 4)}
@@ -55,8 +57,8 @@ class FiLM:
 
 
 def main():
-    args = common.parse_args(__doc__, FiLM)
-    run, model = common.Run(args), common.load_model(args)
+    args = runs.parse_args(__doc__, FiLM)
+    run, model = runs.Run(args), common.load_model(args)
     for clip in run.clips(model):
         method = FiLM(model, clip, args)
         with method.attached():
@@ -67,4 +69,4 @@ def main():
 
 
 if __name__ == "__main__":
-    common.run_script(main)
+    runs.run_script(main)

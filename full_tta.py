@@ -6,10 +6,12 @@ python full_tta.py --lr 3e-4 --steps 20
 python full_tta.py --optimizer sgd --lr 1e-5 --steps 10            # the study's, see --help
 """
 
-import common  # first: it says how torch's threads wait
+import runs  # first: it says how torch's threads wait
 
 # isort: split
 import torch
+
+import common
 
 FISHER_DRAWS = 4
 RATES = {"adamw": 1e-4, "sgd": 1e-5}
@@ -112,8 +114,8 @@ class FullTTA:
 
 
 def main():
-    args = common.parse_args(__doc__, FullTTA)
-    run, model = common.Run(args), common.load_model(args)
+    args = runs.parse_args(__doc__, FullTTA)
+    run, model = runs.Run(args), common.load_model(args)
     for clip in run.clips(model):
         method = FullTTA(model, clip, args)
         with method.attached():
@@ -124,4 +126,4 @@ def main():
 
 
 if __name__ == "__main__":
-    common.run_script(main)
+    runs.run_script(main)

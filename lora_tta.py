@@ -8,7 +8,7 @@ With rank 1 at 13.6B 2,555,904 parameters, 5,000 times those of AdaSteer with on
     python lora_tta.py --targets attn.qkv --blocks last:4 --save-adapter
 """
 
-import common  # first: it says how torch's threads wait
+import runs  # first: it says how torch's threads wait
 
 # isort: split
 import contextlib
@@ -17,6 +17,8 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
+
+import common
 
 ATTENTION = "attn.qkv attn.proj cross_attn.q_linear cross_attn.kv_linear cross_attn.proj".split()
 FFN = "ffn.w1 ffn.w2 ffn.w3".split()
@@ -125,8 +127,8 @@ def check_targets(model, targets):
 
 
 def main():
-    args = common.parse_args(__doc__, LoRA)
-    run, model = common.Run(args), common.load_model(args)
+    args = runs.parse_args(__doc__, LoRA)
+    run, model = runs.Run(args), common.load_model(args)
     for clip in run.clips(model):
         method = LoRA(model, clip, args)
         with method.attached():
@@ -137,4 +139,4 @@ def main():
 
 
 if __name__ == "__main__":
-    common.run_script(main)
+    runs.run_script(main)

@@ -6,12 +6,14 @@ python norm_tta.py --norms all --steps 5
 python norm_tta.py --norms qk --with-delta           # and one vector on the timestep embedding
 """
 
-import common  # first: it says how torch's threads wait
+import runs  # first: it says how torch's threads wait
 
 # isort: split
 import contextlib
 
 import torch
+
+import common
 
 MODULES = {"cross": ("pre_crs_attn_norm",), "qk": ("q_norm", "k_norm")}
 MODULES["all"] = MODULES["cross"] + MODULES["qk"]
@@ -63,8 +65,8 @@ class NormTTA:
 
 
 def main():
-    args = common.parse_args(__doc__, NormTTA)
-    run, model = common.Run(args), common.load_model(args)
+    args = runs.parse_args(__doc__, NormTTA)
+    run, model = runs.Run(args), common.load_model(args)
     for clip in run.clips(model):
         method = NormTTA(model, clip, args)
         with method.attached():
@@ -75,4 +77,4 @@ def main():
 
 
 if __name__ == "__main__":
-    common.run_script(main)
+    runs.run_script(main)

@@ -20,10 +20,11 @@ import sys
 from pathlib import Path
 
 import common
-from common.cli import ROOT
-from common.identity import plain_arguments
-from common.results import write_json
+import runs
 from report.table import as_text
+from runs.cli import ROOT
+from runs.identity import plain_arguments
+from runs.results import write_json
 from sweeps.local import run_here
 from sweeps.rows import read_sweep
 from sweeps.slurm import submit
@@ -134,4 +135,4 @@ def main():
 
 
 if __name__ == "__main__":
-    common.run_script(main)
+    runs.run_script(main)

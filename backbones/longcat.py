@@ -11,12 +11,12 @@ import itertools
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-from backbones import offload
 from backbones.configs import check_checkpoint
 from backbones.longcat_dit import LongCatVideoTransformer3DModel
 from backbones.parts import autoencoder_class, load_part, load_weights, registered
 from backbones.sampling import guide, schedule
 from backbones.text import PromptEncoder, Text
+from devices import offload
 
 NATIVE = {"height": 480, "width": 832, "max_sequence_length": 512, "guidance_scale": 4.0}
 STAYS = "adaLN_modulation"  # of a block: read outside its forward

@@ -30,8 +30,7 @@ logger = logging.getLogger(__name__)
 
 
 class LongCatVideoTransformer3DModel(ModelMixin, ConfigMixin):
-    """See the module's docstring. Attention runs through PyTorch's SDPA, or flash-attn after
-    `use_flash_attention()`.
+    """See the module's docstring. Attention runs through PyTorch's SDPA.
 
     The configuration's kernel switches (enable_flashattn2 ...), bsa_params and cp_split_hw are
     accepted and change nothing: attention is dense, on one device. Two attributes are set from
@@ -84,13 +83,6 @@ class LongCatVideoTransformer3DModel(ModelMixin, ConfigMixin):
         self.has_weight_hooks = False  # which must see the end of a recomputed block too
         self.sites = {"timestep_embedding": [], "modulation": [], "block_output": []}
 
-    def use_flash_attention(self):
-        """Raises ImportError when flash-attn is not installed."""
-        import flash_attn  # noqa: F401
-
-        for block in self.blocks:
-            block.attn.flash = block.cross_attn.flash = True
-
     def forward(
         self,
         hidden_states,
@@ -101,7 +93,6 @@ class LongCatVideoTransformer3DModel(ModelMixin, ConfigMixin):
         return_kv=False,
         kv_cache_dict=None,
         skip_crs_attn=False,
-        offload_kv_cache=False,
         noise_only=False,
     ):
         """Raw prediction of latents - noise, float32, shaped like hidden_states.
@@ -132,7 +123,7 @@ class LongCatVideoTransformer3DModel(ModelMixin, ConfigMixin):
             left_out = noise_only and i == depth - 1
             x, fresh = run(i, x, cache=(kv_cache_dict or {}).get(i), noise_only=left_out)
             if return_kv:
-                caches[i] = tuple(c.cpu() if offload_kv_cache else c.contiguous() for c in fresh)
+                caches[i] = tuple(c.contiguous() for c in fresh)
         e = self._site("timestep_embedding", depth, e, sigma)
         if noise_only:
             e, grid = e[:, num_cond_latents:], (grid[0] - num_cond_latents, *grid[1:])

@@ -68,13 +68,8 @@ def rotate(x, table):
     return turned.flatten(-2).to(x.dtype)
 
 
-def attend(q, k, v, mask=None, flash=False):
+def attend(q, k, v, mask=None):
     """Softmax attention, all (B, heads, N, D); mask (B, 1, 1, N_kv) is True where a key counts."""
-    if flash and mask is None:
-        from flash_attn import flash_attn_func
-
-        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-        return flash_attn_func(q, k, v).transpose(1, 2)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 
@@ -95,8 +90,6 @@ class LayerNorm32(nn.LayerNorm):
 
 
 class SelfAttention(nn.Module):
-    flash = False
-
     def __init__(self, width, heads):
         super().__init__()
         self.heads = heads
@@ -120,16 +113,14 @@ class SelfAttention(nn.Module):
                 for old, new in zip(cache, fresh, strict=True)
             )
         q, k = rotate(q, rotary[0]), rotate(k, rotary[1])
-        out = attend(q[:, :, clean:], k, v, flash=self.flash)
+        out = attend(q[:, :, clean:], k, v)
         if clean and not noise_only:
-            head = attend(q[:, :, :clean], k[:, :, :clean], v[:, :, :clean], flash=self.flash)
+            head = attend(q[:, :, :clean], k[:, :, :clean], v[:, :, :clean])
             out = torch.cat([head, out], dim=2)
         return self.proj(out.transpose(1, 2).flatten(2)), fresh
 
 
 class CrossAttention(nn.Module):
-    flash = False
-
     def __init__(self, width, heads):
         super().__init__()
         self.heads = heads
@@ -143,7 +134,7 @@ class CrossAttention(nn.Module):
         k, v = (
             self.kv_linear(text).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         )
-        out = attend(self.q_norm(q), self.k_norm(k), v, mask, self.flash)
+        out = attend(self.q_norm(q), self.k_norm(k), v, mask)
         return self.proj(out.transpose(1, 2).flatten(2))
 
 

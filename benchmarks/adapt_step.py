@@ -14,9 +14,9 @@ from adasteer import AdaSteer
 from benchmarks.layers import plain_layers
 from benchmarks.timing import MID_SIZE, in_turns, random_model, random_problem
 from common.adapt import take_step
-from common.cli import parse_args
 from common.loss import draw_noise, flow_matching_loss
 from delta_c import DeltaC
+from runs.cli import parse_args
 
 AS_PLACED = "as placed"
 

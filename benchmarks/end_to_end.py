@@ -14,16 +14,17 @@ from statistics import median
 import torch
 
 import common
+import runs
 from adasteer import AdaSteer
 from benchmarks.timing import seconds
-from common.cli import parse_args
+from runs.cli import parse_args
 
 
 def whole_run(model, flags):
     """What adasteer.py does between loading the model and its summary."""
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         args = parse_args(None, AdaSteer, [*flags, "--out", str(Path(folder) / "out")])
-        run = common.Run(args)
+        run = runs.Run(args)
 
         def work():
             for clip in run.clips(model):

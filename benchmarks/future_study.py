@@ -24,14 +24,14 @@ from adasteer import AdaSteer
 from benchmarks.nano_study import Row, load, sign_flipped
 from common.clip import Window, load_clip
 from common.data import list_videos
-from common.identity import fingerprint, source_sha256
-from common.results import read_json, write_json
 from delta_c import DeltaC
 from film_tta import FiLM
 from full_tta import FullTTA
 from lora_tta import LoRA
 from norm_tta import NormTTA
 from report.statistics import clustered_interval
+from runs.identity import fingerprint, source_sha256
+from runs.results import read_json, write_json
 
 MANNER = "--steps 20 --draws 4 --context varying"
 GRID = {  # method, its flags, and the rates to choose from

@@ -24,17 +24,18 @@ from backbones.longcat import LongCat
 from benchmarks.adapt_step import AS_PLACED, steps_of
 from benchmarks.generate import plain
 from benchmarks.timing import in_turns, random_model, random_problem
-from common.cli import parse_args
 from common.errors import StopRun
-from common.loading import compile_blocks, pick_device
+from common.loading import pick_device
 from common.loss import draw_noise, flow_matching_loss
-from common.placement import Placement, release
-from common.results import read_json, write_json
 from delta_c import DeltaC
+from devices.compiling import compile_blocks
+from devices.placement import Placement, release
 from film_tta import FiLM
 from full_tta import FullTTA
 from lora_tta import LoRA
 from norm_tta import NormTTA
+from runs.cli import parse_args
+from runs.results import read_json, write_json
 
 PEAK = "matrix peak"
 SMALL = {"hidden_size": 64, "depth": 4, "num_heads": 2, "caption_channels": 32}

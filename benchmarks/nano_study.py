@@ -21,16 +21,17 @@ import torch
 from tqdm import tqdm
 
 import common
+import runs
 from adasteer import AdaSteer
 from benchmarks.nano_captions import caption_differences
 from benchmarks.nano_report import study_report
 from common.clip import Window, load_clip
 from common.data import list_videos, sha256
-from common.identity import fingerprint
 from common.loss import preflight
 from common.metrics import score
-from common.results import read_json, write_json
 from full_tta import FullTTA
+from runs.identity import fingerprint
+from runs.results import read_json, write_json
 
 RECONSTRUCTED = 16  # frames from the anchor on, for the autoencoder's ceiling
 
@@ -46,7 +47,7 @@ class Row:
         return f"{self.method.__name__} {self.flags}" + (", sign flipped" if self.flipped else "")
 
     def arguments(self, shared):
-        return common.parse_args(__doc__, self.method, [*shlex.split(self.flags), *shared])
+        return runs.parse_args(__doc__, self.method, [*shlex.split(self.flags), *shared])
 
 
 BASELINE = Row(AdaSteer, "--steps 0")

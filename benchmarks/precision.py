@@ -10,6 +10,7 @@ import copy
 import torch
 
 import common
+import runs
 from adasteer import AdaSteer
 from backbones.longcat import LongCat
 from benchmarks.timing import MID_SIZE, random_model, random_problem
@@ -17,7 +18,7 @@ from benchmarks.timing import MID_SIZE, random_model, random_problem
 
 def outcome(model, problem, sampling_steps):
     """Losses of five steps, delta after them, and latents generated without and with it."""
-    args = common.parse_args(None, AdaSteer, ["--steps", "5"])
+    args = runs.parse_args(None, AdaSteer, ["--steps", "5"])
     noise = torch.randn(problem.target.shape, generator=torch.Generator().manual_seed(1))
 
     def generated():

@@ -12,7 +12,7 @@ import torch
 from adasteer import AdaSteer
 from benchmarks.adapt_step import steps_of
 from benchmarks.timing import MID_SIZE, in_turns, random_model, random_problem
-from common.placement import SavedBytes
+from devices.placement import SavedBytes
 
 BASE = {"depth": 6, "side": 16, "groups": 1, "draws": 1, "target": 3}
 SWEEPS = {

@@ -16,9 +16,9 @@ import tempfile
 from pathlib import Path
 from statistics import median
 
-from common.identity import ROOT
-from common.results import read_record
 from common.values import at_least
+from runs.identity import ROOT
+from runs.results import read_record
 
 
 def seconds_per_clip(programs, policy, steps):

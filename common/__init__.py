@@ -1,11 +1,8 @@
-"""What method scripts share. A script needs these names and nothing else."""
+"""What the author of a method reads and uses: the loop, the loss, the clip, copies of weights."""
 
-from common import start  # noqa: F401 - before torch is loaded  # isort: skip
 from common.adapt import adapt, generate, warm_up
-from common.capacity import add_groups, chosen_blocks, number_of_groups
-from common.cli import parse_args
 from common.errors import UsageError
-from common.exits import STOPPED, run_script
+from common.groups import add_groups, chosen_blocks, number_of_groups
 from common.loading import load_model
 from common.loss import (
     Problem,
@@ -16,14 +13,11 @@ from common.loss import (
     stream,
 )
 from common.masters import Masters
-from common.run import Run
 from common.values import at_least, blocks, not_negative, positive
 
 __all__ = [
-    "STOPPED",
     "Masters",
     "Problem",
-    "Run",
     "UsageError",
     "adapt",
     "add_groups",
@@ -37,9 +31,7 @@ __all__ = [
     "load_model",
     "not_negative",
     "number_of_groups",
-    "parse_args",
     "positive",
-    "run_script",
     "stratified_sigmas",
     "stream",
     "warm_up",

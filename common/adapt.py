@@ -23,9 +23,9 @@ from common.loss import (
     random_losses,
     stream,
 )
-from common.placement import within_memory
 from common.stages import stage
 from common.stopping import early_stopping
+from devices.placement import within_memory
 
 MAX_GRAD_NORM = 1.0
 

@@ -133,19 +133,18 @@ def read_footage(video, window, size):
     return Footage(frames, fps, digest, after)
 
 
-def load_clip(model, video, window, size, text, negative_text, seed, footage=None, encode=None):
-    """Encodes one video; reads it where its footage is not given. encode(frames, name) gives the
-    latents (1, C, 1 + F // 4, h, w) of frames (F, 3, H, W)."""
-    costs, encode = {}, encode or (lambda frames, name: encode_frames(model, frames))
+def load_clip(model, video, window, size, text, negative_text, seed, footage=None):
+    """Encodes one video; reads it where its footage is not given."""
+    costs = {}
     with stage(costs, "encode", model.device):
         footage = footage or read_footage(video, window, size)
         seen, truth = footage.frames.split([window.anchor - window.first, window.gen_frames])
         cond = seen[-window.cond_frames :]
-        latents = encode(seen[-window.tta_frames :], "tta")
+        latents = encode(model, seen[-window.tta_frames :])
         same = window.cond_frames == window.tta_frames
-        cond_latents = latents if same else encode(cond, "cond")
+        cond_latents = latents if same else encode(model, cond)
         followed = torch.cat([cond, truth[: LATENT_FRAMES * window.future_latents]])
-        future = encode(followed, "future")[:, :, cond_latents.shape[2] :]
+        future = encode(model, followed)[:, :, cond_latents.shape[2] :]
     stop = latents.shape[2] - window.held_out_latents
     return Clip(
         video, window, seed, footage.sha256, footage.fps,
@@ -163,7 +162,7 @@ def load_clip(model, video, window, size, text, negative_text, seed, footage=Non
     )  # fmt: skip
 
 
-def encode_frames(model, frames):  # (F, 3, H, W) -> (1, C, 1 + F // 4, h, w)
+def encode(model, frames):  # (F, 3, H, W) -> (1, C, 1 + F // 4, h, w)
     return model.encode(frames.transpose(0, 1)[None])
 
 

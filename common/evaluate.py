@@ -1,21 +1,12 @@
 """All scores of one generated clip, and the two references that a table needs beside them."""
 
-import hashlib
 from concurrent.futures import ThreadPoolExecutor
-from importlib.metadata import version
-from pathlib import Path
 
 import torch
 
-from common import metrics, motion
 from common.data import LATENT_FRAMES
 from common.metrics import score
 from common.motion import Motion, motion_scores
-
-# what scores depend on beside the pictures: the code that computes them
-SCORES = [hashlib.sha256(Path(m.__file__).read_bytes()).hexdigest() for m in (metrics, motion)] + [
-    version(name) for name in ("scikit-image", "opencv-python-headless")
-]
 
 
 def evaluate(frames, clip, lpips=None):

@@ -11,9 +11,9 @@ import time
 import torch
 
 from common.loss import Problem, add_noise, draw_noise, stream, velocity_target
-from common.placement import within_memory
 from common.stages import stage
 from common.values import at_least
+from devices.placement import within_memory
 
 SIGMAS = (0.1, 0.25, 0.5, 0.75, 0.9)
 PARTS = ("future_loss_per_sigma", "future_loss_per_latent")  # of a record

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from common.placement import within_memory
+from devices.placement import within_memory
 
 PREFLIGHT_SIGMAS, PREFLIGHT_DRAWS = (0.25, 0.5, 0.75), 2
 LOWEST_SIGMA = 0.001

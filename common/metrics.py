@@ -8,6 +8,11 @@ import torch
 from common.data import sha256
 from common.errors import UsageError
 
+METRICS = {  # the proper ones first, and which values of each are better
+    "future_loss": "lower", "kernel_score": "lower", "energy_score": "lower", "psnr_db": "higher",
+    "ssim": "higher", "lpips": "lower", "temporal_psnr_db": "higher", "temporal_ssim": "higher",
+    "flow_error_px": "lower", "warping_error": "lower", "truth_warping_error": None,
+}  # fmt: skip
 ALEXNET = "alexnet-owt-7be5be79.pth"  # torchvision's file name
 
 

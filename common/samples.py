@@ -4,8 +4,7 @@ import itertools
 
 import torch
 
-from common.metrics import mean
-from common.results import METRICS
+from common.metrics import METRICS, mean
 
 
 def combined(scores):

@@ -86,15 +86,14 @@ class EarlyStopping:
             parameter.copy_(value)
 
 
-def early_stopping(model, clip, args, parameters, after_context=False):
+def early_stopping(model, clip, args, parameters):
     """The stopper that the flags ask for.
 
-    The held-out latents are predicted at their own place in time, from context and target latents;
-    with after_context directly after the context, as the study does.
+    The held-out latents are predicted at their own place in time, from context and target latents.
     """
     if not args.stop_every:
         return EarlyStopping(parameters)
-    known = clip.context if after_context else torch.cat([clip.context, clip.target], dim=2)
+    known = torch.cat([clip.context, clip.target], dim=2)
     problem = Problem(known, clip.held_out, clip.text)
     generator = stream(clip.seed, clip.video.id, "validation noise")
     noise = draw_noise(generator, clip.held_out, args.stop_draws)

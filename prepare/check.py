@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from itertools import islice
 from pathlib import Path
 
-from common.exits import run_script  # first: signals, and how torch's threads wait
+from runs.exits import run_script  # first: signals, and how torch's threads wait
 
 # isort: split
 import av
@@ -19,12 +19,12 @@ import numpy as np
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from common.captions import LIMITS, caption_shares, poor_captions
 from common.data import list_videos, sha256
 from common.errors import VideoError
 from common.names import printable
 from common.video import decode, fit, opened
 from prepare.clips import MEASURED, largest_cut, mean_motion, shrink
+from runs.captions import LIMITS, caption_shares, poor_captions
 
 BINS = (0, 0.05, 0.1, 0.3, 1, 3, float("inf"))  # of motion, pixels per frame at 120x72
 PICTURES = 400  # at most, of a contact sheet

@@ -23,11 +23,11 @@ from tqdm import tqdm
 
 from common.data import SUFFIXES, read_csv
 from common.errors import UsageError
-from common.exits import run_script
 from common.names import unusable
 from prepare.clips import Candidate, one_line
 from prepare.flags import add_arguments
 from prepare.select import prepare
+from runs.exits import run_script
 
 CATEGORIES = {  # by the first word found; others are "other"
     "people": "man woman person people boy girl hands baby crowd",

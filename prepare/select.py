@@ -14,9 +14,9 @@ from tqdm import tqdm
 from common.data import real, sha256
 from common.errors import StopRun, UsageError
 from common.names import unusable
-from common.results import read_json, replace_file, write_json
 from prepare.clips import Rules, make_clip
 from prepare.workers import start_workers, submit
+from runs.results import read_json, replace_file, write_json
 
 COLUMNS = (
     "filename caption category source start_frame frames fps width height motion sha256".split()

@@ -8,7 +8,7 @@ import threading
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context, parent_process, resource_tracker
 
-from common.start import SIGNALS
+from runs.start import SIGNALS
 
 QUIET = "ignore::UserWarning:multiprocessing.resource_tracker"
 

@@ -5,12 +5,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from common.errors import UsageError
-from common.identity import NEUTRAL
-from common.results import METRICS
+from common.metrics import METRICS
 from report.metrics import COMPARED, RELATIVE, ZERO, unit
 from report.notes import edited, listed, notes_on, notes_on_seeds, versions
 from report.runs import FACTS, refuse_mismatch
 from report.statistics import clustered_interval, holm, signed_rank, spread_over_seeds
+from runs.identity import NEUTRAL
 
 REFERENCES = {
     "repeat_last": "(last frame repeated)", "reconstruction": "(real frames, autoencoder)"

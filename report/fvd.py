@@ -15,7 +15,7 @@ import zipfile
 import zlib
 from pathlib import Path
 
-from common.exits import run_script  # first: signals, and how torch's threads wait
+from runs.exits import run_script  # first: signals, and how torch's threads wait
 
 # isort: split
 import numpy as np
@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from common.errors import UsageError
-from common.results import read_json
+from runs.results import read_json
 
 SIZE, FEW = 224, 256
 DAMAGE = (  # what reading an npz file raises

@@ -1,6 +1,6 @@
 """What a reader must know of each metric: which values are better, the unit of a gain, its trap."""
 
-from common.results import METRICS
+from common.metrics import METRICS
 
 COMPARED = [name for name, better in METRICS.items() if better]
 RELATIVE = {"future_loss"}  # gains are changes in per cent of the baseline's

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import UsageError
-from common.identity import GENERATION, difference, read_config
 from common.names import printable, unusable
-from common.results import read_json, read_record
+from runs.identity import GENERATION, difference, read_config
+from runs.results import read_json, read_record
 
 FACTS = ("manifest_sha256", "checkpoint_sha256")  # of config.json
 BY_CONTENT = {"videos", "checkpoint"}  # compared as those, not as paths

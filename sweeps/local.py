@@ -8,8 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import common
-from common.cli import ROOT
+import runs
+from runs.cli import ROOT
 from sweeps.status import is_complete
 
 
@@ -22,8 +22,8 @@ def run_here(rows, compare):
         codes[row.name] = (
             0 if is_complete(row) else call(row.script, *row.flags, "--out", str(row.out))
         )
-        if codes[row.name] == common.STOPPED:
-            return common.STOPPED
+        if codes[row.name] == runs.STOPPED:
+            return runs.STOPPED
     codes["compare.py"] = call("compare.py", *compare)
     for name, code in codes.items():
         if code not in (0, 3):
@@ -40,7 +40,7 @@ def call(script, *flags):
     child = os.fork()
     if child == 0:
         sys.argv = [script, *flags]
-        common.run_script(importlib.import_module(Path(script).stem).main)
+        runs.run_script(importlib.import_module(Path(script).stem).main)
     try:
         _, status = os.waitpid(child, 0)
     except BaseException:  # a signal: the row ends as well, and keeps what it has

@@ -9,12 +9,12 @@ import shlex
 from dataclasses import dataclass, field, replace
 from string import Formatter
 
-import common
-from common.cli import ROOT
+import runs
 from common.clip import CONTEXT_LATENTS, TTA_FRAMES
 from common.data import LATENT_FRAMES
-from common.identity import GENERATION
 from common.names import unusable, usable
+from runs.cli import ROOT
+from runs.identity import GENERATION
 from sweeps.files import LONGEST, load_yaml, short, wrong
 
 COMPARE = "compare.py"  # stands beside the rows where jobs and exit codes are listed
@@ -116,7 +116,7 @@ def parse(path, name, script, flags):
     said, printed = io.StringIO(), io.StringIO()
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(printed):
-            return common.parse_args(None, method_of(path, module.stem), flags)
+            return runs.parse_args(None, method_of(path, module.stem), flags)
     except SystemExit as error:
         told = said.getvalue().strip().partition("error: ")[2]
         told = told or "its flags make the script end without running, as --help does"

@@ -5,9 +5,9 @@ import subprocess
 from pathlib import Path
 
 import common
-from common.cli import ROOT
 from common.names import printable
-from common.results import read_json, write_json
+from runs.cli import ROOT
+from runs.results import read_json, write_json
 from sweeps.rows import COMPARE
 from sweeps.status import is_complete, videos_of
 

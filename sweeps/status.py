@@ -2,13 +2,13 @@
 
 import functools
 
-from common.claims import is_live
 from common.data import list_videos
-from common.identity import difference, fingerprint, plain_arguments, read_config
 from common.metrics import lpips_sha256
 from common.names import printable
-from common.results import read_record
-from common.todo import in_range, other_videos, same_file
+from runs.claims import is_live
+from runs.identity import difference, fingerprint, plain_arguments, read_config
+from runs.results import read_record
+from runs.todo import in_range, other_videos, same_file
 
 
 def status(row):

@@ -13,8 +13,8 @@ from oracles import LONGCAT, SHARED
 from toy import make_checkpoint, toy_clip
 
 import backbones
-from common.background import cores
-from common.exits import SIGNALS
+from runs.background import cores
+from runs.exits import SIGNALS
 
 # the same examples on every machine, however slow it is
 settings.register_profile(
@@ -64,7 +64,7 @@ def script(monkeypatch):
     def call(module, *flags):
         monkeypatch.setattr(sys, "argv", [f"{module.__name__}.py", *map(str, flags)])
         with pytest.raises(SystemExit) as end:
-            module.common.run_script(module.main)
+            module.runs.run_script(module.main)
         return end.value.code
 
     handlers = {number: signal.getsignal(number) for number in SIGNALS}

@@ -2,8 +2,8 @@
 
 import json
 
-from common.results import STAGES
 from report.runs import read_runs
+from runs.results import STAGES
 
 METRICS = {
     "future_loss": None, "future_loss_before": None, "kernel_score": None, "energy_score": None,

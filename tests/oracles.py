@@ -21,13 +21,13 @@ from adasteer import AdaSteer
 from backbones.longcat import LongCat
 from backbones.longcat_dit import LongCatVideoTransformer3DModel
 from backbones.text import Text
-from common.cli import parse_args
 from common.loss import flow_matching_loss
 from delta_c import DeltaC
 from film_tta import FiLM
 from full_tta import FullTTA
 from lora_tta import FFN, PREFIX, LoRA
 from norm_tta import MODULES, NormTTA
+from runs.cli import parse_args
 
 SHARED = Path(os.environ.get("ADASTEER_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 LONGCAT = SHARED / "oracles" / "longcat"

@@ -17,9 +17,9 @@ from safetensors import SafetensorError
 from test_run import QUICK, ROOT, demo_rows, results, whole, write_manifest  # noqa: F401
 
 import adasteer
-import common
-from common import results as files
+import runs
 from common.errors import UsageError
+from runs import results as files
 
 SCRIPT = [sys.executable, str(ROOT / "adasteer.py")]
 
@@ -126,14 +126,14 @@ def test_huge_values_are_refused(flags, tmp_path, script, capsys):
 
 
 def test_results_that_vanish_stop_the_run(tmp_path, script, monkeypatch, capsys):
-    scored = common.run.Records.scored
+    scored = runs.run.Records.scored
 
     def vanish(self, *given):
         record = scored(self, *given)
         shutil.rmtree(tmp_path / "out")
         return record
 
-    monkeypatch.setattr(common.run.Records, "scored", vanish)
+    monkeypatch.setattr(runs.run.Records, "scored", vanish)
     assert script(adasteer, *QUICK, "--out", tmp_path / "out") == 1
     assert "adasteer.py: stopped: " in capsys.readouterr().err
 
@@ -206,12 +206,12 @@ def test_any_content_of_a_run_is_resumed_or_refused(data, whole, tmp_path_factor
             content[key] = data.draw(json_values)
     text = json.dumps(content)
     path.write_text(text[: len(text) // 2] if how == "cut" else text)
-    args = common.parse_args(None, adasteer.AdaSteer, [*map(str, QUICK), "--out", str(out)])
+    args = runs.parse_args(None, adasteer.AdaSteer, [*map(str, QUICK), "--out", str(out)])
     args.script_sha256 = json.loads((whole[0] / "config.json").read_text())["arguments"][
         "script_sha256"
     ]
     try:
-        todo = common.Run(args).todo
+        todo = runs.Run(args).todo
     except UsageError as error:
         assert "\n" not in str(error)
     except SystemExit as end:  # all is done

@@ -11,9 +11,9 @@ import torch
 from test_run import QUICK, demo_rows, results, write_manifest
 
 import adasteer
-from common import background, records, run
-from common.background import Ahead, Behind
-from common.exits import Stopped
+from runs import background, records, run
+from runs.background import Ahead, Behind
+from runs.exits import Stopped
 
 CPU = torch.device("cpu")
 NAMES = [path.stem for path, _ in demo_rows()]

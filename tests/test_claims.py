@@ -19,8 +19,9 @@ from test_run import QUICK, ROOT, results
 
 import adasteer
 import common
-from common import claims, records
-from common.results import read_json
+import runs
+from runs import claims, records
+from runs.results import read_json
 
 
 @pytest.fixture
@@ -229,8 +230,8 @@ def test_waiting_for_others_is_said(two, tmp_path, monkeypatch):
 
 
 def test_a_run_that_began_beside_this_one_is_not_mixed_in(tmp_path):
-    args = common.parse_args(None, adasteer.AdaSteer, [*map(str, QUICK), "--out", str(tmp_path)])
-    run, model = common.Run(args), common.load_model(args)
+    args = runs.parse_args(None, adasteer.AdaSteer, [*map(str, QUICK), "--out", str(tmp_path)])
+    run, model = runs.Run(args), common.load_model(args)
     clip = next(run.clips(model))
     config = tmp_path / "config.json"
     config.write_text(config.read_text().replace('"lr": 0.005', '"lr": 0.1'))
@@ -240,8 +241,8 @@ def test_a_run_that_began_beside_this_one_is_not_mixed_in(tmp_path):
 
 def test_a_run_with_other_flags_is_refused_while_one_has_begun(tmp_path, script, capsys):
     """Though nothing of it is done."""
-    args = common.parse_args(None, adasteer.AdaSteer, [*map(str, QUICK), "--out", str(tmp_path)])
-    assert common.Run(args).claims.take("scene_0")
+    args = runs.parse_args(None, adasteer.AdaSteer, [*map(str, QUICK), "--out", str(tmp_path)])
+    assert runs.Run(args).claims.take("scene_0")
     before = (tmp_path / "config.json").read_bytes()
     assert script(adasteer, *QUICK, "--lr", 0.1, "--out", tmp_path) == 2
     assert "--lr is 0.005 there, 0.1 here" in capsys.readouterr().err
@@ -266,7 +267,7 @@ def work(flags, host, skew):
     torch.set_num_threads(1)
     sys.argv = ["adasteer.py", *flags]
     sys.stdout = sys.stderr = open(os.devnull, "w")
-    common.run_script(adasteer.main)
+    runs.run_script(adasteer.main)
 
 
 def claimed(process, folder):

@@ -21,7 +21,6 @@ import adasteer
         (["--size", "60x60"], "--size 60x60: this checkpoint needs multiples of 16"),
         (["--size", "big"], "--size: must be WIDTHxHEIGHT"),
         (["--device", "gpu"], "--device gpu: not usable here"),
-        (["--device", "cpu", "--attention", "flash"], "--attention flash: works on a GPU only"),
         (["--guidance-scale", "nan"], "--guidance-scale: must be a finite number"),
         (["--weight-decay", -1], "--weight-decay: must not be negative"),
         (["--stepz", 3], "unrecognized arguments: --stepz"),

@@ -7,10 +7,11 @@ from toy import loss_of, new, perturb, sample
 
 import backbones
 from adasteer import AdaSteer
-from common import loading
 from common.adapt import adapt
-from common.placement import Placement
+from common.loading import load_model
 from delta_c import DeltaC
+from devices.compiling import compile_blocks
+from devices.placement import Placement
 from film_tta import FiLM
 from lora_tta import LoRA
 from norm_tta import NormTTA
@@ -33,7 +34,7 @@ def compiled(toy_checkpoint):
         traces.append(len(inputs))
         return graph.forward
 
-    loading.compile_blocks(model, backend)
+    compile_blocks(model, backend)
     torch._dynamo.config.suppress_errors = False  # here an error is an error
     yield model, traces
     torch._dynamo.reset()
@@ -89,7 +90,7 @@ def test_what_is_not_compiled_is_not_recorded_as_compiled(toy_checkpoint, clip):
     placement = Placement(model, arguments(AdaSteer, ""))
     for backend, recorded in (("eager", True), (broken, False)):
         torch._dynamo.reset()
-        loading.compile_blocks(model, backend)
+        compile_blocks(model, backend)
         with torch.no_grad():
             loss_of(model, clip)
         assert placement.describe()["compiled"] is recorded
@@ -102,7 +103,7 @@ def test_without_a_compiler_it_goes_on(toy_checkpoint, monkeypatch, capsys):
 
     monkeypatch.setattr(torch, "compile", broken)
     args = arguments(AdaSteer, f"--compile --device cpu --checkpoint {toy_checkpoint}")
-    model = loading.load_model(args)
+    model = load_model(args)
     assert model.compiled is False and model.dit.blocks[0]._compiled_call_impl is None
     said = capsys.readouterr().err
     assert "--compile: not possible here" in said and "(no C++ compiler)" in said
@@ -115,7 +116,7 @@ def test_the_real_compiler_gives_the_same_numbers(toy_checkpoint, clip):
     for compiles in (False, True):
         model = backbones.load(toy_checkpoint)
         if compiles:
-            loading.compile_blocks(model)
+            compile_blocks(model)
         adapted, args = new(AdaSteer, "--groups 3", model, clip)
         with adapted.attached():
             record = adapt(model, adapted, clip, args)

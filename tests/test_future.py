@@ -10,6 +10,7 @@ from test_run import QUICK, results
 import adasteer
 import common
 import full_tta
+import runs
 from common.future import SIGMAS, future_loss
 from common.loss import Problem
 from common.metrics import psnr_db
@@ -103,8 +104,8 @@ def test_scores_of_samples_are_means_over_them():
 def loaded(tmp_path_factory):
     """A clip of the demo, nano, and full_tta's arguments."""
     flags = [*map(str, QUICK), "--limit", "1", "--out", str(tmp_path_factory.mktemp("future"))]
-    args = common.parse_args(None, full_tta.FullTTA, flags)
-    run, model = common.Run(args), common.load_model(args)
+    args = runs.parse_args(None, full_tta.FullTTA, flags)
+    run, model = runs.Run(args), common.load_model(args)
     return model, next(run.clips(model)), args
 
 
@@ -122,7 +123,7 @@ def test_batches_and_the_cache_change_nothing(loaded):
 def test_the_adapted_model_is_measured_with_the_cache_too(loaded):
     """What a method changes reaches the context as well: read with it, not before."""
     model, clip, args = loaded
-    method = adasteer.AdaSteer(model, clip, common.parse_args(None, adasteer.AdaSteer, []))
+    method = adasteer.AdaSteer(model, clip, runs.parse_args(None, adasteer.AdaSteer, []))
     problem = Problem(clip.cond_latents, clip.future, clip.text)
     noise = torch.ones(1, *clip.future.shape[1:])
     plain = future_loss(model, problem, noise)

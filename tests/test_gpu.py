@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import backbones
-from common.cli import ROOT
+from runs.cli import ROOT
 
 pytestmark = pytest.mark.gpu
 

@@ -12,8 +12,10 @@ from test_run import QUICK, ROOT, demo_rows, write_manifest
 
 import adasteer
 import common
-from common import identity, metrics
+import runs
+from common import metrics
 from common.errors import UsageError
+from runs import identity
 
 NANO = ROOT / "nano" / "checkpoint"
 
@@ -58,7 +60,7 @@ def test_a_script_whose_base_was_edited_is_another_run(copied, script, tmp_path,
     digests = []
     for edit in (str, str, lambda text: text.replace("return e + F.pad", "return e - F.pad")):
         copied(edit)
-        args = common.parse_args(None, write(child).AdaSteer, [])
+        args = runs.parse_args(None, write(child).AdaSteer, [])
         digests.append(args.script_sha256)
     assert digests[0] == digests[1] != digests[2]
 
@@ -215,7 +217,7 @@ def test_a_file_that_is_replaced_meanwhile_is_not_the_one_that_was_read(
     shutil.copy(rows[0][0], path)
     listed = write_manifest(tmp_path / "list.csv", [("scene.mp4", "a ball")])
     flags = [*QUICK, "--videos", listed]
-    cached, read = [*flags, "--cache-latents", "--cache", tmp_path], common.run.read_footage
+    read = runs.run.read_footage
 
     def replaced(*given):
         footage = read(*given)
@@ -223,15 +225,10 @@ def test_a_file_that_is_replaced_meanwhile_is_not_the_one_that_was_read(
         return footage
 
     with monkeypatch.context() as patch:
-        patch.setattr(common.run, "read_footage", replaced)
-        assert script(adasteer, *cached, "--out", tmp_path / "out") == 0
-    assert script(adasteer, *cached, "--out", tmp_path / "out") == 2
+        patch.setattr(runs.run, "read_footage", replaced)
+        assert script(adasteer, *flags, "--out", tmp_path / "out") == 0
+    assert script(adasteer, *flags, "--out", tmp_path / "out") == 2
     assert "is not the file that" in capsys.readouterr().err
-    found = []
-    for name, more in (("cached", cached), ("new", flags)):
-        assert script(adasteer, *more, "--out", tmp_path / name) == 0
-        found.append(json.loads((tmp_path / name / "videos" / "scene.json").read_text()))
-    assert found[0]["losses"] == found[1]["losses"]
 
 
 def test_a_file_that_changes_while_it_is_read_is_skipped(script, tmp_path, monkeypatch):
@@ -260,8 +257,8 @@ def test_a_run_in_a_notebook_has_no_file(tmp_path):
         pass
 
     Mine.__module__ = "builtins"  # without a __file__, as a notebook's main module
-    args = common.parse_args(None, Mine, ["--out", str(tmp_path)])
-    assert common.Run(args).config["arguments"]["method"] == "Mine"
+    args = runs.parse_args(None, Mine, ["--out", str(tmp_path)])
+    assert runs.Run(args).config["arguments"]["method"] == "Mine"
     with pytest.raises(UsageError, match="method is Mine there, AdaSteer here"):
-        other = common.parse_args(None, adasteer.AdaSteer, ["--out", str(tmp_path)])
+        other = runs.parse_args(None, adasteer.AdaSteer, ["--out", str(tmp_path)])
         identity.refuse_other(tmp_path, {"arguments": identity.plain_arguments(other)})

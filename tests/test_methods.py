@@ -12,13 +12,13 @@ from adasteer import AdaSteer
 from backbones.longcat import LongCat
 from backbones.longcat_dit import LongCatVideoTransformer3DModel
 from common.adapt import adapt
-from common.results import load_adapter, save_adapter
 from common.stopping import EarlyStopping
 from delta_c import DeltaC
 from film_tta import FiLM
 from full_tta import FullTTA
 from lora_tta import LoRA
 from norm_tta import NormTTA
+from runs.results import load_adapter, save_adapter
 
 METHODS = {
     AdaSteer: [

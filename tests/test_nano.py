@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 import backbones
 from backbones.linear_autoencoder import LinearVideoAutoencoder
 from benchmarks.nano_study import ROWS
-from common.cli import ROOT
 from common.video import read_frames
 from nano import autoencoders, scenes
+from runs.cli import ROOT
 
 DIT = "dit/diffusion_pytorch_model.safetensors"
 

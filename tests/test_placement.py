@@ -13,15 +13,15 @@ from toy import loss_of, new, sample
 
 import backbones
 from adasteer import AdaSteer
-from backbones import offload
 from backbones.longcat_dit import LongCatVideoTransformer3DModel
-from common import placement
 from common.adapt import adapt, generate
-from common.errors import StopRun, UsageError
-from common.loading import compile_blocks, load_model
+from common.errors import UsageError
+from common.loading import load_model
 from common.loss import anchored_loss
-from common.placement import Placement
 from delta_c import DeltaC
+from devices import offload, placement
+from devices.compiling import compile_blocks
+from devices.placement import DoesNotFit, Placement
 from full_tta import FullTTA
 from lora_tta import LoRA
 from norm_tta import NormTTA
@@ -235,7 +235,7 @@ def test_what_is_learned_cannot_be_streamed(model, clip, monkeypatch):
     """All weights of full_tta.py: there would be nothing left to take away."""
     placed(model)
     fails(monkeypatch, model, 3)
-    with pytest.raises(StopRun, match="out of memory"):
+    with pytest.raises(DoesNotFit, match="out of memory"):
         outcome(FullTTA, "", model, clip)
     assert model.placement.describe()["offload"] == "vae"
 
@@ -274,7 +274,7 @@ def test_a_measured_graph_that_is_never_run_is_freed(model, clip):
 def test_no_plan_is_left(model, clip, monkeypatch):
     placed(model)
     fails(monkeypatch, model, 4)
-    with pytest.raises(StopRun, match=r"out of memory.*--draws.*simulated"):
+    with pytest.raises(DoesNotFit, match=r"out of memory.*--draws.*simulated"):
         outcome(AdaSteer, "", model, clip)
 
 
@@ -282,7 +282,7 @@ def test_what_the_user_fixed_stays(model, clip, monkeypatch):
     placed(model, "--offload vae --checkpointing 1")
     assert model.placement.describe()["recomputed_blocks"] == 1
     fails(monkeypatch, model, 1)
-    with pytest.raises(StopRun, match="out of memory"):
+    with pytest.raises(DoesNotFit, match="out of memory"):
         outcome(AdaSteer, "", model, clip)
 
 

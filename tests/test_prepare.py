@@ -17,15 +17,15 @@ import pytest
 import torch
 from oracles import SHARED
 
-from common.captions import caption_shares, poor_captions
-from common.cli import ROOT
 from common.data import list_videos, sha256
-from common.exits import run_script
-from common.start import SIGNALS
 from common.video import read_frames, write_video
 from prepare import check, clips, ucf101
 from prepare.clips import Candidate, Rules, make_clip
 from prepare.select import judged
+from runs.captions import caption_shares, poor_captions
+from runs.cli import ROOT
+from runs.exits import run_script
+from runs.start import SIGNALS
 
 RULES = Rules((32, 48), None, 46, 300, 0.05, 0.22)
 QUICK = ["--size", "48x32", "--min-frames", "20"]

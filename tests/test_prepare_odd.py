@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 from test_prepare import QUICK, RULES, manifest_rows, pan, prepared, started, write_avi
 
-from common.cli import ROOT
 from prepare import check, panda70m, ucf101
 from prepare.clips import Candidate, make_clip
 from prepare.select import verdict_of
+from runs.cli import ROOT
 
 FLAGS = ["--count", 1, *QUICK]
 

@@ -9,7 +9,7 @@ import pytest
 from folders import change, make_run, runs_in
 
 import compare as compare_script
-from common.results import METRICS
+from common.metrics import METRICS
 from report import curves, figures
 from report.comparison import compare, table
 from report.metrics import COMPARED, main_metric

@@ -11,8 +11,9 @@ from peft import PeftModel
 
 import common
 import lora_tta
+import runs
 from backbones.longcat_dit import LongCatVideoTransformer3DModel
-from common.cli import ROOT
+from runs.cli import ROOT
 
 SCRIPTS = {
     "adasteer": ("AdaSteer", 64),
@@ -73,11 +74,11 @@ def test_peft_loads_what_lora_saves(script, tmp_path):
     assert script(lora_tta, *flags, "--out", tmp_path) == 0
     (folder,) = (tmp_path / "videos").glob("*.adapter")
     checkpoint = ROOT / "nano" / "checkpoint"
-    args = common.parse_args(None, lora_tta.LoRA, [])
-    model, run = common.load_model(args), common.Run(args)
+    args = runs.parse_args(None, lora_tta.LoRA, [])
+    model, run = common.load_model(args), runs.Run(args)
     clip = next(run.clips(model))
     method = lora_tta.LoRA(model, clip, args)
-    common.results.load_adapter(folder, method)
+    runs.results.load_adapter(folder, method)
     sigma, noise = torch.tensor([0.5]), torch.ones_like(clip.target)
     with torch.no_grad():
         plain = model.velocity(noise, sigma, clip.context, clip.text)

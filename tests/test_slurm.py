@@ -13,7 +13,7 @@ from cluster import Cluster, wait_for
 from test_run import ROOT, demo_rows, results
 from test_sweep import THREE
 
-from common import claims
+from runs import claims
 
 pytestmark = pytest.mark.slow
 LONG = "--steps 60 --limit 4".split()  # about three seconds a video

@@ -8,7 +8,7 @@ import pytest
 from cluster import wait_for
 from test_run import ROOT
 
-import common
+import runs
 import sweep
 from sweeps.rows import read_sweep
 
@@ -201,4 +201,4 @@ def test_jobs_start_in_the_repository(script, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     flags = ["--nano", "--out", tmp_path / "out", "--slurm"]
     assert script(sweep, write(tmp_path, THREE), *flags) == 2
-    assert f"cd {common.cli.ROOT}" in capsys.readouterr().err
+    assert f"cd {runs.cli.ROOT}" in capsys.readouterr().err

@@ -13,6 +13,7 @@ from test_run import ROOT
 from test_sweep import THREE, write
 
 import common
+import runs
 import sweep
 from sweeps import rows as rows_module
 from sweeps.rows import read_sweep
@@ -68,8 +69,8 @@ WRONG = {
     "an escape in a value": (one_row(over={"lr": "\x1b[31m"}), "control characters"),
     "a raw escape": (one_row() + "# \x1b[31m", "not YAML"),
     "help": (one_row(flags="--help"), "end without running"),
-    "a script elsewhere": (one_row(script="../common/cli.py"), "there is no script"),
-    "a script in a folder": (one_row(script="common/cli.py"), "there is no script"),
+    "a script elsewhere": (one_row(script="../runs/cli.py"), "there is no script"),
+    "a script in a folder": (one_row(script="runs/cli.py"), "there is no script"),
     "a key twice": (one_row() + "shared: a\nshared: b\n", "stands twice"),
     "no number": (one_row(over={"lr": 5}).replace("5", "!!int x"), "not YAML"),
     "no date": (one_row(over={"lr": 5}).replace("5", "2001-99-99"), "not YAML"),
@@ -191,7 +192,7 @@ def test_reasons_cannot_write_on_the_terminal(copied):
 
 @pytest.mark.parametrize("text", ["[]", "{", "5", '{"groups1": 5}', '{"groups1": ["5"]}'])
 def test_damaged_numbers_of_jobs(text, script, monkeypatch, tmp_path, capsys):
-    monkeypatch.chdir(common.cli.ROOT)
+    monkeypatch.chdir(runs.cli.ROOT)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "jobs.json").write_text(text)
     flags = ["--nano", "--out", tmp_path / "out", "--slurm", "--dry-run"]

@@ -8,22 +8,22 @@ from dataclasses import replace
 
 import av
 
-from common import identity, results
-from common.background import Ahead, Behind
-from common.cache import Cache, References
-from common.claims import Claims
 from common.clip import Window, load_clip, read_footage
 from common.errors import PreflightError, StopRun, UsageError, VideoError
 from common.evaluate import reconstruct
-from common.exits import BEFORE_STOP, STOPPED
 from common.loss import beats_zero, preflight
 from common.metrics import load_lpips, lpips_sha256
 from common.names import printable
-from common.placement import within_memory
-from common.prompts import Prompts
-from common.records import Records, writing
 from common.stages import stage, traced
-from common.todo import chosen_videos, is_done, other_videos, print_plan, written
+from devices.placement import within_memory
+from runs import identity, results
+from runs.background import Ahead, Behind
+from runs.cache import Cache
+from runs.claims import Claims
+from runs.exits import BEFORE_STOP, STOPPED
+from runs.prompts import Prompts
+from runs.records import Records, writing
+from runs.todo import chosen_videos, is_done, other_videos, print_plan, written
 
 PROBLEMS = (ValueError, RuntimeError, av.FFmpegError)  # of scoring one video
 FAILED_PREFLIGHTS = 3  # at the start of a range: the run stops
@@ -70,7 +70,6 @@ class Run:
         """Loads the videos still to do, one after the other; those that cannot be used are recorded
         as skipped. Raises StopRun where the model predicts none of the first few."""
         self.model, self.cache = model, Cache(self.args.cache)
-        self.references = References(self.cache, self.args, model, self.config["lpips"])
         self.prompts = Prompts(model, self.cache, self.args.checkpoint)
         captions = [video.caption for video in (*self.others, *self.todo)]
         self.negative = self.prompts.get(self.args.negative_prompt, captions)
@@ -120,16 +119,14 @@ class Run:
         return next((v for v in rest if self.claims.is_free(v.id)), None)
 
     def _encode(self, video, place=0, footage=None):
-        encode, size, seed = None, self.model.frame_size, self.args.seed
+        size, seed = self.model.frame_size, self.args.seed
         footage = footage or read_footage(video, self.window, size)
-        if self.args.cache_latents:
-            encode = self.cache.encoder(self.model, self.args.checkpoint, footage, self.window)
         captions = (v.caption for v in itertools.islice(self.todo, place, None))
         text = within_memory(self.model, lambda: self.prompts.get(video.caption, captions))
         return within_memory(
             self.model,
             lambda: load_clip(
-                self.model, video, self.window, size, text, self.negative, seed, footage, encode
+                self.model, video, self.window, size, text, self.negative, seed, footage
             ),
         )
 
@@ -172,12 +169,10 @@ class Run:
         identity.refuse_other(self.out, self.config)  # one that began beside this one
         if self.args.save_adapter:
             results.save_adapter(self.out / "videos" / clip.video.id, method)
-        again = None
-        if frames is not None:
+        again = None  # methods are compared with the baseline's references
+        if frames is not None and not self.args.steps:
             with stage(record, "reference", self.model.device):
-                record["references"] = self.references.load(clip)
-                if record["references"] is None:
-                    again = within_memory(self.model, lambda: reconstruct(self.model, clip))
+                again = within_memory(self.model, lambda: reconstruct(self.model, clip))
         record |= clip.costs | {
             "placement": self.model.placement.describe(),
             "total_seconds": time.perf_counter() - self.started,
@@ -195,8 +190,6 @@ class Run:
             self._skip(clip.video, VideoError(f"not scored: {type(error).__name__}: {error}"))
             return
         self.claims.release(clip.video.id)
-        if frames is not None:
-            self.references.save(clip, record["references"])
         self.records.announce(record)
 
     def _lost(self, video):

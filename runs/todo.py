@@ -4,11 +4,11 @@ import hashlib
 import os
 from pathlib import Path
 
-from common.captions import captioned
 from common.data import file_facts, list_videos, real, sha256
 from common.errors import UsageError
 from common.names import printable
-from common.results import read_record
+from runs.captions import captioned
+from runs.results import read_record
 
 
 def chosen_videos(args):

@@ -6,13 +6,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 from tqdm import tqdm
 
-from common import identity, results
 from common.clip import mean_change, side_by_side
 from common.errors import PreflightError, StopRun
 from common.evaluate import evaluate, references
 from common.names import printable
 from common.samples import combined, scores_together
 from common.video import write_video
+from runs import identity, results
 
 FOR_LOOKING = {"crf": "12", "preset": "superfast"}  # larger files in a third of the time
 
@@ -62,8 +62,7 @@ class Records:
 
     def scored(self, clip, record, frames, reconstruction):
         """The whole record of a video, its mp4 written. frames: the samples, or None.
-        reconstruction: the real frames through the autoencoder, where record has no references
-        yet."""
+        reconstruction: the real frames through the autoencoder, where they are wanted."""
         started = time.perf_counter()
         nothing = {f"{name}_seconds": 0.0 for name in results.STAGES} | {"references": {}}
         record = dict.fromkeys(results.METRICS) | nothing | record
@@ -90,7 +89,7 @@ class Records:
             writing = pool.submit(self._write_pictures, clip, frames[0])
             record |= combined([evaluate(sample, clip, self.lpips) for sample in frames])
             record |= scores_together(frames, clip.truth)
-            if record["references"] is None:
+            if reconstruction is not None:
                 record["references"] = references(clip, reconstruction, self.lpips)
             writing.result()
 

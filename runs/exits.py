@@ -7,7 +7,8 @@ from pathlib import Path
 
 from common.errors import StopRun, UsageError
 from common.names import printable
-from common.start import SIGNALS, STOPPED
+from devices.placement import DoesNotFit
+from runs.start import SIGNALS, STOPPED
 
 BEFORE_STOP = []  # functions to call when a signal ends the program, beside those of atexit
 
@@ -33,7 +34,7 @@ def run_script(main):
     except BrokenPipeError:  # nobody reads what is printed
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
-    except (StopRun, OSError, RuntimeError) as error:
+    except (StopRun, DoesNotFit, OSError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "allocate memory" not in str(error):
             raise
         print(printable(f"{name}: stopped: {error}"), file=sys.stderr)

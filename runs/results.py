@@ -11,14 +11,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from common.metrics import mean
+from common.metrics import METRICS, mean
 from common.values import MANY
 
-METRICS = {  # the proper ones first, and which values of each are better
-    "future_loss": "lower", "kernel_score": "lower", "energy_score": "lower", "psnr_db": "higher",
-    "ssim": "higher", "lpips": "lower", "temporal_psnr_db": "higher", "temporal_ssim": "higher",
-    "flow_error_px": "lower", "warping_error": "lower", "truth_warping_error": None,
-}  # fmt: skip
 STAGES = ("encode", "adapt", "generate", "decode", "metrics", "total")  # <stage>_seconds
 REFERENCES = ("repeat_last", "reconstruction")
 NUMBER = (int, float)
@@ -208,13 +203,7 @@ def summarise(out):
         "videos_skipped": {r["id"]: r["reason"] for r in skipped},
         **{f"mean_{name}": mean([r[name] for r in done]) for name in METRICS},
         "videos_with_lpips": sum(r["lpips"] is not None for r in done),
-        "mean_references": {
-            kind: {
-                name: mean([r["references"].get(kind, {}).get(name) for r in done])
-                for name in METRICS
-            }
-            for kind in REFERENCES
-        },
+        **mean_references(done),
         "mean_future_loss_before": mean([r["future_loss_before"] for r in done]),
         "mean_first_loss": mean([r["losses"][0] for r in done if r["losses"]]),
         "mean_last_loss": mean([r["losses"][-1] for r in done if r["losses"]]),
@@ -223,6 +212,18 @@ def summarise(out):
     }
     write_json(out / "summary.json", summary)
     return summary
+
+
+def mean_references(done):
+    """Of a baseline, which alone has them."""
+    if not any(record["references"] for record in done):
+        return {}
+    found = {kind: [r["references"].get(kind, {}) for r in done] for kind in REFERENCES}
+    means = {
+        kind: {name: mean([scores.get(name) for scores in each]) for name in METRICS}
+        for kind, each in found.items()
+    }
+    return {"mean_references": means}
 
 
 def line(result):

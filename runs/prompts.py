@@ -5,7 +5,7 @@ from importlib.metadata import version
 
 from backbones import CheckpointError
 from common.errors import UsageError
-from common.identity import fingerprint
+from runs.identity import fingerprint
 
 TOGETHER = 256  # prompts that the text encoder embeds once it is loaded
 

@@ -7,8 +7,6 @@ from pathlib import Path
 from common import future, stopping
 from common.clip import CONTEXT_LATENTS, TTA_FRAMES, Window
 from common.errors import UsageError
-from common.identity import ROOT, script_sha256
-from common.placement import PLANS
 from common.values import (
     at_least,
     count_of_blocks,
@@ -19,6 +17,8 @@ from common.values import (
     positive,
     shard,
 )
+from devices.placement import PLANS
+from runs.identity import ROOT, script_sha256
 
 
 class Parser(argparse.ArgumentParser):
@@ -204,10 +204,6 @@ def add_speed(group):
         "--device", default="auto", help="cpu, cuda, cuda:1, ...; auto takes a GPU if there is one"
     )
     group.add_argument(
-        "--attention", choices=("sdpa", "flash"), default="sdpa",
-        help="flash needs the flash-attn package",
-    )  # fmt: skip
-    group.add_argument(
         "--checkpointing", type=count_of_blocks, default="auto", metavar="auto|all|none|N",
         help="blocks recomputed in backward: less memory, more time, same numbers; auto: as few as "
         "the free memory needs, by a block measured in the first step",
@@ -231,9 +227,6 @@ def add_speed(group):
         "--cache", type=folder, metavar="FOLDER",
         help="prompts embedded once and for all; ~/.cache/adasteer where not given",
     )  # fmt: skip
-    group.add_argument(
-        "--cache-latents", action="store_true", help="keep the latents of the clips there too"
-    )
     group.add_argument(
         "--profile", action="store_true",
         help="trace the first video with torch's profiler: trace.json.gz in --out",

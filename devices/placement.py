@@ -7,12 +7,16 @@ import psutil
 import torch
 from tqdm import tqdm
 
-from common.errors import StopRun
+from devices.compiling import every_graph_compiled
 
 PLANS = ("none", "vae", "blocks")  # what is offloaded, from loosest to strictest
 BLOCK_TENSORS = 40  # hidden states' worth of memory that a step needs beside one state per block
 KEPT = 2  # blocks, while one is measured
 GPU_SHARE, HOST_SHARE = 0.92, 0.5  # of free memory that a plan counts on
+
+
+class DoesNotFit(Exception):
+    """No plan is left under which the work fits into memory."""
 
 
 class Placement:
@@ -42,8 +46,8 @@ class Placement:
             self._say()
 
     def run(self, attempt, backward=False, graph=False):
-        """attempt(), once more under every stricter plan while memory runs out. Raises StopRun when
-        there is no stricter one. The first with backward measures a block; `graph` says that
+        """attempt(), once more under every stricter plan while memory runs out. Raises DoesNotFit
+        when there is no stricter one. The first with backward measures a block; `graph` says that
         another attempt builds a graph too."""
         applied = True
         while True:
@@ -58,7 +62,7 @@ class Placement:
             except torch.OutOfMemoryError as error:
                 stricter, reason = self._stricter(backward or graph), str(error).splitlines()[0]
                 if stricter is None:
-                    raise StopRun(
+                    raise DoesNotFit(
                         f"out of memory with {self.describe()}; try fewer --draws, fewer "
                         f"--tta-frames or a smaller --size ({reason})"
                     ) from error
@@ -176,12 +180,6 @@ class SavedBytes(torch.autograd.graph.saved_tensors_hooks):
             self.seen.add(storage.data_ptr())
             self.total += storage.nbytes()
         return tensor.detach()  # of the tensor itself: a graph that is never run would keep itself
-
-
-def every_graph_compiled():
-    """Whether torch.compile had no graph of the blocks that it left as it is."""
-    frames = torch._dynamo.utils.counters["frames"]
-    return frames["ok"] == frames["total"]
 
 
 def size(module):

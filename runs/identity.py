@@ -10,10 +10,10 @@ from pathlib import Path
 
 import torch
 
-from common.claims import is_live
 from common.data import sha256
 from common.errors import UsageError
-from common.results import read_json, read_record
+from runs.claims import is_live
+from runs.results import read_json, read_record
 
 ROOT = Path(__file__).resolve().parents[1]
 # of config.json: SHA-256s that runs of one folder agree in
@@ -22,7 +22,7 @@ ROOMS = ("common", "backbones")
 # flags that the continuation depends on where nothing is adapted: runs that agree in them share a
 # baseline and can be compared
 GENERATION = (
-    "videos prompt caption checkpoint size anchor cond_frames gen_frames seed attention "
+    "videos prompt caption checkpoint size anchor cond_frames gen_frames seed "
     "sampling_steps guidance_scale negative_prompt enhance_hf weights compile samples generate "
     "future_draws"
 ).split()
@@ -30,7 +30,7 @@ GENERATION = (
 NEUTRAL = {
     "videos", "checkpoint", "out", "batch_start", "batch_end", "limit", "device", "checkpointing",
     "dry_run", "forgetting", "shard", "lpips_weights", "allow_poor_captions", "save_frames",
-    "save_adapter", "offload", "cache", "cache_latents", "profile", "trace_future",
+    "save_adapter", "offload", "cache", "profile", "trace_future",
 }  # fmt: skip
 SAID = {"preflight": "--no-preflight", "generate": "--no-generate"} | {
     name: name for name in ("method", "script")

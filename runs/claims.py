@@ -15,8 +15,8 @@ import time
 import uuid
 from pathlib import Path
 
-from common.exits import BEFORE_STOP
-from common.results import discard, read_json
+from runs.exits import BEFORE_STOP
+from runs.results import discard, read_json
 
 REFRESH, STALE = 20.0, 120.0  # seconds
 WAIT = 2.0  # seconds between looks at what others hold

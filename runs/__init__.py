@@ -1,0 +1,9 @@
+"""What keeps a run alive: the command line, what is to do, records, results. Nothing of it needs to
+be read to try an idea."""
+
+from runs import start  # noqa: F401 - before torch is loaded  # isort: skip
+from runs.cli import parse_args
+from runs.exits import STOPPED, run_script
+from runs.run import Run
+
+__all__ = ["STOPPED", "Run", "parse_args", "run_script"]
