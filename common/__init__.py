@@ -1,7 +1,8 @@
 """What the author of a method reads and uses: the loop, the loss, the clip, copies of weights."""
 
-from common.adapt import adapt, generate, warm_up
+from common.adapt import adapt, warm_up
 from common.errors import UsageError
+from common.generation import generate
 from common.groups import add_groups, chosen_blocks, number_of_groups
 from common.loading import load_model
 from common.loss import (

@@ -1,4 +1,4 @@
-"""The adaptation loop that every method runs in, and the continuation that follows it.
+"""The adaptation loop that every method runs in.
 
 A method is a class as in the scripts. It has `add_arguments(group)`, `named_parameters()` (a dict),
 `optimizer(args)` and `attached()`, a context in which adaptation and generation run. It may have
@@ -180,43 +180,3 @@ def forgetting(model, clip, before):
         "loss_before": finite_or_none(before),
         "loss_after": finite_or_none(after),
     }
-
-
-def generate(model, clip, args, record):
-    """args.samples continuations of the clip: frames (samples, gen_frames, 3, H, W) in 0..1 on the
-    CPU; None with --no-generate. Adds its seconds to record.
-
-    The initial noise of each is the video's own stream, so two methods continue from the same ones,
-    and the first does not depend on how many there are.
-    """
-    if not args.generate:
-        return None
-    names = ["initial noise", *(f"initial noise {i}" for i in range(1, args.samples))]
-    return torch.stack([continuation(model, clip, args, record, name) for name in names])
-
-
-def continuation(model, clip, args, record, name):
-    shape = list(clip.cond_latents.shape)
-    shape[2] = clip.window.new_latents
-    noise = torch.randn(shape, generator=stream(clip.seed, clip.video.id, name))
-    with stage(record, "generate", model.device):
-        latents = within_memory(
-            model,
-            lambda: model.generate(
-                clip.cond_latents,
-                clip.text,
-                clip.negative_text,
-                noise,
-                steps=args.sampling_steps,
-                guidance_scale=guidance_scale(model, args),
-                enhance_hf=args.enhance_hf,
-            ),
-        )
-    with stage(record, "decode", model.device):
-        latents = torch.cat([clip.cond_latents, latents], dim=2)
-        frames = within_memory(model, lambda: model.decode(latents))[0].transpose(0, 1)
-        return frames[clip.window.cond_frames :][: clip.window.gen_frames].cpu()
-
-
-def guidance_scale(model, args):
-    return model.native["guidance_scale"] if args.guidance_scale is None else args.guidance_scale

@@ -4,13 +4,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from common import future, stopping
+from common import future, generation, stopping
 from common.clip import CONTEXT_LATENTS, TTA_FRAMES, Window
 from common.errors import UsageError
 from common.values import (
     at_least,
     count_of_blocks,
-    finite,
     folder,
     frame_size,
     not_negative,
@@ -45,7 +44,7 @@ def parse_args(description, method, argv=None):
     future.add_arguments(parser.add_argument_group("loss on the true future"))
     stopping.add_arguments(parser.add_argument_group("early stopping"))
     method.add_arguments(parser.add_argument_group(f"{method.__name__} (this script)"))
-    add_sampling(parser.add_argument_group("sampling"))
+    generation.add_arguments(parser.add_argument_group("sampling"))
     add_run(parser.add_argument_group("run"))
     add_speed(parser.add_argument_group("speed and memory"))
     args = parser.parse_args(argv)
@@ -143,28 +142,6 @@ def add_adaptation(group):
     group.add_argument(
         "--forgetting", type=Path, metavar="MANIFEST",
         help="measure the loss on another clip of this list before and after adapting",
-    )  # fmt: skip
-
-
-def add_sampling(group):
-    group.add_argument(
-        "--sampling-steps", type=at_least(1, 10_000), default=50, help="of the schedule"
-    )
-    group.add_argument(
-        "--samples", type=at_least(1, 1024), default=1, metavar="N",
-        help="continuations of each clip; from 2 on their mean and spread are scored too",
-    )  # fmt: skip
-    group.add_argument(
-        "--no-generate", dest="generate", action="store_false",
-        help="no continuation: the loss on the true future alone, in a fraction of the time",
-    )  # fmt: skip
-    group.add_argument(
-        "--guidance-scale", type=finite, help="1 or less: none; by default the checkpoint's own"
-    )
-    group.add_argument("--negative-prompt", default="", metavar="TEXT", help="for the guidance")
-    group.add_argument(
-        "--enhance-hf", action=argparse.BooleanOptionalAction, default=True,
-        help="end the schedule with ten even steps from sigma 0.5 (done by default)",
     )  # fmt: skip
 
 

@@ -14,8 +14,9 @@ from toy import loss_of, new, sample
 import backbones
 from adasteer import AdaSteer
 from backbones.longcat_dit import LongCatVideoTransformer3DModel
-from common.adapt import adapt, generate
+from common.adapt import adapt
 from common.errors import UsageError
+from common.generation import generate
 from common.loading import load_model
 from common.loss import anchored_loss
 from delta_c import DeltaC

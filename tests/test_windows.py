@@ -13,10 +13,10 @@ from oracles import arguments
 
 from adasteer import AdaSteer
 from backbones.text import Text
-from common.adapt import generate
 from common.clip import Footage, Window, load_clip, read_footage, side_by_side
 from common.data import Video
 from common.evaluate import evaluate, reconstruct, references
+from common.generation import generate
 from common.motion import Motion
 from common.video import write_video
 

@@ -1,0 +1,72 @@
+"""The continuation of a clip."""
+
+import argparse
+
+import torch
+
+from common.loss import stream
+from common.stages import stage
+from common.values import at_least, finite
+from devices.placement import within_memory
+
+
+def add_arguments(group):
+    group.add_argument(
+        "--sampling-steps", type=at_least(1, 10_000), default=50, help="of the schedule"
+    )
+    group.add_argument(
+        "--samples", type=at_least(1, 1024), default=1, metavar="N",
+        help="continuations of each clip; from 2 on their mean and spread are scored too",
+    )  # fmt: skip
+    group.add_argument(
+        "--no-generate", dest="generate", action="store_false",
+        help="no continuation: the loss on the true future alone, in a fraction of the time",
+    )  # fmt: skip
+    group.add_argument(
+        "--guidance-scale", type=finite, help="1 or less: none; by default the checkpoint's own"
+    )
+    group.add_argument("--negative-prompt", default="", metavar="TEXT", help="for the guidance")
+    group.add_argument(
+        "--enhance-hf", action=argparse.BooleanOptionalAction, default=True,
+        help="end the schedule with ten even steps from sigma 0.5 (done by default)",
+    )  # fmt: skip
+
+
+def generate(model, clip, args, record):
+    """args.samples continuations of the clip: frames (samples, gen_frames, 3, H, W) in 0..1 on the
+    CPU; None with --no-generate. Adds its seconds to record.
+
+    The initial noise of each is the video's own stream, so two methods continue from the same ones,
+    and the first does not depend on how many there are.
+    """
+    if not args.generate:
+        return None
+    names = ["initial noise", *(f"initial noise {i}" for i in range(1, args.samples))]
+    return torch.stack([continuation(model, clip, args, record, name) for name in names])
+
+
+def continuation(model, clip, args, record, name):
+    shape = list(clip.cond_latents.shape)
+    shape[2] = clip.window.new_latents
+    noise = torch.randn(shape, generator=stream(clip.seed, clip.video.id, name))
+    with stage(record, "generate", model.device):
+        latents = within_memory(
+            model,
+            lambda: model.generate(
+                clip.cond_latents,
+                clip.text,
+                clip.negative_text,
+                noise,
+                steps=args.sampling_steps,
+                guidance_scale=guidance_scale(model, args),
+                enhance_hf=args.enhance_hf,
+            ),
+        )
+    with stage(record, "decode", model.device):
+        latents = torch.cat([clip.cond_latents, latents], dim=2)
+        frames = within_memory(model, lambda: model.decode(latents))[0].transpose(0, 1)
+        return frames[clip.window.cond_frames :][: clip.window.gen_frames].cpu()
+
+
+def guidance_scale(model, args):
+    return model.native["guidance_scale"] if args.guidance_scale is None else args.guidance_scale
