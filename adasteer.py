@@ -63,7 +63,7 @@ class AdaSteer:
             raise common.UsageError(f"--dims must be in 1..{width}, got {dims}")
         size = dims * (2 if args.time_slope else 1)
         blocks = common.chosen_blocks(args.blocks, model.depth)
-        groups, self.details = common.number_of_groups(args, clip, size, len(blocks))
+        groups, self.chosen = common.number_of_groups(args, clip, size, len(blocks))
         self.group_of = {i: j * groups // len(blocks) for j, i in enumerate(blocks)}
         if args.final_layer:
             self.group_of[model.depth] = groups - 1
@@ -74,18 +74,25 @@ class AdaSteer:
     def named_parameters(self):
         return {f"delta.{g}": vector for g, vector in enumerate(self.delta)}
 
+    def details(self):
+        return self.chosen
+
     def clipped_together(self):
         return [[vector] for vector in self.delta]
 
-    def optimizer(self, args):
-        return torch.optim.AdamW(
+    def optimizer(self):
+        args = self.args
+        optimizer = torch.optim.AdamW(
             self.delta, lr=args.lr, betas=(0.9, 0.999), eps=1e-15, weight_decay=args.weight_decay
         )
+        return optimizer, common.constant(optimizer)
 
-    def penalty(self):
+    def loss(self, draw):
+        """The flow-matching loss of the velocity noise - latents, and the penalty of --l2."""
+        loss = common.flow_matching_loss(self.model, *draw, self.args.temporal_loss)
         if not self.args.l2:
-            return 0.0
-        return self.args.l2 * sum(vector.square().sum() for vector in self.delta)
+            return loss
+        return loss, self.args.l2 * sum(vector.square().sum() for vector in self.delta)
 
     def attached(self):
         if self.args.target == "hidden":
@@ -112,13 +119,19 @@ class AdaSteer:
 
 def main():
     args = runs.parse_args(__doc__, AdaSteer)
-    run, model = runs.Run(args), common.load_model(args)
-    for clip in run.clips(model):
-        method = AdaSteer(model, clip, args)
-        with method.attached():
-            record = common.adapt(model, method, clip, args, run.show)
-            frames = common.generate(model, clip, args, record)
-        run.write(clip, record, frames, method)
+    run = runs.Run(args)
+    if run.ends_here:  # --dry-run, or all is done
+        return run.exit_code()
+    model = common.load_model(args)
+    with run.working(model):
+        for video in run.pending():
+            with run.recorded(video) as record:
+                clip = run.load_clip(video)
+                method = AdaSteer(model, clip, args)
+                with method.attached():
+                    record |= common.adapt(model, method, clip, args, run.show)
+                    frames = common.generate(model, clip, args, record)
+                record.later(clip, frames, method)
     return run.exit_code()
 
 

@@ -30,19 +30,27 @@ class FiLM:
         group.add_argument("--weight-decay", type=common.not_negative, default=0.01, help="AdamW's")
 
     def __init__(self, model, clip, args):
-        self.model, self.parts = model, PARTS[args.mode]
+        self.model, self.args, self.parts = model, args, PARTS[args.mode]
         size = len(self.parts) * model.hidden_width
-        self.groups, self.details = common.number_of_groups(args, clip, size, model.depth)
+        self.groups, self.chosen = common.number_of_groups(args, clip, size, model.depth)
         zeros = torch.zeros(self.groups, size, device=model.device)
         self.gamma = [vector.clone().requires_grad_() for vector in zeros]
+
+    def details(self):
+        return self.chosen
 
     def named_parameters(self):
         return {f"gamma.{g}": vector for g, vector in enumerate(self.gamma)}
 
-    def optimizer(self, args):
-        return torch.optim.AdamW(
+    def optimizer(self):
+        args = self.args
+        optimizer = torch.optim.AdamW(
             self.gamma, lr=args.lr, betas=(0.9, 0.999), eps=1e-15, weight_decay=args.weight_decay
         )
+        return optimizer, common.constant(optimizer)
+
+    def loss(self, draw):
+        return common.flow_matching_loss(self.model, *draw, self.args.temporal_loss)
 
     def attached(self):
         return self.model.modulation(self.correct)
@@ -58,13 +66,19 @@ class FiLM:
 
 def main():
     args = runs.parse_args(__doc__, FiLM)
-    run, model = runs.Run(args), common.load_model(args)
-    for clip in run.clips(model):
-        method = FiLM(model, clip, args)
-        with method.attached():
-            record = common.adapt(model, method, clip, args, run.show)
-            frames = common.generate(model, clip, args, record)
-        run.write(clip, record, frames, method)
+    run = runs.Run(args)
+    if run.ends_here:  # --dry-run, or all is done
+        return run.exit_code()
+    model = common.load_model(args)
+    with run.working(model):
+        for video in run.pending():
+            with run.recorded(video) as record:
+                clip = run.load_clip(video)
+                method = FiLM(model, clip, args)
+                with method.attached():
+                    record |= common.adapt(model, method, clip, args, run.show)
+                    frames = common.generate(model, clip, args, record)
+                record.later(clip, frames, method)
     return run.exit_code()
 
 

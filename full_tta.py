@@ -72,21 +72,25 @@ class FullTTA:
     def attached(self):
         return self.copies.attached()
 
-    def optimizer(self, args):
+    def optimizer(self):
+        args, weights = self.args, self.weights.values()
         if args.ewc:  # now, while no step's graph takes memory
             self.fisher = self.fisher_information()
-        weights = self.weights.values()
         options = {"lr": args.lr, "weight_decay": args.weight_decay, "foreach": False}
         if args.optimizer == "sgd":  # foreach would hold a second copy of what it computes
-            return torch.optim.SGD(weights, **options)
-        return torch.optim.AdamW(weights, betas=(0.9, 0.999), eps=1e-8, **options)
+            optimizer = torch.optim.SGD(weights, **options)
+        else:
+            optimizer = torch.optim.AdamW(weights, betas=(0.9, 0.999), eps=1e-8, **options)
+        return optimizer, common.warm_up(optimizer, args.warm_up)
 
-    def schedule(self, optimizer):
-        return common.warm_up(optimizer, self.args.warm_up)
-
-    def penalty(self):
+    def loss(self, draw):
+        loss = common.flow_matching_loss(self.model, *draw, self.args.temporal_loss)
         if not self.args.ewc and not self.args.l2_to_start:
-            return 0.0
+            return loss
+        return loss, self.distance_from_start()
+
+    def distance_from_start(self):
+        """Squared, weighted as --l2-to-start and --ewc say."""
         total = 0.0
         for name, weight in self.weights.items():
             factor = self.args.l2_to_start
@@ -115,13 +119,19 @@ class FullTTA:
 
 def main():
     args = runs.parse_args(__doc__, FullTTA)
-    run, model = runs.Run(args), common.load_model(args)
-    for clip in run.clips(model):
-        method = FullTTA(model, clip, args)
-        with method.attached():
-            record = common.adapt(model, method, clip, args, run.show)
-            frames = common.generate(model, clip, args, record)
-        run.write(clip, record, frames, method)
+    run = runs.Run(args)
+    if run.ends_here:  # --dry-run, or all is done
+        return run.exit_code()
+    model = common.load_model(args)
+    with run.working(model):
+        for video in run.pending():
+            with run.recorded(video) as record:
+                clip = run.load_clip(video)
+                method = FullTTA(model, clip, args)
+                with method.attached():
+                    record |= common.adapt(model, method, clip, args, run.show)
+                    frames = common.generate(model, clip, args, record)
+                record.later(clip, frames, method)
     return run.exit_code()
 
 

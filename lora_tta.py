@@ -53,7 +53,8 @@ class LoRA:
         )
 
     def __init__(self, model, clip, args):
-        self.dit, self.args, targets = model.dit, args, [*args.targets, *(FFN if args.ffn else ())]
+        self.model, self.dit, self.args = model, model.dit, args
+        targets = [*args.targets, *(FFN if args.ffn else ())]
         check_targets(model, targets)
         blocks = [model.block_names[i] for i in common.chosen_blocks(args.blocks, model.depth)]
         self.config = LoraConfig(
@@ -87,14 +88,15 @@ class LoRA:
             for part in ("lora_A", "lora_B")
         }
 
-    def optimizer(self, args):
-        return torch.optim.AdamW(
-            self.named_parameters().values(), lr=args.lr, betas=(0.9, 0.999), eps=1e-8,
-            weight_decay=args.weight_decay,
+    def optimizer(self):
+        optimizer = torch.optim.AdamW(
+            self.named_parameters().values(), lr=self.args.lr, betas=(0.9, 0.999), eps=1e-8,
+            weight_decay=self.args.weight_decay,
         )  # fmt: skip
+        return optimizer, common.warm_up(optimizer, self.args.warm_up)
 
-    def schedule(self, optimizer):
-        return common.warm_up(optimizer, self.args.warm_up)
+    def loss(self, draw):
+        return common.flow_matching_loss(self.model, *draw, self.args.temporal_loss)
 
     @contextlib.contextmanager
     def attached(self):
@@ -128,13 +130,19 @@ def check_targets(model, targets):
 
 def main():
     args = runs.parse_args(__doc__, LoRA)
-    run, model = runs.Run(args), common.load_model(args)
-    for clip in run.clips(model):
-        method = LoRA(model, clip, args)
-        with method.attached():
-            record = common.adapt(model, method, clip, args, run.show)
-            frames = common.generate(model, clip, args, record)
-        run.write(clip, record, frames, method)
+    run = runs.Run(args)
+    if run.ends_here:  # --dry-run, or all is done
+        return run.exit_code()
+    model = common.load_model(args)
+    with run.working(model):
+        for video in run.pending():
+            with run.recorded(video) as record:
+                clip = run.load_clip(video)
+                method = LoRA(model, clip, args)
+                with method.attached():
+                    record |= common.adapt(model, method, clip, args, run.show)
+                    frames = common.generate(model, clip, args, record)
+                record.later(clip, frames, method)
     return run.exit_code()
 
 

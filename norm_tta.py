@@ -33,7 +33,7 @@ class NormTTA:
         group.add_argument("--weight-decay", type=common.not_negative, default=0.01, help="AdamW's")
 
     def __init__(self, model, clip, args):
-        self.model = model
+        self.model, self.args = model, args
         names = [
             name
             for name, _ in model.dit.named_parameters()
@@ -49,11 +49,15 @@ class NormTTA:
     def named_parameters(self):
         return self.masters.values | ({} if self.delta is None else {"delta": self.delta})
 
-    def optimizer(self, args):
-        return torch.optim.AdamW(
-            self.named_parameters().values(), lr=args.lr, betas=(0.9, 0.999), eps=1e-15,
-            weight_decay=args.weight_decay,
+    def optimizer(self):
+        optimizer = torch.optim.AdamW(
+            self.named_parameters().values(), lr=self.args.lr, betas=(0.9, 0.999), eps=1e-15,
+            weight_decay=self.args.weight_decay,
         )  # fmt: skip
+        return optimizer, common.constant(optimizer)
+
+    def loss(self, draw):
+        return common.flow_matching_loss(self.model, *draw, self.args.temporal_loss)
 
     @contextlib.contextmanager
     def attached(self):
@@ -66,13 +70,19 @@ class NormTTA:
 
 def main():
     args = runs.parse_args(__doc__, NormTTA)
-    run, model = runs.Run(args), common.load_model(args)
-    for clip in run.clips(model):
-        method = NormTTA(model, clip, args)
-        with method.attached():
-            record = common.adapt(model, method, clip, args, run.show)
-            frames = common.generate(model, clip, args, record)
-        run.write(clip, record, frames, method)
+    run = runs.Run(args)
+    if run.ends_here:  # --dry-run, or all is done
+        return run.exit_code()
+    model = common.load_model(args)
+    with run.working(model):
+        for video in run.pending():
+            with run.recorded(video) as record:
+                clip = run.load_clip(video)
+                method = NormTTA(model, clip, args)
+                with method.attached():
+                    record |= common.adapt(model, method, clip, args, run.show)
+                    frames = common.generate(model, clip, args, record)
+                record.later(clip, frames, method)
     return run.exit_code()
 
 

@@ -6,15 +6,15 @@ Delta-C, which has no graph through the DiT, against AdaSteer.
 """
 
 import argparse
-import functools
 
 import torch
 
 from adasteer import AdaSteer
 from benchmarks.layers import plain_layers
 from benchmarks.timing import MID_SIZE, in_turns, random_model, random_problem
-from common.adapt import take_step
-from common.loss import draw_noise, flow_matching_loss
+from common.adapt import Steps, take_steps
+from common.loss import Draw, draw_noise
+from common.stopping import EarlyStopping
 from delta_c import DeltaC
 from runs.cli import parse_args
 
@@ -26,16 +26,15 @@ def steps_of(cls, model, problem, flags=(), draws=1):
     many blocks are recomputed, None for all; AS_PLACED where the model's placement says so."""
     args = parse_args(None, cls, ["--steps", "1", *flags])
     method = cls(model, problem, args)
-    optimizer = method.optimizer(args)
     sigma = torch.linspace(0.1, 0.9, draws, device=model.device)
     noise = draw_noise(torch.Generator().manual_seed(0), problem.target, draws)
-    loss = functools.partial(flow_matching_loss, model, problem, sigma, noise)
+    draw, stopping = Draw(problem, sigma, noise), EarlyStopping([])
 
     def step(recomputed=0):
         if recomputed != AS_PLACED:
             model.recompute(recomputed)
         with method.attached():
-            take_step(model, method, optimizer, loss)
+            take_steps(model, method, [draw], stopping, Steps(), lambda *_: None)
 
     return step
 

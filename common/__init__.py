@@ -1,15 +1,19 @@
 """What the author of a method reads and uses: the loop, the loss, the clip, copies of weights."""
 
-from common.adapt import adapt, warm_up
+from common.adapt import adapt, constant, warm_up
 from common.errors import UsageError
 from common.generation import generate
 from common.groups import add_groups, chosen_blocks, number_of_groups
 from common.loading import load_model
 from common.loss import (
+    Draw,
     Problem,
     add_noise,
     draw_noise,
+    draws,
+    fixed_draw,
     flow_matching_loss,
+    refuse_other_draws,
     stratified_sigmas,
     stream,
 )
@@ -17,6 +21,7 @@ from common.masters import Masters
 from common.values import at_least, blocks, not_negative, positive
 
 __all__ = [
+    "Draw",
     "Masters",
     "Problem",
     "UsageError",
@@ -26,13 +31,17 @@ __all__ = [
     "at_least",
     "blocks",
     "chosen_blocks",
+    "constant",
     "draw_noise",
+    "draws",
+    "fixed_draw",
     "flow_matching_loss",
     "generate",
     "load_model",
     "not_negative",
     "number_of_groups",
     "positive",
+    "refuse_other_draws",
     "stratified_sigmas",
     "stream",
     "warm_up",

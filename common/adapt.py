@@ -1,18 +1,11 @@
-"""The adaptation loop that every method runs in.
+"""The adaptation loop that every method runs in; common/method.py says what a method is."""
 
-A method is a class as in the scripts. It has `add_arguments(group)`, `named_parameters()` (a dict),
-`optimizer(args)` and `attached()`, a context in which adaptation and generation run. It may have
-`check(args)` (static; of the command line), `schedule(optimizer)` (of the learning rate),
-`penalty()` (added to the loss), `clipped_together()` (lists of parameters whose joint gradient norm
-is limited; else all), `losses(model, clip, args)` (in place of random_losses), `solve(model, clip,
-args)` (in place of all steps), `details` (added to the record) and `save(folder)`.
-"""
-
-import itertools
+import functools
 import math
 import re
 
 import torch
+from torch.nn.utils import clip_grad_norm_
 
 from common.future import Future
 from common.loss import (
@@ -20,9 +13,10 @@ from common.loss import (
     PREFLIGHT_SIGMAS,
     anchored_loss,
     draw_noise,
-    random_losses,
+    draws,
     stream,
 )
+from common.method import parts
 from common.stages import stage
 from common.stopping import early_stopping
 from devices.placement import within_memory
@@ -33,39 +27,37 @@ MAX_GRAD_NORM = 1.0
 def adapt(model, method, clip, args, show=lambda line: None, stopping=None):
     """Runs args.steps updates of the method's parameters on the clip's target latents.
 
-    Returns the record of the video's JSON: loss and sigmas of every step (before its update), loss
-    on the true future, checks of the early stopping, whether the adaptation diverged (then the best
-    state is put back, or the first), what is kept, parameter count, norms and distances from the
-    start, seconds.
+    Returns the record of the video's JSON: loss, penalty and sigmas of every step (before its
+    update), loss on the true future, checks of the early stopping, whether the adaptation diverged
+    (then the best state is put back, or the first), what is kept, parameter count, norms and
+    distances from the start, seconds.
     """
     other_loss, costs, future = loss_on_other(model, clip), {}, Future(model, clip, args)
-    parameters = method.named_parameters()
-    losses, sigmas, diverged = [], [], False
+    parameters, steps, finite = method.named_parameters(), Steps(), True
+
+    def watch(step, loss):
+        show(f"step {step}/{args.steps} loss {loss:.4f}")
+        future.trace(step)
+
     with stage(costs, "adapt", model.device):
         stopping = stopping or early_stopping(model, clip, args, parameters.values())
-        for loss, drawn, finite in take_steps(model, method, clip, args):
-            losses.append(finite_or_none(loss))
-            sigmas.append(drawn)
-            show(f"step {len(losses)}/{args.steps} loss {loss:.4f}")
-            future.trace(len(losses))
-            diverged = not finite
-            if diverged or stopping.ends_after(len(losses), last=hasattr(method, "solve")):
-                break
-        diverged = diverged or not all(p.isfinite().all() for p in parameters.values())
+        if args.steps:
+            drawn = method.draws() if hasattr(method, "draws") else draws(clip, args)
+            finite = take_steps(model, method, drawn, stopping, steps, watch)
+        diverged = not finite or not all(p.isfinite().all() for p in parameters.values())
         if diverged or stopping.every:
             stopping.restore()
     costs["adapt_seconds"] -= future.trace_seconds
-    kept_step = stopping.best_step if diverged or stopping.every else len(losses)
+    kept_step = stopping.best_step if diverged or stopping.every else len(steps.losses)
     return {
-        "losses": losses,
-        "sigmas": sigmas,
+        **vars(steps),
         "anchor_losses": stopping.history,
         "stop_step": stopping.stop_step,
         "best_step": stopping.best_step if stopping.every else None,
         "diverged": diverged,
         "kept": "adapted" if kept_step else "baseline",
         "adapted_parameters": sum(p.numel() for p in parameters.values()),
-        **getattr(method, "details", {}),
+        **(method.details() if hasattr(method, "details") else {}),
         "stop_seconds": stopping.seconds,
         **costs,
         **distances(model, parameters, stopping.start),
@@ -74,58 +66,60 @@ def adapt(model, method, clip, args, show=lambda line: None, stopping=None):
     }
 
 
-def take_steps(model, method, clip, args):
-    """For each step its loss, its sigmas, and whether loss and gradient were finite. A method that
-    solves for its parameters takes one step."""
-    if not args.steps:
-        return
-    if hasattr(method, "solve"):
-        yield *within_memory(model, lambda: method.solve(model, clip, args)), True
-        return
-    optimizer = within_memory(model, lambda: method.optimizer(args), graph=True)
-    schedule = method.schedule(optimizer) if hasattr(method, "schedule") else None
-    draw = getattr(method, "losses", random_losses)
-    for sigmas, compute_loss in within_memory(model, lambda: begun(draw(model, clip, args))):
-        loss, finite = take_step(model, method, optimizer, compute_loss)
-        optimizer.zero_grad(set_to_none=True)
-        if schedule and finite:
+def take_steps(model, method, drawn, stopping, steps, watch):
+    """The loop. Adds every step to `steps`; returns whether all losses and gradients were finite.
+    An update that would not be is not made, and is the last."""
+    optimizer, schedule = within_memory(model, method.optimizer, graph=True)
+    for step, draw in enumerate(drawn, 1):
+        loss, penalty = within_memory(
+            model, functools.partial(backward, method, optimizer, draw), backward=True
+        )
+        norms = [clip_grad_norm_(group, MAX_GRAD_NORM) for group in clipped_together(method)]
+        finite = all(value.isfinite() for value in (loss, *norms))
+        if finite:
+            optimizer.step()
             schedule.step()
-        yield loss, sigmas, finite
+        optimizer.zero_grad(set_to_none=True)
+        steps.add(loss, penalty, draw.sigma)
+        watch(step, loss.item())
+        if not finite or stopping.ends_after(step):
+            return finite
+    return True
 
 
-def begun(draws):
-    """The draws, with what the first of them computes already computed."""
-    return itertools.chain([next(draws)], draws)
-
-
-def take_step(model, method, optimizer, compute_loss):
-    """One update; returns the loss before it and whether it and its gradient were finite. If not,
-    nothing changes."""
-
-    def gradient():
-        optimizer.zero_grad(set_to_none=True)  # of an attempt that ran out of memory
-        loss = compute_loss()
-        if loss.isfinite():
-            (loss + method.penalty() if hasattr(method, "penalty") else loss).backward()
-        return loss.detach()
-
-    loss = within_memory(model, gradient, backward=True)
-    if not loss.isfinite():
-        return loss.item(), False
-    norms = [
-        torch.nn.utils.clip_grad_norm_(group, MAX_GRAD_NORM) for group in clipped_together(method)
-    ]
-    finite = all(norm.isfinite() for norm in norms)
-    if finite:
-        optimizer.step()
-    return loss.item(), finite
+def backward(method, optimizer, draw):
+    """Takes the gradients of a draw; its loss and penalty."""
+    optimizer.zero_grad(set_to_none=True)  # of an attempt that ran out of memory
+    loss, penalty = parts(method.loss(draw))
+    if loss.isfinite():
+        (loss if penalty is None else loss + penalty).backward()
+    return loss.detach(), penalty if penalty is None else penalty.detach()
 
 
 def clipped_together(method):
     """Lists of parameters whose joint gradient norm is limited: all at once, unless the method says
     more."""
-    everything = [list(method.named_parameters().values())]
-    return getattr(method, "clipped_together", lambda: everything)()
+    if hasattr(method, "clipped_together"):
+        return method.clipped_together()
+    return [list(method.named_parameters().values())]
+
+
+class Steps:
+    """What the record has of every step; None where a value is not finite."""
+
+    def __init__(self):
+        self.losses, self.penalties, self.sigmas = [], [], []
+
+    def add(self, loss, penalty, sigma):
+        self.losses.append(finite_or_none(loss.item()))
+        if penalty is not None:
+            self.penalties.append(finite_or_none(penalty.item()))
+        self.sigmas.append(sigma.tolist())
+
+
+def constant(optimizer):
+    """The learning rate stays."""
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: 1.0)
 
 
 def warm_up(optimizer, steps):

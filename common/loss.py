@@ -4,10 +4,12 @@ its sign."""
 import hashlib
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
+from common.errors import UsageError
 from devices.placement import within_memory
 
 PREFLIGHT_SIGMAS, PREFLIGHT_DRAWS = (0.25, 0.5, 0.75), 2
@@ -21,6 +23,20 @@ class Problem:
     context: torch.Tensor
     target: torch.Tensor
     text: object
+
+
+class Draw(NamedTuple):
+    """What one loss is taken of: a problem, sigma (K,) and noise (K, C, T, h, w) shaped like its
+    target."""
+
+    problem: object
+    sigma: torch.Tensor
+    noise: torch.Tensor
+
+    def each(self):
+        """Its K parts, of one noise each."""
+        for sigma, noise in zip(self.sigma.split(1), self.noise.split(1), strict=True):
+            yield Draw(self.problem, sigma, noise)
 
 
 def stream(seed, video_id, name):
@@ -63,19 +79,31 @@ def flow_matching_loss(model, problem, sigma, noise, temporal_loss=0.0):
     return loss
 
 
-def random_losses(model, clip, args):
-    """For each step its sigmas (a list of args.draws) and a function that computes the step's loss.
+def draws(clip, args):
+    """For each step the Draw of args.draws noises that its loss is taken of.
 
-    The draws are the video's own: the same for every method, and for every number of steps where a
-    step has one draw.
+    They are the video's own: the same for every method, and for every number of steps where a step
+    has one draw.
     """
     for (problem, noise), sigma in zip(noises(clip, args), all_sigmas(clip, args), strict=True):
-        on_device = sigma.to(clip.target.device)
-        yield (
-            sigma.tolist(),
-            lambda p=problem, s=on_device, n=noise: flow_matching_loss(
-                model, p, s, n, args.temporal_loss
-            ),
+        yield Draw(problem, sigma.to(clip.target.device), noise)
+
+
+def fixed_draw(clip, count):
+    """One Draw of `count` noises, stratified over sigma: for methods that learn on the same ones at
+    every step."""
+    generator = stream(clip.seed, clip.video.id, "cached draws")
+    sigma = stratified_sigmas(count, generator)
+    noise = torch.cat([draw_noise(generator, clip.target) for _ in range(count)])
+    return Draw(clip, sigma.to(clip.target.device), noise)
+
+
+def refuse_other_draws(args):
+    """For a method that learns on a `fixed_draw`."""
+    if args.draws > 1 or args.context == "varying" or args.temporal_loss:
+        raise UsageError(
+            "--draws, --context varying and --temporal-loss are for draws at every step; here "
+            "--cached-draws are drawn once"
         )
 
 

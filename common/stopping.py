@@ -50,11 +50,9 @@ class EarlyStopping:
             self.check(0)
             self.misses = 0
 
-    def ends_after(self, step, last=False):
-        """Called after every update; whether it was the last one. With `last` it is, and is
-        measured whatever `every` says."""
-        due = self.every and (last or step % self.every == 0)
-        if due and not self.check(step):
+    def ends_after(self, step):
+        """Called after every update; whether it was the last one."""
+        if self.every and step % self.every == 0 and not self.check(step):
             self.misses += 1
             if self.misses == self.patience:
                 self.stop_step = step

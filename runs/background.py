@@ -2,12 +2,13 @@
 written while this one is adapted to."""
 
 import os
-from concurrent.futures import Future, ThreadPoolExecutor
+import sys
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 
 import torch
 
 
-class Inline:
+class Inline(Executor):
     """Does at once what a thread would do: where torch computes on every core, a thread beside it
     makes both several times slower."""
 
@@ -39,6 +40,9 @@ class Ahead:
     def __init__(self, function, device):
         self.function, self.pool, self.begun = function, one_thread(device), {}
 
+    def stop(self):
+        self.pool.shutdown(cancel_futures=True)
+
     def begin(self, item):
         """Where there is no thread it can wait until it is asked for."""
         if not isinstance(self.pool, Inline):
@@ -58,6 +62,22 @@ class Behind:
 
     def __init__(self, device):
         self.pool, self.last = one_thread(device), None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, error, *_):
+        try:
+            self.finish()
+        except Exception as problem:
+            if error is None:
+                raise
+            print(f"{type(problem).__name__}: {problem}", file=sys.stderr)
+        except BaseException:  # a signal, which no second one follows
+            self.finish()
+            raise
+        finally:
+            self.pool.shutdown()
 
     def begin(self, work):
         self.finish()

@@ -5,7 +5,6 @@ when its process on this machine is gone, or, of another machine, when nobody re
 seconds by the file system's own clock.
 """
 
-import atexit
 import json
 import os
 import platform
@@ -15,7 +14,6 @@ import time
 import uuid
 from pathlib import Path
 
-from runs.exits import BEFORE_STOP
 from runs.results import discard, read_json
 
 REFRESH, STALE = 20.0, 120.0  # seconds
@@ -24,13 +22,22 @@ OURS = set()  # keys of the claims that this process has made
 
 
 class Claims:
-    """The claims this process holds in a folder; given back at the latest when it ends."""
+    """The claims this process holds in a folder: a context that keeps them fresh, and gives back at
+    its end what is still held."""
 
     def __init__(self, folder):
-        self.folder, self.held = folder, set()
-        threading.Thread(target=self._keep_fresh, daemon=True).start()
-        atexit.register(self._release_all)
-        BEFORE_STOP.append(self._release_all)
+        self.folder, self.held, self.over = folder, set(), threading.Event()
+
+    def __enter__(self):
+        self.thread = threading.Thread(target=self._keep_fresh, daemon=True)
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.over.set()
+        for path in list(self.held):
+            self.release(path.stem)
+        self.thread.join()
 
     def take(self, name):
         """Whether this worker has `name` now; not while another, live one has it."""
@@ -78,13 +85,8 @@ class Claims:
             path.unlink(missing_ok=True)
         self.held.discard(path)
 
-    def _release_all(self):
-        for path in list(self.held):
-            self.release(path.stem)
-
     def _keep_fresh(self):
-        while True:
-            time.sleep(REFRESH)
+        while not self.over.wait(REFRESH):
             for path in list(self.held):
                 try:
                     if is_ours(path):  # and not taken over by another since

@@ -7,6 +7,7 @@ from pathlib import Path
 from common import future, generation, stopping
 from common.clip import CONTEXT_LATENTS, TTA_FRAMES, Window
 from common.errors import UsageError
+from common.method import refuse_misspelt
 from common.values import (
     at_least,
     count_of_blocks,
@@ -37,6 +38,7 @@ class Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFo
 def parse_args(description, method, argv=None):
     """The shared flags plus those of `method`. Checks what can be checked without a model or a
     file."""
+    refuse_misspelt(method)
     parser = Parser(description=description, formatter_class=Help, allow_abbrev=False)
     add_data(parser.add_argument_group("data and model"))
     add_window(parser.add_argument_group("frame window"))

@@ -10,8 +10,6 @@ from common.names import printable
 from devices.placement import DoesNotFit
 from runs.start import SIGNALS, STOPPED
 
-BEFORE_STOP = []  # functions to call when a signal ends the program, beside those of atexit
-
 
 class Stopped(BaseException):
     """Raised in the main thread by a signal; no `except Exception` keeps it."""
@@ -40,7 +38,7 @@ def run_script(main):
         print(printable(f"{name}: stopped: {error}"), file=sys.stderr)
         code = 1
     except Stopped as error:
-        end_at_once(name, error)
+        end_at_once(error)
     sys.exit(code)
 
 
@@ -51,14 +49,9 @@ def print_anything():
             stream.reconfigure(errors="backslashreplace")
 
 
-def end_at_once(name, error):
+def end_at_once(error):
     """After a signal: an orderly end could break what torch is in the middle of."""
     print(f"\nstopped by {error}; the same command goes on where this ended", file=sys.stderr)
-    for function in BEFORE_STOP:
-        try:
-            function()
-        except Exception as problem:  # noqa: BLE001 - the others must be called too
-            print(f"{name}: {type(problem).__name__}: {problem}", file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(STOPPED)

@@ -26,6 +26,20 @@ def writing(out):
         raise StopRun(f"--out {out}: cannot be written ({error})") from error
 
 
+class Record(dict):
+    """What is found out about a video until it is handed over."""
+
+    def __init__(self, hand_over):
+        super().__init__()
+        self._hand_over, self.handed_over = hand_over, False
+
+    def later(self, clip, frames, method):
+        """The frames are scored and all is written in the background. frames: (samples, F, 3, H, W)
+        as `generate` gives them, or None."""
+        self.handed_over = True
+        self._hand_over(clip, self, frames, method)
+
+
 class Records:
     def __init__(self, args, config, window, lpips):
         self.args, self.config, self.window, self.lpips = args, config, window, lpips

@@ -1,32 +1,27 @@
 """A run: the videos that are still to do, one after the other, and what they share."""
 
-import itertools
+import contextlib
 import sys
 import time
-from contextlib import nullcontext
-from dataclasses import replace
 
 import av
 
-from common.clip import Window, load_clip, read_footage
-from common.errors import PreflightError, StopRun, UsageError, VideoError
+from common.clip import Window
+from common.errors import StopRun, UsageError, VideoError
 from common.evaluate import reconstruct
-from common.loss import beats_zero, preflight
 from common.metrics import load_lpips, lpips_sha256
 from common.names import printable
 from common.stages import stage, traced
 from devices.placement import within_memory
 from runs import identity, results
-from runs.background import Ahead, Behind
-from runs.cache import Cache
+from runs.background import Behind
 from runs.claims import Claims
-from runs.exits import BEFORE_STOP, STOPPED
-from runs.prompts import Prompts
-from runs.records import Records, writing
+from runs.clips import Clips
+from runs.exits import STOPPED
+from runs.records import Record, Records, writing
 from runs.todo import chosen_videos, is_done, other_videos, print_plan, written
 
 PROBLEMS = (ValueError, RuntimeError, av.FFmpegError)  # of scoring one video
-FAILED_PREFLIGHTS = 3  # at the start of a range: the run stops
 
 
 class Run:
@@ -44,15 +39,16 @@ class Run:
         self.records = Records(args, self.config, self.window, lpips)
         self.before = written(self.out / "videos")
         self.todo = [v for v in self.videos if not self._is_done(v)]
-        done = len(self.videos) - len(self.todo)
-        if args.dry_run:
-            print_plan(args, self.window, self.videos, self.todo)
-            raise SystemExit(0)
-        if not self.videos:
-            print("--shard {}/{}: holds no video".format(*args.shard))
-            raise SystemExit(0)
-        if not self.todo:
-            raise SystemExit(self.exit_code())
+        self.done = len(self.videos) - len(self.todo)
+        if not self.ends_here:
+            self._open(goes_on, no_lpips)
+
+    @property
+    def ends_here(self):
+        """Whether no model is needed: --dry-run, a shard without videos, or all is done."""
+        return self.args.dry_run or not self.todo
+
+    def _open(self, goes_on, no_lpips):
         try:
             (self.out / "videos").mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -61,104 +57,69 @@ class Run:
             print(f"LPIPS is not computed: {no_lpips}", file=sys.stderr)
         if goes_on:
             edited = identity.edited_source(self.out, self.config)
-            print(f"{done} already done, {len(self.todo)} to do{edited}")
+            print(f"{self.done} already done, {len(self.todo)} to do{edited}")
         else:
             results.write_json(self.out / "config.json", self.config)
-        self.claims = Claims(self.out / "videos")
 
-    def clips(self, model):
-        """Loads the videos still to do, one after the other; those that cannot be used are recorded
-        as skipped. Raises StopRun where the model predicts none of the first few."""
-        self.model, self.cache = model, Cache(self.args.cache)
-        self.prompts = Prompts(model, self.cache, self.args.checkpoint)
-        captions = [video.caption for video in (*self.others, *self.todo)]
-        self.negative = self.prompts.get(self.args.negative_prompt, captions)
-        self.prompts.get(captions[0], captions)
-        model.placement.begin(self.prompts.embedded)
-        self.other_clips = self._load_others()
-        done = len(self.videos) - len(self.todo)
-        self.ahead = Ahead(lambda v: read_footage(v, self.window, model.frame_size), model.device)
-        self.behind = Behind(model.device)
-        BEFORE_STOP.insert(0, self.behind.finish)  # before the claims are given back
-        self.passed = self.missed = 0
-        with self.records.progress(len(self.videos), done):
-            for place, video in self.claims.in_turn(self.todo, self.records.say):
-                if self.records.changed(video) != self.before.get(video.id):
-                    self.records.bar.update()  # another worker has done it
-                    self.claims.release(video.id)
-                    continue
-                try:
-                    clip = self._load(video, place)
-                except VideoError as error:
-                    self._skip(video, error)
-                else:
-                    with self._trace():
-                        yield clip
-                if self.missed == FAILED_PREFLIGHTS and not self.passed and not done:
-                    raise StopRun(self._suspicion())
-            self.behind.finish()
+    @contextlib.contextmanager
+    def working(self, model):
+        """Within it videos are worked on: prompts, placement, claims, progress bar, and the threads
+        beside the model, which all end with it."""
+        self.model, videos = model, self.out / "videos"
+        claims = Claims(videos)
+        clips = Clips(self.args, self.window, model, self.todo, self.others, claims.is_free)
+        with contextlib.ExitStack() as stack:
+            self.claims = stack.enter_context(claims)
+            stack.enter_context(self.records.progress(len(self.videos), self.done))
+            self.clips = stack.enter_context(clips)
+            self.behind = stack.enter_context(Behind(model.device))
+            yield
 
-    def _load(self, video, place):
+    def pending(self):
+        """The videos still to do, one after the other, those that other workers have at the end.
+        Raises StopRun where the model predicts none of the first few."""
+        for place, video in self.claims.in_turn(self.todo, self.records.say):
+            if self.records.changed(video) != self.before.get(video.id):
+                self.records.bar.update()  # another worker has done it
+                self.claims.release(video.id)
+                continue
+            self.place = place
+            yield video
+            if not self.done:
+                self.clips.refuse_blind_model()
+
+    @contextlib.contextmanager
+    def recorded(self, video):
+        """Gives the video's Record, a dict to be filled and handed over with `later`. A VideoError
+        in the block is recorded as the reason why the video is skipped."""
         results.remove_unfinished(self.out / "videos", video.id)
-        self.started = time.perf_counter()
-        self.show(f"{video.id} loading")
-        footage, following = self.ahead.take(video), self._following(place)
-        if following:
-            self.ahead.begin(following)
-        clip = self._encode(video, place, footage)
-        losses = within_memory(self.model, lambda: preflight(self.model, clip))
-        if self.args.preflight and not beats_zero(losses):
-            self.missed += 1
-            raise PreflightError(losses)
-        self.passed += 1
-        return replace(clip, preflight=losses, other=self._other(clip))
-
-    def _following(self, place):
-        """The next video that no other worker has, or None."""
-        rest = itertools.islice(self.todo, place + 1, None)
-        return next((v for v in rest if self.claims.is_free(v.id)), None)
-
-    def _encode(self, video, place=0, footage=None):
-        size, seed = self.model.frame_size, self.args.seed
-        footage = footage or read_footage(video, self.window, size)
-        captions = (v.caption for v in itertools.islice(self.todo, place, None))
-        text = within_memory(self.model, lambda: self.prompts.get(video.caption, captions))
-        return within_memory(
-            self.model,
-            lambda: load_clip(
-                self.model, video, self.window, size, text, self.negative, seed, footage
-            ),
-        )
-
-    def _load_others(self):
-        """The first two clips of --forgetting: one of them is not the video that is adapted to."""
+        self.started, record = time.perf_counter(), Record(self._write)
         try:
-            return [self._encode(video) for video in self.others]
+            with self._trace():
+                yield record
         except VideoError as error:
-            raise UsageError(f"--forgetting {self.args.forgetting}: {error}") from error
+            self._skip(video, error)
+            return
+        if not record.handed_over:
+            raise RuntimeError(f"{video.id}: its record was not handed over with record.later()")
 
-    def _other(self, clip):
-        for other in self.other_clips:
-            if other.video_sha256 != clip.video_sha256:
-                return other
-        if self.other_clips:
-            raise UsageError(
-                f"--forgetting {self.args.forgetting}: holds no video but {clip.video.id} itself"
-            )
-        return None
+    def load_clip(self, video):
+        """The video as a Clip, with its preflight. Raises VideoError where it cannot be used."""
+        self.show(f"{video.id} loading")
+        return self.clips.load(video, self.place)
 
     def _trace(self):
-        """Of the first video, where --profile asks for it."""
+        """Of the first video that is not skipped, where --profile asks for it."""
         path = self.out / "trace.json.gz"
-        if not self.args.profile or self.passed > 1:
-            return nullcontext()
+        if not self.args.profile or self.clips.passed:
+            return contextlib.nullcontext()
         self.records.bar.write(f"profiling the first video: {path}")
         return traced(path, self.model.device)
 
     def show(self, line):
         self.records.show(line)
 
-    def write(self, clip, record, frames, method):
+    def _write(self, clip, record, frames, method):
         """Scores the generated frames, where there are any, and writes the video's mp4, adapter and
         JSON, all but the adapter in the background."""
         if frames is not None and not frames.isfinite().all():
@@ -210,7 +171,14 @@ class Run:
         self.claims.release(video.id)
 
     def exit_code(self):
-        """Writes and prints the summary; 3 where videos of this range were skipped, else 0."""
+        """Writes and prints the summary; 3 where videos of this range were skipped, else 0. Of a
+        --dry-run it prints the plan."""
+        if self.args.dry_run:
+            print_plan(self.args, self.window, self.videos, self.todo)
+            return 0
+        if not self.videos:
+            print("--shard {}/{}: holds no video".format(*self.args.shard))
+            return 0
         summary = results.summarise(self.out)
         done, skipped = summary["videos_done"], summary["videos_skipped"]
         psnr = summary["mean_psnr_db"]
@@ -229,10 +197,3 @@ class Run:
 
     def _is_done(self, video):
         return video.id in self.before and is_done(video, self.records.path(video))
-
-    def _suspicion(self):
-        return (
-            f"the model does worse than predicting zero on the first {self.missed} videos. Suspect "
-            "the sign of the velocity, the normalisation of the latents (vae/config.json) or the "
-            f"prompts; the losses are in {self.out}/videos. --no-preflight adapts all the same"
-        )

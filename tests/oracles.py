@@ -21,7 +21,7 @@ from adasteer import AdaSteer
 from backbones.longcat import LongCat
 from backbones.longcat_dit import LongCatVideoTransformer3DModel
 from backbones.text import Text
-from common.loss import flow_matching_loss
+from common.loss import Draw
 from delta_c import DeltaC
 from film_tta import FiLM
 from full_tta import FullTTA
@@ -72,15 +72,10 @@ def model_of(sign, file):
     return oracle_model(table(file)["text_tokens_zero_pad"], sign)
 
 
-def oracle_losses(values):
+def oracle_draws(values, clip):
     """The recorded draws in place of random ones."""
-
-    def losses(model, clip, args):
-        for sigma, noise in zip(values["sigma"], values["noise"], strict=True):
-            sigma = sigma.view(1)
-            yield sigma.tolist(), lambda s=sigma, n=noise: flow_matching_loss(model, clip, s, n)
-
-    return losses
+    pairs = zip(values["sigma"], values["noise"], strict=True)
+    return [Draw(clip, sigma.view(1), noise) for sigma, noise in pairs]
 
 
 def prompt(name, prefix=""):

@@ -232,17 +232,21 @@ def test_waiting_for_others_is_said(two, tmp_path, monkeypatch):
 def test_a_run_that_began_beside_this_one_is_not_mixed_in(tmp_path):
     args = runs.parse_args(None, adasteer.AdaSteer, [*map(str, QUICK), "--out", str(tmp_path)])
     run, model = runs.Run(args), common.load_model(args)
-    clip = next(run.clips(model))
     config = tmp_path / "config.json"
-    config.write_text(config.read_text().replace('"lr": 0.005', '"lr": 0.1'))
-    with pytest.raises(common.UsageError, match="--lr is 0.1 there, 0.005 here"):
-        run.write(clip, {}, torch.zeros(1), None)
+    with run.working(model):
+        video = next(run.pending())
+        with run.recorded(video) as record:
+            clip = run.load_clip(video)
+            config.write_text(config.read_text().replace('"lr": 0.005', '"lr": 0.1'))
+            with pytest.raises(common.UsageError, match="--lr is 0.1 there, 0.005 here"):
+                record.later(clip, torch.zeros(1), None)
 
 
 def test_a_run_with_other_flags_is_refused_while_one_has_begun(tmp_path, script, capsys):
     """Though nothing of it is done."""
     args = runs.parse_args(None, adasteer.AdaSteer, [*map(str, QUICK), "--out", str(tmp_path)])
-    assert runs.Run(args).claims.take("scene_0")
+    runs.Run(args)
+    assert claims.Claims(tmp_path / "videos").take("scene_0")
     before = (tmp_path / "config.json").read_bytes()
     assert script(adasteer, *QUICK, "--lr", 0.1, "--out", tmp_path) == 2
     assert "--lr is 0.005 there, 0.1 here" in capsys.readouterr().err

@@ -11,16 +11,16 @@ from oracles import (
     model_of,
     needs_oracles,
     oracle_clip,
-    oracle_losses,
+    oracle_draws,
     table,
     tensors,
 )
 
 from adasteer import AdaSteer
-from common import stopping
 from common.adapt import adapt
 from common.clip import Window
 from common.loss import Problem, anchored_loss
+from common.stopping import EarlyStopping
 
 pytestmark = needs_oracles
 
@@ -39,8 +39,8 @@ def test_anchor_terms(sign):
 @pytest.mark.parametrize(
     "entry", entries("early_stopping", "runs"), ids=lambda e: e["tensor"].removeprefix("run.")
 )
-def test_early_stopping_run(entry, monkeypatch):
-    """Through the flags, with the study's placement of the held-out latents."""
+def test_early_stopping_run(entry):
+    """With the flags' settings and the study's placement of the held-out latents."""
     file, defaults = "early_stopping", table("early_stopping")["defaults"]
     values, model = tensors(file), model_of(entry["target_sign"], file)
     flags = f"--lr {entry['lr']} --final-layer --steps {entry['max_steps']}"
@@ -49,16 +49,15 @@ def test_early_stopping_run(entry, monkeypatch):
     flags += ",".join(map(str, defaults["anchor_sigmas"]))
     args, clip = arguments(AdaSteer, flags), oracle_clip(file)
     method = AdaSteer(model, clip, args)
-    method.losses = oracle_losses(values)
+    method.draws = lambda: oracle_draws(values, clip)
+    problem, noise = Problem(clip.context, clip.held_out, clip.text), values["anchor_noise"][:, 0]
+    assert len(noise) == args.stop_draws
 
-    def draw(generator, latents, count):
-        noise = values["anchor_noise"][:, 0]
-        assert noise.shape == (count, *latents.shape[1:])
-        return noise
+    def measure():  # directly after the context, as the study does
+        return anchored_loss(model, problem, args.stop_sigmas, noise)
 
-    monkeypatch.setattr(stopping, "draw_noise", draw)
     with method.attached():
-        stopper = stopping.early_stopping(model, clip, args, method.delta, after_context=True)
+        stopper = EarlyStopping(method.delta, measure, args.stop_every, args.patience)
         record = adapt(model, method, clip, args, stopping=stopper)
     steps, losses = zip(*record["anchor_losses"], strict=True)
     expected_steps, expected = zip(*entry["anchor_history"], strict=True)
@@ -76,7 +75,7 @@ def test_stop_table(row):
     losses = iter(float("nan") if v is None else v for v in row["anchor_losses"])
     state = torch.zeros(1)
     patience = 1 if row["strategy"] == "first_rise" else row["patience"]
-    stopper = stopping.EarlyStopping([state], lambda: next(losses), row["check_every"], patience)
+    stopper = EarlyStopping([state], lambda: next(losses), row["check_every"], patience)
     for step in range(1, row["max_steps"] + 1):
         state.fill_(step)
         if stopper.ends_after(step):

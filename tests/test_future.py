@@ -106,7 +106,8 @@ def loaded(tmp_path_factory):
     flags = [*map(str, QUICK), "--limit", "1", "--out", str(tmp_path_factory.mktemp("future"))]
     args = runs.parse_args(None, full_tta.FullTTA, flags)
     run, model = runs.Run(args), common.load_model(args)
-    return model, next(run.clips(model)), args
+    with run.working(model):
+        return model, run.load_clip(next(run.pending())), args
 
 
 def test_batches_and_the_cache_change_nothing(loaded):

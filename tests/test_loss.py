@@ -7,8 +7,8 @@ import torch
 from oracles import arguments
 
 from adasteer import AdaSteer
-from common.adapt import adapt
-from common.loss import all_sigmas, flow_matching_loss, noises, random_losses
+from common.adapt import adapt, constant
+from common.loss import all_sigmas, draws, flow_matching_loss, noises
 from common.stopping import early_stopping
 
 
@@ -75,8 +75,8 @@ def test_antithetic_draws_come_in_pairs(clip):
 
 def test_the_length_of_the_context_varies(clip):
     model = Truthful(clip.latents)
-    for _, loss in random_losses(model, clip, flags("--steps 40 --context varying --draws 2")):
-        assert loss() < 1e-6
+    for draw in draws(clip, flags("--steps 40 --context varying --draws 2")):
+        assert flow_matching_loss(model, *draw) < 1e-6
     assert {start for start, *_ in model.seen} == {1, 2, 3, 4}
     assert all(start + shape[2] == 5 and shape[0] == 2 for start, shape, _ in model.seen)
 
@@ -111,10 +111,11 @@ def test_the_check_is_the_same_every_time_and_for_every_method(clip):
     args = flags("--stop-every 1 --patience 2 --steps 9")
     model = Truthful(clip.latents, 0.5)
     delta = torch.zeros(1, requires_grad=True)
+    sgd = torch.optim.SGD([delta], lr=0.1)
     still = SimpleNamespace(
         named_parameters=lambda: {"delta": delta},
-        optimizer=lambda args: torch.optim.SGD([delta], lr=0.1),
-        losses=lambda *_: (([0.5], lambda: (delta - 1).square().sum()) for _ in range(9)),
+        optimizer=lambda: (sgd, constant(sgd)),
+        loss=lambda draw: (delta - 1).square().sum(),
     )
     record = adapt(model, still, clip, args)
     assert record["anchor_losses"] == [[step, record["anchor_losses"][0][1]] for step in range(3)]

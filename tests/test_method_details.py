@@ -14,33 +14,32 @@ from common.loss import beats_zero, flow_matching_loss, preflight
 from delta_c import DeltaC
 from film_tta import FiLM
 from full_tta import FullTTA
+from last_layer_tta import LastLayer
 from lora_tta import LoRA
 
 
 @pytest.mark.parametrize("flags", ["--site pre-norm", "--site last-modulation"])
 def test_cached_loss_and_gradient_are_those_of_the_whole_network(model, clip, flags):
-    method, args = new(DeltaC, f"--cached-draws 3 {flags}", model, clip)
+    method, _ = new(LastLayer, f"--cached-draws 3 {flags}", model, clip)
+    draw = method.draws()[0]
     with method.attached():
-        (_, cached), *_ = method.losses(model, clip, args)
+        method.loss(draw)  # the first one, while delta is zero
         perturb(method)
-        cached_loss = cached()
+        cached_loss = method.loss(draw)
         (cached_gradient,) = torch.autograd.grad(cached_loss, [method.delta])
-        losses = [flow_matching_loss(model, clip, s, n) for s, n in method.draws(clip)]
+        losses = [flow_matching_loss(model, *each) for each in draw.each()]
         loss = torch.stack(losses).mean()
         (gradient,) = torch.autograd.grad(loss, [method.delta])
     assert abs(loss - cached_loss) < 1e-6 * loss
     assert (gradient - cached_gradient).abs().max() < 1e-6 * max(1, gradient.abs().max())
 
 
-def test_delta_c_builds_no_graph_through_the_network(model, clip):
-    for flags in ("", *(f"--site {s} --cached-draws 1" for s in ("pre-norm", "last-modulation"))):
-        method, args = new(DeltaC, flags, model, clip)
+def test_no_graph_goes_through_the_network(model, clip):
+    cached = [f"--cached-draws 1 --site {site}" for site in ("pre-norm", "last-modulation")]
+    for cls, flags in ((DeltaC, ""), *((LastLayer, flags) for flags in cached)):
+        method, _ = new(cls, flags, model, clip)
         with method.attached():
-            if flags:
-                _, compute_loss = next(iter(method.losses(model, clip, args)))
-                loss = compute_loss()
-            else:
-                loss = loss_of(model, clip)
+            loss = method.loss(next(iter(method.draws())))
         seen, todo = set(), [loss.grad_fn]
         while todo:
             node = todo.pop()
@@ -56,16 +55,12 @@ def test_the_closed_form_is_the_best_constant(model, clip):
     method, args = new(DeltaC, "--solver closed-form --cached-draws 4", model, clip)
     with method.attached():
         adapt(model, method, clip, args)
-        draws = list(method.draws(clip))
-
-        def loss():
-            return torch.stack([flow_matching_loss(model, clip, s, n) for s, n in draws]).mean()
-
-        best = loss()
+        (draw,) = method.draws()
+        best = method.loss(draw)
         (gradient,) = torch.autograd.grad(best, [method.delta])
         assert gradient.abs().max() < 1e-5
         perturb(method)
-        assert loss() > best
+        assert method.loss(draw) > best
 
 
 @pytest.mark.parametrize(
@@ -90,9 +85,9 @@ def test_impossible_flags(model, clip, method, flags, message):
     ("method", "flags", "message"),
     [
         (AdaSteer, "--target hidden --final-layer", "need --target timestep"),
-        (DeltaC, "--solver closed-form --site pre-norm", "closed-form needs --site output"),
-        (DeltaC, "--cached-draws 4", "--cached-draws: the output with adamw draws at every step"),
-        (DeltaC, "--site pre-norm --draws 2", "are for draws at every step"),
+        (DeltaC, "--cached-draws 4", "--cached-draws: adamw draws at every step"),
+        (DeltaC, "--solver closed-form --draws 2", "are for draws at every step"),
+        (LastLayer, "--context varying", "are for draws at every step"),
         (FullTTA, "--ewc 1 --context-latents 1", "--context-latents of at least 2"),
     ],
 )
@@ -107,35 +102,51 @@ def test_rates_of_full_tuning():
     assert arguments(FullTTA, "--optimizer sgd --lr 0.5").lr == 0.5
 
 
+def penalty_of(method, clip):
+    return method.loss(next(common.draws(clip, method.args)))[1]
+
+
 def test_penalties_act(model, clip):
     """At the start they are zero; away from it they have the value of their formula, and pull."""
     for cls, flags in ((AdaSteer, "--l2 0.5"), (FullTTA, "--l2-to-start 0.5")):
-        method, args = new(cls, flags, model, clip)
-        assert method.penalty().item() == 0
+        method, _ = new(cls, flags, model, clip)
+        assert penalty_of(method, clip).item() == 0
         start = copies(method)
         perturb(method)
         moved = method.named_parameters()
         square = sum((moved[name] - start[name]).square().sum() for name in start)
-        assert method.penalty().item() == pytest.approx(0.5 * square.item(), rel=1e-5)
-    zero = torch.zeros((), requires_grad=True)
+        assert penalty_of(method, clip).item() == pytest.approx(0.5 * square.item(), rel=1e-5)
     norms = []
-    for flags in ("", "--l2-to-start 10"):  # nothing but the penalty has a gradient
+    for flags in ("", "--l2-to-start 10"):  # the loss itself pulls a thousandth as much
         method, args = new(FullTTA, flags, model, clip)
         perturb(method)
-        method.losses = lambda *_: (([0.5], lambda: 1 + 0 * zero) for _ in range(3))
         before = method.named_parameters()["final_layer.linear.bias"].detach().clone()
         with method.attached():
-            adapt(model, method, clip, args)
+            record = adapt(model, method, clip, args)
+        assert len(record["penalties"]) == (3 if flags else 0)
         after = method.named_parameters()["final_layer.linear.bias"].detach()
         original = model.dit.final_layer.linear.bias
         norms.append((after - original).norm() / (before - original).norm())
-    assert norms[0] == 1 and norms[1] < 1
+    assert norms[1] < norms[0] and norms[1] < 1
+
+
+def test_losses_are_recorded_without_the_penalty(model, clip):
+    """So that methods stay comparable; the first one is that of a method without it."""
+    records = []
+    for flags in ("", "--l2 100"):
+        method, args = new(AdaSteer, flags, model, clip)
+        with method.attached():
+            records.append(adapt(model, method, clip, args))
+    plain, pulled = records
+    assert plain["losses"][0] == pulled["losses"][0] and plain["penalties"] == []
+    assert pulled["penalties"][0] == 0 < pulled["penalties"][1]
+    assert pulled["distances"]["delta.0"] < plain["distances"]["delta.0"]
 
 
 def test_the_fisher_information_weighs_what_the_context_needs(model, clip):
-    method, args = new(FullTTA, "--ewc 2", model, clip)
+    method, _ = new(FullTTA, "--ewc 2", model, clip)
     with method.attached():
-        method.optimizer(args)
+        method.optimizer()
         fisher = method.fisher
         assert all(f.isfinite().all() and (f >= 0).all() for f in fisher.values())
         count = sum(f.numel() for f in fisher.values())
@@ -145,7 +156,7 @@ def test_the_fisher_information_weighs_what_the_context_needs(model, clip):
         expected = 2 * sum(
             (f * (weights[n] - originals[n]).square()).sum() for n, f in fisher.items()
         )
-        assert method.penalty().item() == pytest.approx(expected.item(), rel=1e-4)
+        assert penalty_of(method, clip).item() == pytest.approx(expected.item(), rel=1e-4)
     assert all(p.grad is None for p in weights.values())
 
 

@@ -16,6 +16,7 @@ from common.stopping import EarlyStopping
 from delta_c import DeltaC
 from film_tta import FiLM
 from full_tta import FullTTA
+from last_layer_tta import LastLayer
 from lora_tta import LoRA
 from norm_tta import NormTTA
 from runs.results import load_adapter, save_adapter
@@ -32,9 +33,8 @@ METHODS = {
     DeltaC: [
         "",
         "--solver closed-form --cached-draws 4",
-        "--site pre-norm --cached-draws 4",
-        "--site last-modulation --cached-draws 4",
     ],
+    LastLayer: ["--cached-draws 4", "--site last-modulation --cached-draws 4"],
     NormTTA: ["", "--norms cross --with-delta", "--norms qk"],
     FiLM: ["--groups 3", "--mode shift-scale", "--mode scale"],
 }
@@ -239,7 +239,8 @@ def released():
         (FiLM, "--mode shift-scale", 16_384),
         (FiLM, "--mode scale", 8_192),
         (DeltaC, "", 16),
-        (DeltaC, "--site pre-norm", 4_096),
+        (LastLayer, "", 4_096),
+        (LastLayer, "--site last-modulation", 512),
         (FullTTA, "--optimizer sgd", 13_581_071_424),
     ],
 )

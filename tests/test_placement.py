@@ -24,6 +24,7 @@ from devices import offload, placement
 from devices.compiling import compile_blocks
 from devices.placement import DoesNotFit, Placement
 from full_tta import FullTTA
+from last_layer_tta import LastLayer
 from lora_tta import LoRA
 from norm_tta import NormTTA
 
@@ -192,14 +193,16 @@ def test_a_stage_without_a_graph_is_not_helped_by_recomputing(model, clip, monke
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("flags", ["--site pre-norm", "--site last-modulation", "--site output"])
-def test_a_step_that_runs_no_graph_through_the_blocks(model, clip, flags, monkeypatch):
-    plain = outcome(DeltaC, flags, model, clip)
+@pytest.mark.parametrize(
+    ("method", "flags"), [(LastLayer, ""), (LastLayer, "--site last-modulation"), (DeltaC, "")]
+)
+def test_a_step_that_runs_no_graph_through_the_blocks(model, clip, method, flags, monkeypatch):
+    plain = outcome(method, flags, model, clip)
     placed(model)
-    assert_same(outcome(DeltaC, flags, model, clip), plain, 1e-6)
+    assert_same(outcome(method, flags, model, clip), plain, 1e-6)
     assert model.placement.describe()["recomputed_blocks"] == 0
     fails(monkeypatch, model, 1)
-    assert_same(outcome(DeltaC, flags, model, clip), plain, 1e-6)
+    assert_same(outcome(method, flags, model, clip), plain, 1e-6)
     assert model.placement.describe()["out_of_memory"] == 1
 
 

@@ -74,6 +74,7 @@ def test_a_long_list_waits_for_its_first_prompts_only(tmp_path, monkeypatch):
     loaded, load = [], Cache.load
     monkeypatch.setattr(Cache, "load", lambda *a: loaded.append(a) or load(*a))
     run, model = runs.Run(args), common.load_model(args)
-    assert next(run.clips(model)).video.caption == caption
+    with run.working(model):
+        assert run.load_clip(next(run.pending())).video.caption == caption
     kept = list((tmp_path / "cache" / "prompts").iterdir())
     assert 2 <= len(kept) <= 2 * TOGETHER and len(loaded) <= 4 * TOGETHER

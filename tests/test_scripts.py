@@ -20,6 +20,7 @@ SCRIPTS = {
     "full_tta": ("FullTTA", 3_447_104),
     "lora_tta": ("LoRA", 19_968),
     "delta_c": ("DeltaC", 16),
+    "last_layer_tta": ("LastLayer", 192),
     "norm_tta": ("NormTTA", 4_608),
     "film_tta": ("FiLM", 768),
 }
@@ -76,7 +77,8 @@ def test_peft_loads_what_lora_saves(script, tmp_path):
     checkpoint = ROOT / "nano" / "checkpoint"
     args = runs.parse_args(None, lora_tta.LoRA, [])
     model, run = common.load_model(args), runs.Run(args)
-    clip = next(run.clips(model))
+    with run.working(model):
+        clip = run.load_clip(next(run.pending()))
     method = lora_tta.LoRA(model, clip, args)
     runs.results.load_adapter(folder, method)
     sigma, noise = torch.tensor([0.5]), torch.ones_like(clip.target)

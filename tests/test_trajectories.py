@@ -18,7 +18,7 @@ from oracles import (
     model_of,
     needs_oracles,
     oracle_clip,
-    oracle_losses,
+    oracle_draws,
     oracle_method,
     recorded,
     states,
@@ -61,7 +61,7 @@ def test_trajectory(entry, recompute):
     model = model_of(entry["target_sign"], file)
     model.recompute(recompute)
     method, args = oracle_method(model, entry)
-    method.losses = oracle_losses(tensors(file))
+    method.draws = lambda: oracle_draws(tensors(file), oracle_clip(file))
     parameters, seen = method.named_parameters(), []
 
     def keep(line):  # called after every update
