@@ -161,9 +161,9 @@ def test_no_adaptation_can_win(model, clip, method, flags):
 
 @each_method
 def test_divergence_is_recorded_and_the_start_restored(model, clip, method, flags):
-    adapted, args = new(method, flags, model, clip)
-    start = copies(adapted)
     bad = SimpleNamespace(**vars(clip) | {"target": clip.target * float("inf")})
+    adapted, args = new(method, flags, model, bad)
+    start = copies(adapted)
     with adapted.attached():
         record = adapt(model, adapted, bad, args)
     assert record["diverged"] and record["kept"] == "baseline" and record["losses"] == [None]

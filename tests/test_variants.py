@@ -1,7 +1,8 @@
 """A researcher's copy of a script: what is changed in it runs, what is misspelt is said."""
 
-import importlib.util
+import importlib
 import json
+import sys
 
 import pytest
 import torch
@@ -24,24 +25,17 @@ L1 = """    def loss(self, draw):
     def attached(self):"""
 
 
-def copied(tmp_path, before, after):
-    """adasteer.py as a module of another name, with one place changed."""
-    text = (ROOT / "adasteer.py").read_text()
-    assert text.count(before) == 1
-    path = tmp_path / "variant.py"
-    path.write_text(text.replace(before, after))
-    spec = importlib.util.spec_from_file_location("variant", path)
-    module = importlib.util.module_from_spec(spec)
-    return spec, module
-
-
 @pytest.fixture
 def variant(tmp_path, monkeypatch):
+    """A function that gives adasteer.py as the module variant.py, with one place changed."""
+
     def load(before, after):
-        spec, module = copied(tmp_path, before, after)
-        monkeypatch.setitem(importlib.sys.modules, "variant", module)
-        spec.loader.exec_module(module)
-        return module
+        text = (ROOT / "adasteer.py").read_text()
+        assert text.count(before) == 1
+        (tmp_path / "variant.py").write_text(text.replace(before, after))
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.delitem(sys.modules, "variant", raising=False)
+        return importlib.import_module("variant")
 
     return load
 
