@@ -104,10 +104,10 @@ def study_clip(video, checkpoint, rows, path):
     found, code = read_json(path), source_sha256()
     if found is None or found["source_sha256"] != code:
         found = {"source_sha256": code, "rows": {}}
-    text = MODEL.embed([video.caption, ""])
+    texts = list(MODEL.embed_each([video.caption, ""]))
     for row in rows:
         if row.name not in found["rows"]:
-            found["rows"][row.name] = measure(row, MODEL, video, (text[:1], text[1:]))
+            found["rows"][row.name] = measure(row, MODEL, video, texts)
             write_json(path, found)
     return found["rows"]
 

@@ -120,8 +120,7 @@ def study_clip(video, checkpoint, shared, path):
     found, file = read_json(path), sha256(video.path)
     if found is None or found["video_sha256"] != file:
         found = {"video_sha256": file, "rows": {}}
-    text = MODEL.embed([video.caption, ""])
-    texts = text[:1], text[1:]
+    texts = list(MODEL.embed_each([video.caption, ""]))
     if "references" not in found:
         found["references"] = references(shared, MODEL, video, texts)
     for row in ROWS:

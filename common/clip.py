@@ -101,8 +101,8 @@ class Clip:
     cond_frames: torch.Tensor
     truth: torch.Tensor  # the frames that really followed, gen_frames of them
     future: torch.Tensor  # latents of those, as far as they fill whole ones; for scoring alone
-    text: object
-    negative_text: object
+    text: dict  # what the prompt became, for the model alone to read
+    negative_text: dict
     costs: dict = field(default_factory=dict)  # of encoding, as in common.stages
     preflight: dict = field(default_factory=dict)
     other: "Clip | None" = None  # another video, on which forgetting is measured
@@ -155,8 +155,8 @@ def load_clip(model, video, window, size, text, negative_text, seed, footage=Non
         cond_frames=cond,
         truth=truth,
         future=future,
-        text=text.to(model.device),
-        negative_text=negative_text.to(model.device),
+        text={name: part.to(model.device) for name, part in text.items()},
+        negative_text={name: part.to(model.device) for name, part in negative_text.items()},
         costs=costs,
         video_file=footage.file,
     )  # fmt: skip

@@ -69,4 +69,4 @@ def continuation(model, clip, args, record, name):
 
 
 def guidance_scale(model, args):
-    return model.native["guidance_scale"] if args.guidance_scale is None else args.guidance_scale
+    return model.guidance_scale if args.guidance_scale is None else args.guidance_scale

@@ -20,7 +20,7 @@ class Problem:
 
     context: torch.Tensor
     target: torch.Tensor
-    text: object
+    text: dict
 
 
 def stream(seed, video_id, name):

@@ -12,7 +12,6 @@ import torch
 from oracles import arguments
 
 from adasteer import AdaSteer
-from backbones.text import Text
 from common.clip import Footage, Window, load_clip, read_footage, side_by_side
 from common.data import Video
 from common.evaluate import evaluate, reconstruct, references
@@ -21,7 +20,7 @@ from common.motion import Motion
 from common.video import write_video
 
 STEP = 3  # levels of grey between a frame and the next
-TEXT = Text(torch.zeros(1, 1, 2, 4), torch.ones(1, 2, dtype=torch.long))
+TEXT = {"prompt": torch.zeros(1, 1)}
 # anchor, frames that condition, frames that adapt, context latents of those, frames to generate
 WINDOWS = [(32, 13, 29, 4, 14), (29, 29, 29, 2, 16), (50, 33, 13, 3, 9), (20, 1, 9, 1, 1)]
 NAMES = "--anchor", "--cond-frames", "--tta-frames", "--context-latents", "--gen-frames"
@@ -47,7 +46,7 @@ class Counting:
     """A latent's channels are its four frames; the first latent has the first frame four times.
     The sampler counts on from the last frame that it is given."""
 
-    device, native = torch.device("cpu"), {"guidance_scale": 1.0}
+    device, guidance_scale = torch.device("cpu"), 1.0
 
     def __init__(self):
         self.encoded = []  # the indices of all frames that were encoded, by call
