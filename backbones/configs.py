@@ -5,7 +5,7 @@ import json
 import math
 
 from backbones import CheckpointError
-from backbones.geometry import EveryK
+from backbones.frames import EveryK
 from backbones.ranges import DIT, NATIVE, SCHEDULER, TEXT, VAE
 
 WEIGHTS = {  # files' names without suffix

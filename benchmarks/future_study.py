@@ -81,7 +81,9 @@ def reported_rows(chosen):
 
 def measure(row, model, video, texts):
     args = row.arguments(["--no-generate"])
-    clip = load_clip(model, video, Window.of(args), model.frame_size, *texts, args.seed)
+    clip = load_clip(
+        model, video, Window.of(args, model.geometry), model.frame_size, *texts, args.seed
+    )
     method = row.method(model, clip, args)
     with method.attached():
         # the loss on the future is the right sign's, whatever is adapted to

@@ -11,6 +11,7 @@ import av
 from common.clip import Window, load_clip, read_footage
 from common.errors import PreflightError, StopRun, UsageError, VideoError
 from common.evaluate import reconstruct
+from common.loading import geometry_of
 from common.loss import beats_zero, preflight
 from common.metrics import load_lpips, lpips_sha256
 from common.names import printable
@@ -23,7 +24,7 @@ from runs.claims import Claims
 from runs.exits import BEFORE_STOP, STOPPED
 from runs.prompts import Prompts
 from runs.records import Records, writing
-from runs.todo import chosen_videos, is_done, other_videos, print_plan, written
+from runs.todo import chosen_videos, is_done, other_videos, print_plan, setting, written
 
 PROBLEMS = (ValueError, RuntimeError, av.FFmpegError)  # of scoring one video
 FAILED_PREFLIGHTS = 3  # at the start of a range: the run stops
@@ -33,7 +34,8 @@ class Run:
     """Opens or resumes the run in args.out. Raises UsageError where that holds another one."""
 
     def __init__(self, args):
-        self.args, self.out, self.window = args, args.out, Window.of(args)
+        self.args, self.out, geometry = args, args.out, geometry_of(args)
+        self.window = Window.of(args, geometry)
         self.videos, manifest_sha256 = chosen_videos(args)
         self.others, others_sha256 = other_videos(args)
         lpips, no_lpips = load_lpips(args.lpips_weights)
@@ -65,6 +67,7 @@ class Run:
         else:
             results.write_json(self.out / "config.json", self.config)
         self.claims = Claims(self.out / "videos")
+        print(setting(args, geometry, self.window))
 
     def clips(self, model):
         """Loads the videos still to do, one after the other; those that cannot be used are recorded

@@ -155,7 +155,10 @@ def test_group_tables(row):
     """Ours is floor(i * G / L) for both; Delta-B's in the study is another where G does not divide
     L, and may leave vectors unused."""
     depth, groups = row["depth"], row["num_groups"]
-    model = SimpleNamespace(depth=depth, embedding_width=1, hidden_width=1, device="cpu")
+    model = SimpleNamespace(
+        depth=depth, embedding_width=1, hidden_width=1, device="cpu",
+        stacks=(tuple(f"blocks.{i}" for i in range(depth)),), modulation_parts=("attn.shift",),
+    )  # fmt: skip
     found = {
         kind: blocks_of(cls(model, None, arguments(cls, f"--groups {groups}")), depth, kind)
         for kind, cls in (("delta_b", AdaSteer), ("film", FiLM))
