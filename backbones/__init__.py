@@ -27,7 +27,8 @@ def load(checkpoint, device="cpu", dtype=None, network_sign=None, place="none", 
     """
     folder = Path(checkpoint)
     model = found(BACKBONES, folder).from_folder(folder, device, dtype, float8)
-    model.network_sign = network_sign or model.network_sign
+    if network_sign:
+        model.network_sign = network_sign
     if place:
         model.place(place)
     return model

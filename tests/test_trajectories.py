@@ -141,7 +141,8 @@ def blocks_of(method, depth, kind):
     if kind == "delta_b":
         added = [method.steer(i, torch.zeros(1, 1, 1), None) for i in range(depth)]
     else:
-        added = [method.correct(i, torch.zeros(1, 1, 6)) for i in range(depth)]
+        zero = {"attn.shift": torch.zeros(1, 1, 1)}
+        added = [method.correct(i, zero)["attn.shift"] for i in range(depth)]
     return [int(value.flatten()[0]) - 1 for value in added]
 
 
