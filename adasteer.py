@@ -64,7 +64,7 @@ class AdaSteer:
         size = dims * (2 if args.time_slope else 1)
         blocks = common.chosen_blocks(args.blocks, model.depth)
         groups, self.chosen = common.number_of_groups(args, clip, size, len(blocks))
-        self.group_of = {i: j * groups // len(blocks) for j, i in enumerate(blocks)}
+        self.group_of = common.laid_over(model.stacks, blocks, groups)
         if args.final_layer:
             self.group_of[model.depth] = groups - 1
         zeros = torch.zeros(groups, size, device=model.device)

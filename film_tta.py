@@ -1,4 +1,4 @@
-"""FiLM: corrections to the output of each block's adaLN modulation.
+"""FiLM: corrections to each block's modulation.
 
     block i of L modulates with m + gamma[floor(i * G / L)],  m = (shift, scale, gate) twice
 
@@ -15,25 +15,26 @@ import torch
 
 import common
 
-# which of shift, scale, gate, shift, scale, gate are corrected
-PARTS = {"full": (0, 1, 2, 3, 4, 5), "shift-scale": (0, 1, 3, 4), "scale": (1, 4)}
+MODES = {"full": ("shift", "scale", "gate"), "shift-scale": ("shift", "scale"), "scale": ("scale",)}
 
 
 class FiLM:
-    """G float32 vectors of len(PARTS[mode]) * hidden, zero at start."""
+    """G float32 vectors of parts * hidden, zero at start."""
 
     @staticmethod
     def add_arguments(group):
         group.set_defaults(lr=1e-3)
         common.add_groups(group)
-        group.add_argument("--mode", choices=tuple(PARTS), default="full", help="what is corrected")
+        group.add_argument("--mode", choices=tuple(MODES), default="full", help="what is corrected")
         group.add_argument("--weight-decay", type=common.not_negative, default=0.01, help="AdamW's")
 
     def __init__(self, model, clip, args):
-        self.model, self.args, self.parts = model, args, PARTS[args.mode]
+        self.model, self.args, kinds = model, args, MODES[args.mode]
+        self.parts = [part for part in model.modulation_parts if part.split(".")[-1] in kinds]
         size = len(self.parts) * model.hidden_width
-        self.groups, self.chosen = common.number_of_groups(args, clip, size, model.depth)
-        zeros = torch.zeros(self.groups, size, device=model.device)
+        groups, self.chosen = common.number_of_groups(args, clip, size, model.depth)
+        self.group_of = common.laid_over(model.stacks, range(model.depth), groups)
+        zeros = torch.zeros(groups, size, device=model.device)
         self.gamma = [vector.clone().requires_grad_() for vector in zeros]
 
     def details(self):
@@ -56,12 +57,9 @@ class FiLM:
         return self.model.modulation(self.correct)
 
     def correct(self, i, m):
-        """m (B, T, 6 * hidden) of block i."""
-        gamma = self.gamma[i * self.groups // self.model.depth].chunk(len(self.parts))
-        m = list(m.chunk(6, dim=-1))
-        for part, value in zip(self.parts, gamma, strict=True):
-            m[part] = m[part] + value
-        return torch.cat(m, dim=-1)
+        """m, {"attn.shift": (B, T, hidden), ...} of block i."""
+        gamma = self.gamma[self.group_of[i]].chunk(len(self.parts))
+        return m | {part: m[part] + value for part, value in zip(self.parts, gamma, strict=True)}
 
 
 def main():

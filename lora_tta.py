@@ -12,6 +12,7 @@ import runs  # first: it says how torch's threads wait
 
 # isort: split
 import contextlib
+import itertools
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -20,8 +21,6 @@ from safetensors.torch import save_file
 
 import common
 
-ATTENTION = "attn.qkv attn.proj cross_attn.q_linear cross_attn.kv_linear cross_attn.proj".split()
-FFN = "ffn.w1 ffn.w2 ffn.w3".split()
 PREFIX = "base_model.model."  # of the keys in a file that peft loads
 
 
@@ -36,13 +35,10 @@ class LoRA:
             "--alpha", type=common.positive, default=2.0, help="updates are scaled by alpha / rank"
         )
         group.add_argument(
-            "--targets",
-            nargs="+",
-            default=ATTENTION,
-            metavar="LAYER",
-            help="linear layers of a block",
-        )
-        group.add_argument("--ffn", action="store_true", help=f"also {' '.join(FFN)}")
+            "--targets", nargs="+", metavar="LAYER",
+            help="linear layers of a block; those of its attentions where not given",
+        )  # fmt: skip
+        group.add_argument("--ffn", action="store_true", help="also those of its feed-forward")
         group.add_argument(
             "--blocks", type=common.blocks, default="all", metavar="all|last:K|I,J",
             help="blocks that get updates",
@@ -54,12 +50,13 @@ class LoRA:
 
     def __init__(self, model, clip, args):
         self.model, self.dit, self.args = model, model.dit, args
-        targets = [*args.targets, *(FFN if args.ffn else ())]
-        check_targets(model, targets)
-        blocks = [model.block_names[i] for i in common.chosen_blocks(args.blocks, model.depth)]
+        names = list(itertools.chain(*model.stacks))
+        blocks = [names[i] for i in common.chosen_blocks(args.blocks, model.depth)]
+        modules = dict(model.dit.named_modules())  # a layer may be in blocks of one stack alone
+        places = [f"{block}.{target}" for block in blocks for target in chosen_targets(model, args)]
         self.config = LoraConfig(
             r=args.rank, lora_alpha=args.alpha, bias="none",
-            target_modules=[f"{block}.{target}" for block in blocks for target in targets],
+            target_modules=[place for place in places if place in modules],
         )  # fmt: skip
         self.layers = self.new_layers()
         generator = common.stream(clip.seed, clip.video.id, "lora")
@@ -116,16 +113,14 @@ class LoRA:
         save_file(tensors, path / "adapter_model.safetensors")
 
 
-def check_targets(model, targets):
-    block = model.dit.get_submodule(model.block_names[0])
-    known = [
-        name
-        for name, module in block.named_modules()
-        if isinstance(module, torch.nn.Linear) and "modulation" not in name
-    ]
-    for target in targets:
+def chosen_targets(model, args):
+    """Names of layers in a block. Raises UsageError."""
+    known = [name for kind in model.linears.values() for name in kind]
+    for target in args.targets or ():
         if target not in known:
             raise common.UsageError(f"--targets: {target} is not one of {' '.join(known)}")
+    targets = args.targets or model.linears["attention"]
+    return [*targets, *(model.linears["ffn"] if args.ffn else ())]
 
 
 def main():

@@ -1,6 +1,6 @@
 """Norm tuning: the affine norms inside the DiT's attention move, everything else stays.
 
-cross: pre_crs_attn_norm weight and bias      qk: q_norm and k_norm weights of both attentions
+cross: those before cross-attention      qk: those of the queries and keys of all attentions
 
 python norm_tta.py --norms all --steps 5
 python norm_tta.py --norms qk --with-delta           # and one vector on the timestep embedding
@@ -10,13 +10,13 @@ import runs  # first: it says how torch's threads wait
 
 # isort: split
 import contextlib
+import itertools
 
 import torch
 
 import common
 
-MODULES = {"cross": ("pre_crs_attn_norm",), "qk": ("q_norm", "k_norm")}
-MODULES["all"] = MODULES["cross"] + MODULES["qk"]
+KINDS = {"cross": ("cross",), "qk": ("qk",), "all": ("cross", "qk")}
 
 
 class NormTTA:
@@ -25,7 +25,7 @@ class NormTTA:
     @staticmethod
     def add_arguments(group):
         group.set_defaults(lr=1e-3)
-        group.add_argument("--norms", choices=tuple(MODULES), default="all", help="see above")
+        group.add_argument("--norms", choices=tuple(KINDS), default="all", help="see above")
         group.add_argument(
             "--with-delta", action="store_true",
             help="learn an AdaSteer vector with them, which reaches all blocks and the final layer",
@@ -34,11 +34,13 @@ class NormTTA:
 
     def __init__(self, model, clip, args):
         self.model, self.args = model, args
-        names = [
-            name
-            for name, _ in model.dit.named_parameters()
-            if name.split(".")[-2] in MODULES[args.norms]
-        ]
+        chosen = {
+            f"{block}.{norm}"
+            for block in itertools.chain(*model.stacks)
+            for kind in KINDS[args.norms]
+            for norm in model.norms.get(kind, ())
+        }
+        names = [n for n, _ in model.dit.named_parameters() if n.rpartition(".")[0] in chosen]
         if not names:
             raise common.UsageError(f"--norms {args.norms}: this model has none of these layers")
         # not cast: in bfloat16 a weight near 1 would move in steps of 0.008

@@ -1,14 +1,15 @@
-"""One video model a file. `load(checkpoint)` picks the file by the class that the checkpoint names.
+"""One video model a file, behind the contract of backbones/contract.py. `load(checkpoint)` picks
+the file by the class that the checkpoint names."""
 
-A backbone has `dit`, `depth`, `block_names`, `embedding_width`, `hidden_width`, `latent_channels`,
-`native` (size, prompt length, guidance scale), `size_multiple`, `device`, `recompute(blocks)`,
-`place(plan)`, `encode(frames)`, `decode(latents)`, `embed(prompts)`,
-`velocity(...)`, its last layer alone (`before_head(...)`, `head(...)`), `generate(...)` and the
-sites at which a method acts (`timestep_embedding`, `modulation`, `block_output`,
-`predicted_velocity`). Velocities are canonical, noise - latents, whatever the sign of the network.
-"""
-
+import importlib
+import json
 from pathlib import Path
+
+# by the class of the transformer; imported when it is needed
+BACKBONES = {"LongCatVideoTransformer3DModel": "backbones.longcat:LongCat"}
+# of the same, what reads the configurations alone: no import of weights' libraries
+GEOMETRIES = {"LongCatVideoTransformer3DModel": "backbones.configs:longcat_geometry"}
+TRANSFORMERS = ("dit", "transformer")  # folders that hold it
 
 
 class CheckpointError(ValueError):
@@ -16,28 +17,53 @@ class CheckpointError(ValueError):
 
 
 def load(checkpoint, device="cpu", dtype=None, network_sign=None, place="none", float8=False):
-    """Loads a checkpoint folder (diffusers layout, safetensors weights) as a backbone.
+    """Loads a checkpoint folder (safetensors weights) as a backbone.
 
     dtype is that of the DiT and the text encoder; by default bfloat16 on a GPU, float32 on a CPU.
     network_sign overrides the sign that turns the network's output into a velocity: for parity with
-    code that had it wrong, never for results. place says what is offloaded, see LongCat.place; with
-    None all stays on the CPU until that is called. float8 stores the DiT's linear layers so. Raises
-    CheckpointError.
+    code that had it wrong, never for results. place says what is offloaded, see Backbone.place;
+    with None all stays on the CPU until that is called. float8 stores the DiT's linear layers so.
+    Raises CheckpointError.
     """
-    from backbones.configs import read_config  # here: they import CheckpointError from this file
-    from backbones.longcat import LongCat
-
-    known = {"LongCatVideoTransformer3DModel": ("dit", LongCat)}
     folder = Path(checkpoint)
-    for part, backbone in known.values():
+    model = found(BACKBONES, folder).from_folder(folder, device, dtype, float8)
+    if network_sign:
+        model.network_sign = network_sign
+    if place:
+        model.place(place)
+    return model
+
+
+def geometry(checkpoint):
+    """The Geometry of a checkpoint folder, whose weights are not read. Raises CheckpointError."""
+    folder = Path(checkpoint)
+    return found(GEOMETRIES, folder)(folder)
+
+
+def found(table, folder):
+    """What the table names for the class of a checkpoint's transformer."""
+    name, config = class_of(folder)
+    if name not in table:
+        shown = json.dumps(name)
+        shown = shown if len(shown) < 60 else f"{shown[:57]}..."
+        raise CheckpointError(
+            f"{config}: _class_name is {shown}, which no backbone is written for; known are "
+            f"{', '.join(table)}"
+        )
+    module, _, attribute = table[name].partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def class_of(folder):
+    """The class that a checkpoint names, and the file that does."""
+    from backbones.configs import read_config  # here: it imports CheckpointError from this file
+
+    for part in TRANSFORMERS:
         config = folder / part / "config.json"
         if config.is_file():
             name = read_config(config).get("_class_name")
-            if not isinstance(name, str) or name not in known:
-                raise CheckpointError(f"{config} names {name!r}; known are {', '.join(known)}")
-            model = backbone.from_folder(folder, device, dtype, float8)
-            model.network_sign = network_sign or model.network_sign
-            if place:
-                model.place(place)
-            return model
-    raise CheckpointError(f"{folder} holds no dit/config.json; expected the official folder layout")
+            return name if isinstance(name, str) else json.dumps(name), config
+    raise CheckpointError(
+        f"{folder} holds no {' or '.join(f'{part}/config.json' for part in TRANSFORMERS)}; "
+        "expected the official folder layout"
+    )

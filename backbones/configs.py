@@ -5,16 +5,34 @@ import json
 import math
 
 from backbones import CheckpointError
+from backbones.frames import EveryK
 from backbones.ranges import DIT, NATIVE, SCHEDULER, TEXT, VAE
 
 WEIGHTS = {  # files' names without suffix
     "dit": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"
 }  # fmt: skip
+SIZE, FPS = (480, 832), 15.0  # of LongCat's release
+WINDOW = {
+    "anchor": 32, "cond_frames": 13, "tta_frames": 29, "context_latents": 4, "gen_frames": 14
+}  # fmt: skip
+
+
+def longcat_geometry(folder):
+    """The Geometry of a folder, whose files are checked as they are before the weights are read."""
+    return geometry(*check_checkpoint(folder))
+
+
+def geometry(stated, size_multiple):
+    """Of what model_index.json states; both autoencoders make a latent of four frames."""
+    size = stated.get("height", SIZE[0]), stated.get("width", SIZE[1])
+    name, options = "LongCatVideoTransformer3DModel", {"enhance_hf": True}
+    return EveryK(name, 4, size, size_multiple, FPS, WINDOW, options)
 
 
 def check_checkpoint(folder):
     """Checks every configuration of a folder in the official layout, and which files hold the
-    weights; gives what model_index.json says. Raises CheckpointError."""
+    weights; gives what model_index.json says, and of what frames' sides are multiples. Raises
+    CheckpointError."""
     for name in ("dit", "vae", "text_encoder", "tokenizer", "scheduler"):
         if not (folder / name).is_dir():
             raise CheckpointError(f"{folder} has no folder {name}/; the official layout has one")
@@ -32,7 +50,7 @@ def check_checkpoint(folder):
             refuse(folder / "model_index.json", name, native[name], f"a multiple of {multiple}")
     for name, stem in WEIGHTS.items():
         check_files(folder / name, stem)
-    return {name: native[name] for name in NATIVE if name in native}
+    return {name: native[name] for name in NATIVE if name in native}, multiple
 
 
 def refuse(path, key, value, right):

@@ -11,30 +11,39 @@ import itertools
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-from backbones.configs import check_checkpoint
-from backbones.longcat_dit import LongCatVideoTransformer3DModel
+from backbones.configs import check_checkpoint, geometry
+from backbones.longcat_dit import MODULATION, LongCatVideoTransformer3DModel
+from backbones.longcat_layers import LINEARS, NORMS
 from backbones.parts import autoencoder_class, load_part, load_weights, registered
 from backbones.sampling import guide, schedule
-from backbones.text import PromptEncoder, Text
+from backbones.text import PromptEncoder
 from devices import offload
 
-NATIVE = {"height": 480, "width": 832, "max_sequence_length": 512, "guidance_scale": 4.0}
+PROMPT_TOKENS, GUIDANCE_SCALE = 512, 4.0  # of the release
+TEXT = ("embeds", "mask")  # what a prompt becomes
 STAYS = "adaLN_modulation"  # of a block: read outside its forward
 NOT_FLOAT8 = ("embedder", "adaLN_modulation", "final_layer", "norm")  # read as float32, or small
 
 
 class LongCat:
+    """A Backbone (backbones/contract.py)."""
+
+    sigma_min = 0.001
+    linears, norms, modulation_parts = LINEARS, NORMS, MODULATION
+    prompt_folders = ("text_encoder", "tokenizer")
+
     def __init__(self, dit, vae=None, prompt_encoder=None, scheduler=None, device=None):
         self.dit, self.vae, self.prompt_encoder = dit, vae, prompt_encoder
         self.device = torch.device(device or dit.device)
         self.scheduler = scheduler or FlowMatchEulerDiscreteScheduler(shift=12.0)
-        self.native = dict(NATIVE)
+        self.prompt_tokens, self.guidance_scale = PROMPT_TOKENS, GUIDANCE_SCALE
+        self.geometry = geometry({}, 8 * dit.config.patch_size[1])
         self.network_sign = -1
+        self.stacks = (tuple(f"blocks.{i}" for i in range(len(dit.blocks))),)
         self.depth = len(dit.blocks)
         self.embedding_width = dit.config.adaln_tembed_dim
         self.hidden_width = dit.config.hidden_size
         self.latent_channels = dit.config.out_channels
-        self.block_names = [f"blocks.{i}" for i in range(self.depth)]
         self._velocity_site = []
         self.placed = None
         for module in (dit, vae):
@@ -43,13 +52,11 @@ class LongCat:
 
     @classmethod
     def from_folder(cls, folder, device="cpu", dtype=None, float8=False):
-        """Loads the official layout: dit/ vae/ text_encoder/ tokenizer/ scheduler/, to the CPU.
-
-        An optional model_index.json gives what NATIVE names, where it differs from the release.
-        """
+        """Loads the official layout, dit/ vae/ text_encoder/ tokenizer/ scheduler/, to the CPU.
+        model_index.json, if there is one, gives what differs from the release."""
         device = torch.device(device)
         dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
-        stated = check_checkpoint(folder)
+        stated, multiple = check_checkpoint(folder)
         model = cls(
             load_weights(LongCatVideoTransformer3DModel, folder / "dit", dtype),
             # float32: it is small, and bfloat16's rounding would show in every metric (on a GPU
@@ -62,12 +69,17 @@ class LongCat:
         if float8:
             offload.store_float8(model.dit, dtype, NOT_FLOAT8)
             model.dit.has_weight_hooks = True
-        model.native |= stated
+        model.geometry = geometry(stated, multiple)
+        model.prompt_tokens = stated.get("max_sequence_length", PROMPT_TOKENS)
+        model.guidance_scale = stated.get("guidance_scale", GUIDANCE_SCALE)
         return model
 
+    @property
+    def prompt_settings(self):
+        return self.prompt_encoder.dtype, self.device.type, self.prompt_tokens
+
     def place(self, plan):
-        """Where the weights are: "none" is offloaded, the "vae" visits the device only while it
-        works, or also the "blocks" of the DiT, streamed from host memory."""
+        """The "vae" visits the device only while it works; "blocks" are streamed from host."""
         if plan == "blocks" and self.placed != "blocks":
             self.dit.to("cpu")
             for name, part in self.dit.named_children():
@@ -80,10 +92,8 @@ class LongCat:
         self.vae.to("cpu" if plan != "none" else self.device)
         self.placed = plan
 
-    @property
-    def size_multiple(self):
-        """Height and width of frames must be multiples of this."""
-        return self.vae.config.get("scale_factor_spatial", 8) * self.dit.config.patch_size[1]
+    def tokens_per_latent(self, height, width):
+        return height * width // self.geometry.size_multiple**2
 
     def recompute(self, blocks):
         """How many blocks are recomputed in backward: memory for time. All where None."""
@@ -93,12 +103,8 @@ class LongCat:
 
     @torch.no_grad()
     def encode(self, frames):
-        """frames (B, 3, 1 + 4k, H, W) in 0..1 -> normalised latents (B, C, 1 + k, H / 8, W / 8),
-        float32."""
-        if frames.shape[2] % 4 != 1:
-            raise ValueError(
-                f"frames must number 4k + 1, got {frames.shape[2]}: the rest is dropped"
-            )
+        """frames (B, 3, 1 + 4k, H, W) -> latents (B, C, 1 + k, H / 8, W / 8), float32."""
+        self.geometry.latents_of(frames.shape[2])  # or ValueError
         with self._vae_on_device() as vae:
             x = frames.to(self.device, torch.float32) * 2 - 1
             z = vae.encode(x).latent_dist.mode()
@@ -106,18 +112,15 @@ class LongCat:
 
     @torch.no_grad()
     def decode(self, latents):
-        """latents (B, C, 1 + k, h, w) -> frames (B, 3, 1 + 4k, 8h, 8w) in 0..1, float32."""
+        """latents (B, C, 1 + k, h, w) -> frames (B, 3, 1 + 4k, 8h, 8w), float32."""
         z = latents.float() * self._moment("latents_std") + self._moment("latents_mean")
         with self._vae_on_device() as vae:
             x = vae.decode(z, return_dict=False)[0]
         return (x / 2 + 0.5).clamp(0, 1)
 
     def embed_each(self, prompts):
-        """The Text of each prompt in turn, on the CPU; loads the text encoder and lets it go."""
-        return self.prompt_encoder(prompts, self.device, self.native["max_sequence_length"])
-
-    def embed(self, prompts):
-        return Text.joined(list(self.embed_each(prompts)))
+        """Of each prompt {"embeds": (1, 1, L, width), "mask": (1, L)}, on the CPU."""
+        return self.prompt_encoder(prompts, self.device, self.prompt_tokens)
 
     def _moment(self, name):
         return torch.tensor(self.vae.config[name], device=self.device).view(1, -1, 1, 1, 1)
@@ -137,8 +140,7 @@ class LongCat:
         return registered(self.dit.sites["timestep_embedding"], function)
 
     def modulation(self, function):
-        """function(i, m): the adaLN output (B, T, 6 * hidden) of block i: shift, scale, gate,
-        twice."""
+        """function(i, m): the adaLN output of block i, {"attn.shift": (B, T, hidden), ...}."""
         return registered(self.dit.sites["modulation"], function)
 
     def block_output(self, function):
@@ -152,7 +154,8 @@ class LongCat:
     # Velocity and sampling
 
     def _call(self, x, timestep, text, **more):
-        out = self.dit(x, timestep, text.embeds, text.mask, **more)
+        embeds, mask = (text[name].expand(len(x), *text[name].shape[1:]) for name in TEXT)
+        out = self.dit(x, timestep, embeds, mask, **more)
         velocity = self.network_sign * out
         for function in self._velocity_site:
             velocity = function(velocity)
@@ -168,13 +171,13 @@ class LongCat:
         if cache is not None:
             timestep = (1000 * sigma.to(noisy_latents))[:, None].repeat(1, noisy_latents.shape[2])
             given = {"num_cond_latents": context, "kv_cache_dict": cache}
-            return self._call(noisy_latents, timestep, text.expand(batch), **given)
+            return self._call(noisy_latents, timestep, text, **given)
         cond_latents = cond_latents.expand(batch, -1, -1, -1, -1)
         x = torch.cat([cond_latents, noisy_latents], dim=2)
         timestep = (1000 * sigma.to(x))[:, None].repeat(1, x.shape[2])
         timestep[:, :context] = 0
         given = {"num_cond_latents": context, "noise_only": True}
-        return self._call(x, timestep, text.expand(batch), **given)
+        return self._call(x, timestep, text, **given)
 
     @torch.no_grad()
     def before_head(self, noisy_latents, sigma, cond_latents, text):
@@ -217,7 +220,7 @@ class LongCat:
         guidance's scale then also sums over it, as officially.
         """
         if guidance_scale > 1:
-            text = Text.joined([negative_text, text])
+            text = {name: torch.cat([negative_text[name], text[name]]) for name in TEXT}
         latents = noise.to(self.device, torch.float32)
         cache = self.context_cache(cond_latents) if use_cache else None
         sigmas = schedule(self.scheduler, steps, enhance_hf, distill).to(self.device)
@@ -233,7 +236,7 @@ class LongCat:
 
     def _branches(self, x, sigma, text, context, cache):
         """Velocity of x (1, C, T, h, w) for each row of text; without cache it holds context."""
-        batch = len(text.mask)
+        batch = len(text["mask"])
         timestep = (1000 * sigma).expand(batch, x.shape[2]).clone()
         if cache is None:
             timestep[:, :context] = 0

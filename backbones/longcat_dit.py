@@ -27,6 +27,8 @@ from backbones.longcat_layers import (
 )
 
 logger = logging.getLogger(__name__)
+# what a block's adaLN gives, in its order
+MODULATION = tuple(f"{of}.{part}" for of in ("attn", "ffn") for part in ("shift", "scale", "gate"))
 
 
 class LongCatVideoTransformer3DModel(ModelMixin, ConfigMixin):
@@ -157,7 +159,7 @@ class LongCatVideoTransformer3DModel(ModelMixin, ConfigMixin):
         """Block i with its sites; the first recompute_blocks blocks are recomputed in backward."""
         e = self._site("timestep_embedding", i, e, sigma)
         # bound now: a recomputed block must meet the functions that its forward met
-        edit = functools.partial(_apply, tuple(self.sites["modulation"]), i)
+        edit = functools.partial(_edited, tuple(self.sites["modulation"]), i)
         run = functools.partial(_modulated, self.blocks[i], edit, **more)
         if i < self.recompute_blocks and torch.is_grad_enabled():
             run = functools.partial(checkpoint, run, use_reentrant=False, preserve_rng_state=False)
@@ -194,6 +196,14 @@ class LongCatVideoTransformer3DModel(ModelMixin, ConfigMixin):
 
 def _modulated(block, edit, x, e, **more):
     return block(x, edit(block.modulation(e)), **more)
+
+
+def _edited(functions, i, m):  # m (B, T, 6C), to the functions by name
+    if not functions:
+        return m
+    parts = dict(zip(MODULATION, m.chunk(len(MODULATION), dim=-1), strict=True))
+    parts = _apply(functions, i, parts)
+    return torch.cat([parts[name] for name in MODULATION], dim=-1)
 
 
 def _apply(functions, i, value, *more):

@@ -13,6 +13,18 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+# in a block, for methods that tune or extend them
+LINEARS = {
+    "attention": (
+        "attn.qkv", "attn.proj", "cross_attn.q_linear", "cross_attn.kv_linear", "cross_attn.proj"
+    ),
+    "ffn": ("ffn.w1", "ffn.w2", "ffn.w3"),
+}  # fmt: skip
+NORMS = {
+    "cross": ("pre_crs_attn_norm",),
+    "qk": ("attn.q_norm", "attn.k_norm", "cross_attn.q_norm", "cross_attn.k_norm"),
+}
+
 
 def linear_fp32(layer, x):
     return F.linear(x.float(), layer.weight.float(), layer.bias.float())

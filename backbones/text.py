@@ -2,7 +2,6 @@
 
 import gc
 import html
-from dataclasses import dataclass
 
 import ftfy
 import torch
@@ -11,27 +10,6 @@ from tqdm import tqdm
 from backbones import CheckpointError
 from backbones.configs import read_config
 from backbones.parts import load_part, load_weights, one_line
-
-
-@dataclass(frozen=True)
-class Text:
-    """Prompt embeddings (B, 1, L, width) and their mask (B, L)."""
-
-    embeds: torch.Tensor
-    mask: torch.Tensor
-
-    def to(self, device):
-        return Text(self.embeds.to(device), self.mask.to(device))
-
-    def expand(self, batch):
-        return Text(self.embeds.expand(batch, -1, -1, -1), self.mask.expand(batch, -1))
-
-    def __getitem__(self, rows):
-        return Text(self.embeds[rows], self.mask[rows])
-
-    @classmethod
-    def joined(cls, texts):
-        return cls(torch.cat([t.embeds for t in texts]), torch.cat([t.mask for t in texts]))
 
 
 def clean_prompt(text):
@@ -46,8 +24,8 @@ class PromptEncoder:
         self.folder, self.dtype = folder, dtype
 
     def __call__(self, prompts, device, length):
-        """The Text of each prompt in turn, on the CPU, padded to `length` tokens. Raises
-        CheckpointError.
+        """Of each prompt in turn, padded to `length` tokens, its embeddings (1, 1, L, width) and
+        their mask (1, L), on the CPU. Raises CheckpointError.
 
         One prompt a pass: in a batch its last bits would depend on the others.
         """
@@ -65,7 +43,7 @@ class PromptEncoder:
             tokens = tokenize(tokenizer, prompt, length).to(device)
             with torch.no_grad():
                 out = encoder(tokens.input_ids, tokens.attention_mask).last_hidden_state
-            yield Text(out[:, None], tokens.attention_mask).to("cpu")
+            yield {"embeds": out[:, None].cpu(), "mask": tokens.attention_mask.cpu()}
             del out
         del encoder
         gc.collect()  # the model and its modules refer to each other

@@ -81,7 +81,9 @@ def reported_rows(chosen):
 
 def measure(row, model, video, texts):
     args = row.arguments(["--no-generate"])
-    clip = load_clip(model, video, Window.of(args), model.frame_size, *texts, args.seed)
+    clip = load_clip(
+        model, video, Window.of(args, model.geometry), model.frame_size, *texts, args.seed
+    )
     method = row.method(model, clip, args)
     with method.attached():
         # the loss on the future is the right sign's, whatever is adapted to
@@ -104,10 +106,10 @@ def study_clip(video, checkpoint, rows, path):
     found, code = read_json(path), source_sha256()
     if found is None or found["source_sha256"] != code:
         found = {"source_sha256": code, "rows": {}}
-    text = MODEL.embed([video.caption, ""])
+    texts = list(MODEL.embed_each([video.caption, ""]))
     for row in rows:
         if row.name not in found["rows"]:
-            found["rows"][row.name] = measure(row, MODEL, video, (text[:1], text[1:]))
+            found["rows"][row.name] = measure(row, MODEL, video, texts)
             write_json(path, found)
     return found["rows"]
 

@@ -15,7 +15,7 @@ def caption_differences(model):
     Same sigma and noise for both; only the first latent is given, so that motion is not yet seen.
     """
     drawn = [scenes.clip(scenes.UNSEEN + i, 29) for i in range(SCENES)]
-    texts = model.embed([caption for _, caption in drawn])
+    texts = list(model.embed_each([caption for _, caption in drawn]))
     differences = []
     for i, (frames, _) in enumerate(drawn):
         latents = model.encode(frames.transpose(0, 1)[None])
@@ -23,7 +23,7 @@ def caption_differences(model):
         noise = draw_noise(stream(0, str(i), "caption check"), target)
         losses = []
         for row in (i, (i + 1) % SCENES):
-            text, total = texts[row : row + 1], 0.0
+            text, total = texts[row], 0.0
             for value in SIGMAS:
                 sigma = torch.tensor([value])
                 velocity = model.velocity(add_noise(target, noise, sigma), sigma, context, text)

@@ -82,7 +82,9 @@ def sign_flipped(model, really):
 def run_row(row, shared, model, video, texts):
     """What is kept of one row on one clip."""
     args = row.arguments(shared)
-    clip = load_clip(model, video, Window.of(args), model.frame_size, *texts, args.seed)
+    clip = load_clip(
+        model, video, Window.of(args, model.geometry), model.frame_size, *texts, args.seed
+    )
     method = row.method(model, clip, args)
     with method.attached():
         with sign_flipped(model, row.flipped):
@@ -95,7 +97,9 @@ def run_row(row, shared, model, video, texts):
 def references(shared, model, video, texts):
     """Repeating the last frame, the autoencoder's ceiling, and the preflight's losses."""
     args = BASELINE.arguments([*shared, "--gen-frames", str(RECONSTRUCTED)])
-    clip = load_clip(model, video, Window.of(args), model.frame_size, *texts, args.seed)
+    clip = load_clip(
+        model, video, Window.of(args, model.geometry), model.frame_size, *texts, args.seed
+    )
     frames = torch.cat([clip.cond_frames, clip.truth])
     again = model.decode(model.encode(frames.transpose(0, 1)[None]))[0].transpose(0, 1)
     asked = BASELINE.arguments(shared).gen_frames
@@ -120,8 +124,7 @@ def study_clip(video, checkpoint, shared, path):
     found, file = read_json(path), sha256(video.path)
     if found is None or found["video_sha256"] != file:
         found = {"video_sha256": file, "rows": {}}
-    text = MODEL.embed([video.caption, ""])
-    texts = text[:1], text[1:]
+    texts = list(MODEL.embed_each([video.caption, ""]))
     if "references" not in found:
         found["references"] = references(shared, MODEL, video, texts)
     for row in ROWS:

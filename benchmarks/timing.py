@@ -8,7 +8,6 @@ import torch
 
 from backbones.longcat import LongCat
 from backbones.longcat_dit import LongCatVideoTransformer3DModel
-from backbones.text import Text
 
 MID_SIZE = {"hidden_size": 512, "depth": 12, "num_heads": 8, "caption_channels": 256}
 TEXT_TOKENS = 64
@@ -33,7 +32,8 @@ def random_problem(model, context=4, target=3, side=(24, 24), tokens=TEXT_TOKENS
     shape = (1, model.latent_channels, context + target, *side)
     latents = torch.randn(shape, device=model.device)
     embeds = torch.randn(1, 1, tokens, model.dit.config.caption_channels, device=model.device)
-    text = Text(embeds, torch.ones(1, tokens, device=model.device, dtype=torch.long))
+    mask = torch.ones(1, tokens, device=model.device, dtype=torch.long)
+    text = {"embeds": embeds, "mask": mask}
     return SimpleNamespace(
         context=latents[:, :, :context], target=latents[:, :, context:], text=text, seed=0,
         video=SimpleNamespace(id="random"),

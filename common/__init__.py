@@ -3,7 +3,7 @@
 from common.adapt import adapt, constant, warm_up
 from common.errors import UsageError
 from common.generation import generate
-from common.groups import add_groups, chosen_blocks, number_of_groups
+from common.groups import add_groups, chosen_blocks, laid_over, number_of_groups
 from common.loading import load_model
 from common.loss import (
     Draw,
@@ -37,6 +37,7 @@ __all__ = [
     "fixed_draw",
     "flow_matching_loss",
     "generate",
+    "laid_over",
     "load_model",
     "not_negative",
     "number_of_groups",

@@ -131,10 +131,10 @@ def warm_up(optimizer, steps):
 def distances(model, parameters, start):
     """Norm of the parameters, distance from the start (L2) and that relative to the start's norm
     (None where it is zero), per parameter; those of all blocks in one."""
-    blocks = model.block_names[0].rpartition(".")[0]
+    stacks = "|".join(re.escape(names[0].rpartition(".")[0]) for names in model.stacks)
     sums = {}
     for (name, value), first in zip(parameters.items(), start, strict=True):
-        kind = re.sub(rf"\b{blocks}\.\d+\.", f"{blocks}.*.", name)
+        kind = re.sub(rf"\b({stacks})\.\d+\.", r"\1.*.", name)
         found = torch.stack([norm(x).square() for x in (value, value - first, first)])
         sums[kind] = sums.get(kind, 0) + found
     found = {kind: total.sqrt().tolist() for kind, total in sums.items()}

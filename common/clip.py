@@ -1,15 +1,44 @@
 """A clip as the model sees it: which frames condition, adapt and score, and their latents."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 
-from common.data import LATENT_FRAMES, Video, file_facts, sha256
+from common.data import Video, file_facts, sha256
 from common.errors import UsageError, VideoError
 from common.stages import stage
+from common.values import at_least
 from common.video import read_frames
 
-TTA_FRAMES, CONTEXT_LATENTS = 29, 4  # where no flag says otherwise
+
+def add_arguments(group):
+    own = "; by default the checkpoint's own"
+    group.add_argument(
+        "--anchor", type=at_least(1), metavar="N", help=f"index of the first generated frame{own}"
+    )
+    group.add_argument(
+        "--cond-frames", type=at_least(1, 10_000), metavar="N",
+        help=f"frames before the anchor that generation continues{own}",
+    )  # fmt: skip
+    group.add_argument(
+        "--tta-frames", type=at_least(1, 10_000), metavar="N",
+        help=f"frames before the anchor that adaptation sees{own}",
+    )  # fmt: skip
+    group.add_argument(
+        "--context-latents", type=at_least(1), metavar="N",
+        help=f"leading latents of those that stay clean; the rest is predicted{own}",
+    )  # fmt: skip
+    group.add_argument(
+        "--gen-frames", type=at_least(1, 10_000), metavar="N",
+        help=f"frames to generate and score{own}",
+    )  # fmt: skip
+
+
+def fill_window(args, geometry):
+    """Puts the checkpoint's own window where no flag says otherwise."""
+    for name, value in geometry.window.items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
 
 
 @dataclass(frozen=True)
@@ -22,31 +51,36 @@ class Window:
     tta_frames: int
     context_latents: int
     gen_frames: int
-    held_out_latents: int = 0  # the last of those after the context, for early stopping
+    held_out_latents: int  # the last of those after the context, for early stopping
+    new_latents: int  # that hold the frames to generate
+    future_latents: int  # whole ones that the scored frames fill
+    future_frames: int  # frames of those
 
     @classmethod
-    def of(cls, args):
-        names = [name for name in cls.__dataclass_fields__ if name != "held_out_latents"]
-        window = cls(**{name: getattr(args, name) for name in names})
+    def of(cls, args, geometry):
+        """Raises UsageError where the model's autoencoder would cut what the flags ask for."""
+        counts = {}
         for name in ("cond_frames", "tta_frames"):
-            flag, count = f"--{name.replace('_', '-')}", getattr(window, name)
-            if count % LATENT_FRAMES != 1:
-                near = (count - 1) // LATENT_FRAMES * LATENT_FRAMES + 1
+            flag, frames = f"--{name.replace('_', '-')}", getattr(args, name)
+            try:
+                counts[name] = geometry.latents_of(frames)
+            except ValueError as error:
+                raise UsageError(f"{flag}: {error}") from error
+            if frames > args.anchor:
                 raise UsageError(
-                    f"{flag} must be 4k + 1 (1, 5, 9, 13, ...), got {count}: the autoencoder would "
-                    f"drop the last frames; try {near}"
+                    f"{flag} {frames} reaches before the clip: at most --anchor {args.anchor}"
                 )
-            if count > window.anchor:
-                raise UsageError(
-                    f"{flag} {count} reaches before the clip: at most --anchor {window.anchor}"
-                )
-        latents = 1 + (window.tta_frames - 1) // LATENT_FRAMES
-        if not 1 <= window.context_latents < latents:
-            raise UsageError(
-                f"--context-latents must be in 1..{latents - 1}, got {window.context_latents}: "
-                f"--tta-frames {window.tta_frames} are {latents} latents"
-            )
-        return replace(window, held_out_latents=held_out(latents - window.context_latents, args))
+        known, seen = counts["cond_frames"], counts["tta_frames"]
+        check_context(args, geometry, known, seen)
+        whole = args.cond_frames + args.gen_frames
+        filled = geometry.latents_filled(whole)
+        return cls(
+            **{name: getattr(args, name) for name in geometry.window},
+            held_out_latents=held_out(seen - args.context_latents, args),
+            new_latents=geometry.latents_covering(whole) - known,
+            future_latents=filled - known,
+            future_frames=geometry.frames_of(filled) - args.cond_frames,
+        )
 
     @property
     def first(self):
@@ -63,14 +97,23 @@ class Window:
             "generated": [self.anchor, self.stop],
         }
 
-    @property
-    def new_latents(self):
-        return -(-self.gen_frames // LATENT_FRAMES)
 
-    @property
-    def future_latents(self):
-        """Whole ones that the scored frames fill."""
-        return self.gen_frames // LATENT_FRAMES
+def check_context(args, geometry, known, seen):
+    """`known` latents condition generation; of `seen` ones the first are adaptation's context."""
+    if not 1 <= args.context_latents < seen:
+        least = geometry.frames_of(2)
+        right = f"must be in 1..{seen - 1}" if seen > 1 else f"needs --tta-frames {least} or more"
+        raise UsageError(
+            f"--context-latents {right}, got {args.context_latents}: --tta-frames "
+            f"{args.tta_frames} are {seen} latents"
+        )
+    lengths = geometry.context_lengths
+    for flag, latents in (("--context-latents", args.context_latents), ("--cond-frames", known)):
+        if lengths is not None and latents not in lengths:
+            raise UsageError(
+                f"{flag}: {latents} latents of context; this model was made for "
+                f"{' or '.join(map(str, lengths))}"
+            )
 
 
 def held_out(targets, args):
@@ -101,8 +144,8 @@ class Clip:
     cond_frames: torch.Tensor
     truth: torch.Tensor  # the frames that really followed, gen_frames of them
     future: torch.Tensor  # latents of those, as far as they fill whole ones; for scoring alone
-    text: object
-    negative_text: object
+    text: dict  # what the prompt became, for the model alone to read
+    negative_text: dict
     costs: dict = field(default_factory=dict)  # of encoding, as in common.stages
     preflight: dict = field(default_factory=dict)
     other: "Clip | None" = None  # another video, on which forgetting is measured
@@ -143,7 +186,7 @@ def load_clip(model, video, window, size, text, negative_text, seed, footage=Non
         latents = encode(model, seen[-window.tta_frames :])
         same = window.cond_frames == window.tta_frames
         cond_latents = latents if same else encode(model, cond)
-        followed = torch.cat([cond, truth[: LATENT_FRAMES * window.future_latents]])
+        followed = torch.cat([cond, truth[: window.future_frames]])
         future = encode(model, followed)[:, :, cond_latents.shape[2] :]
     stop = latents.shape[2] - window.held_out_latents
     return Clip(
@@ -155,14 +198,14 @@ def load_clip(model, video, window, size, text, negative_text, seed, footage=Non
         cond_frames=cond,
         truth=truth,
         future=future,
-        text=text.to(model.device),
-        negative_text=negative_text.to(model.device),
+        text={name: part.to(model.device) for name, part in text.items()},
+        negative_text={name: part.to(model.device) for name, part in negative_text.items()},
         costs=costs,
         video_file=footage.file,
     )  # fmt: skip
 
 
-def encode(model, frames):  # (F, 3, H, W) -> (1, C, 1 + F // 4, h, w)
+def encode(model, frames):  # (F, 3, H, W) -> (1, C, T, h, w)
     return model.encode(frames.transpose(0, 1)[None])
 
 

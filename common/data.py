@@ -12,7 +12,6 @@ from common.errors import UsageError
 from common.names import unusable, usable
 
 SUFFIXES = {".mp4", ".mov", ".avi", ".mkv", ".webm", ".gif", ".m4v", ".mpg", ".mpeg"}
-LATENT_FRAMES = 4  # frames of a latent after the first, which is one frame alone
 
 
 # the name of a video as a cell among others

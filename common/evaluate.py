@@ -4,7 +4,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-from common.data import LATENT_FRAMES
 from common.metrics import score
 from common.motion import Motion, motion_scores
 
@@ -35,7 +34,9 @@ def references(clip, reconstruction, lpips=None):
 def reconstruct(model, clip):
     """The real frames (gen_frames, 3, H, W) through the autoencoder and back, on the CPU."""
     real = torch.cat([clip.cond_frames, clip.truth])
-    more = -(len(real) - 1) % LATENT_FRAMES  # to 4k + 1, at the end: the autoencoder is causal
-    real = torch.cat([real, real[-1:].expand(more, -1, -1, -1)])
+    geometry = model.geometry
+    whole = geometry.frames_of(geometry.latents_covering(len(real)))
+    # filled up at the end: autoencoders are causal
+    real = torch.cat([real, real[-1:].expand(whole - len(real), -1, -1, -1)])
     again = model.decode(model.encode(real.transpose(0, 1)[None]))[0].transpose(0, 1)
     return again[len(clip.cond_frames) :][: len(clip.truth)].cpu()

@@ -4,6 +4,7 @@ import argparse
 
 import torch
 
+from common.errors import UsageError
 from common.loss import stream
 from common.stages import stage
 from common.values import at_least, finite
@@ -27,9 +28,37 @@ def add_arguments(group):
     )
     group.add_argument("--negative-prompt", default="", metavar="TEXT", help="for the guidance")
     group.add_argument(
-        "--enhance-hf", action=argparse.BooleanOptionalAction, default=True,
-        help="end the schedule with ten even steps from sigma 0.5 (done by default)",
+        "--sampling", nargs="+", action="extend", metavar="KEY=VALUE",
+        help="the model's own options, as enhance_hf=false: no ten even steps at the end",
     )  # fmt: skip
+
+
+def sampling_options(given, own):
+    """The model's `own` options with their defaults, and what the KEY=VALUEs in `given` say in
+    place of these. Raises UsageError."""
+    options = dict(own)
+    for text in given or ():
+        key, _, value = text.partition("=")
+        if key not in own:
+            known = " ".join(f"{k}={as_text(v)}" for k, v in own.items()) or "none"
+            raise UsageError(f"--sampling {text}: this model has no {key}; known are {known}")
+        options[key] = as_typed(f"--sampling {text}", value, type(own[key]))
+    return options
+
+
+def as_text(value):
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def as_typed(flag, text, kind):
+    """The text as a value of that kind. Raises UsageError."""
+    try:
+        if kind is bool:
+            return {"true": True, "false": False}[text.lower()]
+        return finite(text) if kind is float else kind(text)
+    except (KeyError, ValueError, argparse.ArgumentTypeError) as error:
+        words = {bool: "true or false", int: "a whole number", float: "a finite number"}
+        raise UsageError(f"{flag}: must be {words[kind]}") from error
 
 
 def generate(model, clip, args, record):
@@ -59,7 +88,7 @@ def continuation(model, clip, args, record, name):
                 noise,
                 steps=args.sampling_steps,
                 guidance_scale=guidance_scale(model, args),
-                enhance_hf=args.enhance_hf,
+                **args.sampling,
             ),
         )
     with stage(record, "decode", model.device):
@@ -69,4 +98,4 @@ def continuation(model, clip, args, record, name):
 
 
 def guidance_scale(model, args):
-    return model.native["guidance_scale"] if args.guidance_scale is None else args.guidance_scale
+    return model.guidance_scale if args.guidance_scale is None else args.guidance_scale

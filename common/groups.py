@@ -34,6 +34,17 @@ def number_of_groups(args, clip, size, blocks):
     return args.groups, {}
 
 
+def laid_over(stacks, blocks, groups):
+    """{block: group} of the chosen blocks: of those in one stack the j-th of L has group floor(j *
+    groups / L), so that all groups begin and end with every stack."""
+    group_of, first = {}, 0
+    for names in stacks:
+        chosen = [i for i in blocks if first <= i < first + len(names)]
+        group_of |= {i: j * groups // len(chosen) for j, i in enumerate(chosen)}
+        first += len(names)
+    return group_of
+
+
 def chosen_blocks(text, depth):
     """Indices of the blocks that "all", "last:K" or "0,5,7" name. Raises UsageError."""
     if text == "all":

@@ -8,6 +8,16 @@ from devices.compiling import compiles
 from devices.placement import Placement
 
 
+def geometry_of(args):
+    """The geometry of args.checkpoint, of which no weight is read. Raises UsageError."""
+    if not args.checkpoint.is_dir():
+        raise UsageError(f"--checkpoint {args.checkpoint}: no such folder")
+    try:
+        return backbones.geometry(args.checkpoint)
+    except backbones.CheckpointError as error:
+        raise UsageError(f"--checkpoint: {error}") from error
+
+
 def load_model(args):
     """The backbone of args.checkpoint on args.device; its `frame_size` is args.size or its own."""
     device = pick_device(args.device)
@@ -18,10 +28,10 @@ def load_model(args):
         model = backbones.load(args.checkpoint, device, place=None, float8=args.weights == "fp8")
     except backbones.CheckpointError as error:
         raise UsageError(f"--checkpoint: {error}") from error
-    size = args.size or (model.native["height"], model.native["width"])
-    if any(side % model.size_multiple or side <= 0 for side in size):
+    size, multiple = args.size or model.geometry.size, model.geometry.size_multiple
+    if any(side % multiple or side <= 0 for side in size):
         raise UsageError(
-            f"--size {size[1]}x{size[0]}: this checkpoint needs multiples of {model.size_multiple}"
+            f"--size {size[1]}x{size[0]}: this checkpoint needs multiples of {multiple}"
         )
     model.compiled = args.compile and compiles(model)
     model.frame_size = size

@@ -22,7 +22,7 @@ class Problem:
 
     context: torch.Tensor
     target: torch.Tensor
-    text: object
+    text: dict
 
 
 class Draw(NamedTuple):

@@ -1,5 +1,6 @@
 """torch.compile of a model's repeated block."""
 
+import itertools
 import sys
 
 import torch
@@ -23,7 +24,7 @@ def compile_blocks(model, backend="inductor"):
     torch._dynamo.config.suppress_errors = True
     torch._dynamo.config.recompile_limit = 64
     torch._dynamo.utils.counters["frames"].clear()
-    for name in model.block_names:
+    for name in itertools.chain(*model.stacks):
         model.dit.get_submodule(name).compile(backend=backend, dynamic=False)
 
 

@@ -1,6 +1,7 @@
 """What of the model is on the GPU and how much of it is recomputed, decided from free memory."""
 
 import gc
+import itertools
 import sys
 
 import psutil
@@ -122,7 +123,7 @@ class Placement:
 
     def _apply(self):
         if self.model.compiled and self.offload == "blocks":
-            for name in self.model.block_names:
+            for name in itertools.chain(*self.model.stacks):
                 self.model.dit.get_submodule(name)._compiled_call_impl = None
             self.model.compiled = False
             tqdm.write("--compile: not with streamed blocks, goes on without", file=sys.stderr)
@@ -152,9 +153,9 @@ def choose(model, args):
     if model.device.type != "cuda":
         return "none"
     free = free_bytes(model.device)
-    height, width = model.frame_size
-    latents = 1 + (max(args.tta_frames, args.cond_frames + args.gen_frames) - 1) // 4
-    tokens = args.draws * latents * height * width // model.size_multiple**2
+    frames = max(args.tta_frames, args.cond_frames + args.gen_frames)
+    latents = model.geometry.latents_filled(frames)
+    tokens = args.draws * latents * model.tokens_per_latent(*model.frame_size)
     state = 2 * tokens * model.hidden_width  # bytes in bfloat16
     needed = size(model.dit) + state * (model.depth + BLOCK_TENSORS)
     if needed + size(model.vae) <= free:

@@ -30,11 +30,10 @@ def draw_samples(checkpoint, path, count=6):
     for seed in range(scenes.UNSEEN, scenes.UNSEEN + count):
         frames, caption = scenes.clip(seed, 29, photos=scenes.HELD_OUT)
         latents = model.encode(frames.transpose(0, 1)[None])
-        text = model.embed(["", caption])
+        negative, text = model.embed_each(["", caption])
         noise = torch.randn(latents[:, :, 4:].shape, generator=torch.Generator().manual_seed(seed))
-        guidance_scale = model.native["guidance_scale"]
         new = model.generate(
-            latents[:, :, :4], text[1:], text[:1], noise, guidance_scale=guidance_scale
+            latents[:, :, :4], text, negative, noise, guidance_scale=model.guidance_scale
         )
         both = torch.cat([latents, torch.cat([latents[:, :, :4], new], dim=2)])
         decoded = model.decode(both).transpose(1, 2)  # (2, 29, 3, H, W)

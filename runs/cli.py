@@ -4,9 +4,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from common import future, generation, stopping
-from common.clip import CONTEXT_LATENTS, TTA_FRAMES, Window
+from common import clip, future, generation, stopping
 from common.errors import UsageError
+from common.loading import geometry_of
 from common.method import refuse_misspelt
 from common.values import (
     at_least,
@@ -36,12 +36,12 @@ class Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFo
 
 
 def parse_args(description, method, argv=None):
-    """The shared flags plus those of `method`. Checks what can be checked without a model or a
-    file."""
+    """The shared flags plus those of `method`, filled in from the checkpoint's configuration.
+    Checks what can be checked without weights or videos."""
     refuse_misspelt(method)
     parser = Parser(description=description, formatter_class=Help, allow_abbrev=False)
     add_data(parser.add_argument_group("data and model"))
-    add_window(parser.add_argument_group("frame window"))
+    clip.add_arguments(parser.add_argument_group("frame window"))
     add_adaptation(parser.add_argument_group("adaptation"))
     future.add_arguments(parser.add_argument_group("loss on the true future"))
     stopping.add_arguments(parser.add_argument_group("early stopping"))
@@ -61,7 +61,10 @@ def parse_args(description, method, argv=None):
     if 0 < args.steps < args.stop_every:
         parser.error(f"--stop-every {args.stop_every}: no check falls within --steps {args.steps}")
     try:
-        Window.of(args)
+        geometry = geometry_of(args)
+        clip.fill_window(args, geometry)
+        clip.Window.of(args, geometry)
+        args.sampling = generation.sampling_options(args.sampling, geometry.sampling)
         if hasattr(method, "check"):
             method.check(args)
     except UsageError as error:
@@ -88,27 +91,6 @@ def add_data(group):
         "--size", type=frame_size, metavar="WxH",
         help="scale and centre-crop frames to this size; the checkpoint's own where not given",
     )  # fmt: skip
-
-
-def add_window(group):
-    group.add_argument(
-        "--anchor", type=at_least(1), default=32, help="index of the first generated frame"
-    )
-    group.add_argument(
-        "--cond-frames", type=at_least(1, 10_000), default=13,
-        help="frames before the anchor that generation continues, 4k + 1",
-    )  # fmt: skip
-    group.add_argument(
-        "--tta-frames", type=at_least(5, 10_000), default=TTA_FRAMES,
-        help="frames before the anchor that adaptation sees, 4k + 1",
-    )  # fmt: skip
-    group.add_argument(
-        "--context-latents", type=at_least(1), default=CONTEXT_LATENTS,
-        help="leading latents of those that stay clean; the rest is predicted",
-    )  # fmt: skip
-    group.add_argument(
-        "--gen-frames", type=at_least(1, 10_000), default=14, help="frames to generate and score"
-    )
 
 
 def add_adaptation(group):

@@ -23,7 +23,7 @@ ROOMS = ("common", "backbones")
 # baseline and can be compared
 GENERATION = (
     "videos prompt caption checkpoint size anchor cond_frames gen_frames seed "
-    "sampling_steps guidance_scale negative_prompt enhance_hf weights compile samples generate "
+    "sampling_steps guidance_scale negative_prompt sampling weights compile samples generate "
     "future_draws"
 ).split()
 # what may differ when a run goes on: it changes no number, or is known by its content

@@ -11,7 +11,7 @@ TOGETHER = 256  # prompts that the text encoder embeds once it is loaded
 
 
 class Prompts:
-    """The Text of a prompt, on the CPU, when it is asked for.
+    """What a prompt becomes, {name: tensor} on the CPU, when it is asked for.
 
     The text encoder is loaded only where the cache lacks a prompt, and then embeds those that will
     be asked for next too; they are kept until the next time it is loaded, since the cache may not
@@ -19,11 +19,9 @@ class Prompts:
     """
 
     def __init__(self, model, cache, checkpoint):
-        parts = [fingerprint(checkpoint / name) for name in ("text_encoder", "tokenizer")]
-        self.facts = [
-            *parts, model.prompt_encoder.dtype, model.device.type,
-            model.native["max_sequence_length"], *map(version, ("transformers", "torch", "ftfy")),
-        ]  # fmt: skip
+        parts = [fingerprint(checkpoint / name) for name in model.prompt_folders]
+        versions = map(version, ("transformers", "torch", "ftfy"))
+        self.facts = [*parts, *model.prompt_settings, *versions]
         self.model, self.cache, self.kept, self.embedded = model, cache, {}, 0
 
     def get(self, prompt, following=()):
@@ -31,12 +29,9 @@ class Prompts:
         return self._known(prompt) or self._embed(prompt, following)
 
     def _known(self, prompt):
-        from backbones.text import Text  # here: it takes seconds, and compare.py needs none of it
-
         if prompt in self.kept:
             return self.kept[prompt]
-        found = self.cache.load("prompts", [*self.facts, prompt])
-        return found and Text(**found)
+        return self.cache.load("prompts", [*self.facts, prompt])
 
     def _embed(self, prompt, following):
         near = dict.fromkeys(itertools.islice(following, TOGETHER))
@@ -45,7 +40,7 @@ class Prompts:
         try:
             for text, found in zip(missing, self.model.embed_each(missing), strict=True):
                 self.kept[text] = found
-                self.cache.save("prompts", [*self.facts, text], vars(found))
+                self.cache.save("prompts", [*self.facts, text], found)
         except CheckpointError as error:
             raise UsageError(f"--checkpoint: {error}") from error
         self.embedded += len(missing)

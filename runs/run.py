@@ -9,6 +9,7 @@ import av
 from common.clip import Window
 from common.errors import StopRun, UsageError, VideoError
 from common.evaluate import reconstruct
+from common.loading import geometry_of
 from common.metrics import load_lpips, lpips_sha256
 from common.names import printable
 from common.stages import stage, traced
@@ -19,7 +20,7 @@ from runs.claims import Claims
 from runs.clips import Clips
 from runs.exits import STOPPED
 from runs.records import Record, Records, writing
-from runs.todo import chosen_videos, is_done, other_videos, print_plan, written
+from runs.todo import chosen_videos, is_done, other_videos, print_plan, setting, written
 
 PROBLEMS = (ValueError, RuntimeError, av.FFmpegError)  # of scoring one video
 
@@ -28,7 +29,8 @@ class Run:
     """Opens or resumes the run in args.out. Raises UsageError where that holds another one."""
 
     def __init__(self, args):
-        self.args, self.out, self.window = args, args.out, Window.of(args)
+        self.args, self.out, self.geometry = args, args.out, geometry_of(args)
+        self.window = Window.of(args, self.geometry)
         self.videos, manifest_sha256 = chosen_videos(args)
         self.others, others_sha256 = other_videos(args)
         lpips, no_lpips = load_lpips(args.lpips_weights)
@@ -60,6 +62,7 @@ class Run:
             print(f"{self.done} already done, {len(self.todo)} to do{edited}")
         else:
             results.write_json(self.out / "config.json", self.config)
+        print(setting(self.args, self.geometry, self.window))
 
     @contextlib.contextmanager
     def working(self, model):

@@ -102,3 +102,13 @@ def print_plan(args, window, videos, todo):
     for video in videos:
         state = "to do" if video.id in open_ids else "done "
         print(printable(f"{state}  {video.id}: {video.caption}"))
+
+
+def setting(args, geometry, window):
+    """One line: which model, at which frame size, and what each frame is for."""
+    height, width = args.size or geometry.size
+    adapt, condition, generated = (f"{a}..{b - 1}" for a, b in window.indices().values())
+    return printable(
+        f"{geometry.class_name} {args.checkpoint} at {width}x{height}: frames {adapt} adapt, "
+        f"{condition} condition, {generated} are generated"
+    )

@@ -10,8 +10,7 @@ from dataclasses import dataclass, field, replace
 from string import Formatter
 
 import runs
-from common.clip import CONTEXT_LATENTS, TTA_FRAMES
-from common.data import LATENT_FRAMES
+from common.loading import geometry_of
 from common.names import unusable, usable
 from runs.cli import ROOT
 from runs.identity import GENERATION
@@ -49,7 +48,7 @@ def read_sweep(path, out, before=(), after=()):
         tokens = [*before, *shared, *flags, *after]
         args = parse(path, name, script, [*tokens, "--out", str(out / name)])
         setting = tuple(str(getattr(args, key)) for key in GENERATION)
-        baselines.setdefault(setting, [*kept_by_baseline(tokens), *fitting_window(args.anchor)])
+        baselines.setdefault(setting, [*kept_by_baseline(tokens), *fitting_window(args)])
         rows.append((Row(name, script, tokens, args, over, template=template), setting))
     names = dict(zip(baselines, baseline_names(baselines), strict=True))
     result = []
@@ -152,22 +151,24 @@ def by_flag(tokens):
 
 
 def kept_by_baseline(tokens):
-    """Those of the flags that do not belong to the adaptation; of repeated ones the last."""
+    """Those of the flags that do not belong to the adaptation."""
     kept = {}
     for piece in by_flag(tokens):
         name = piece[0].partition("=")[0].removeprefix("--").removeprefix("no-").replace("-", "_")
         if name in GENERATION or name in RUN:
-            kept[name] = piece
+            kept[name] = [*kept.get(name, ()), *piece]
     return [token for piece in kept.values() for token in piece]
 
 
-def fitting_window(anchor):
-    """Flags of a baseline, which adapts to nothing, where the default window reaches before the
-    clip."""
-    frames = (anchor - 1) // LATENT_FRAMES * LATENT_FRAMES + 1
-    if frames >= TTA_FRAMES:
+def fitting_window(args):
+    """Flags of a baseline, which adapts to nothing, where the checkpoint's own window reaches
+    before the clip."""
+    geometry = geometry_of(args)
+    latents = geometry.latents_filled(args.anchor)
+    frames = geometry.frames_of(latents)
+    if frames >= geometry.window["tta_frames"]:
         return []
-    context = min(CONTEXT_LATENTS, (frames - 1) // LATENT_FRAMES)
+    context = min(geometry.window["context_latents"], latents - 1)
     return ["--tta-frames", str(frames), "--context-latents", str(context)]
 
 

@@ -20,13 +20,13 @@ from safetensors.torch import load_file
 from adasteer import AdaSteer
 from backbones.longcat import LongCat
 from backbones.longcat_dit import LongCatVideoTransformer3DModel
-from backbones.text import Text
+from backbones.longcat_layers import LINEARS, NORMS
 from common.loss import Draw
 from delta_c import DeltaC
 from film_tta import FiLM
 from full_tta import FullTTA
-from lora_tta import FFN, PREFIX, LoRA
-from norm_tta import MODULES, NormTTA
+from lora_tta import PREFIX, LoRA
+from norm_tta import KINDS, NormTTA
 from runs.cli import parse_args
 
 SHARED = Path(os.environ.get("ADASTEER_SHARED", Path(__file__).resolve().parents[2] / "shared"))
@@ -80,7 +80,7 @@ def oracle_draws(values, clip):
 
 def prompt(name, prefix=""):
     values = tensors(name)
-    return Text(values[f"{prefix}prompt_embeds"], values[f"{prefix}prompt_mask"])
+    return {name: values[f"{prefix}prompt_{name}"] for name in ("embeds", "mask")}
 
 
 def assert_near(actual, expected, limit):
@@ -138,13 +138,17 @@ def film_flags(entry, told):
 
 def norm_flags(entry, told):
     tuned = {name.split(".")[-2] for name in entry["target_modules"]}
-    return f"--norms {next(name for name, kinds in MODULES.items() if set(kinds) == tuned)}"
+    kinds = {
+        name: {norm.split(".")[-1] for kind in kinds for norm in NORMS[kind]}
+        for name, kinds in KINDS.items()
+    }
+    return f"--norms {next(name for name, norms in kinds.items() if norms == tuned)}"
 
 
 def lora_flags(entry, told):
     places = [re.fullmatch(r"blocks\.(\d+)\.(.+)", name) for name in entry["target_modules"]]
     blocks = ",".join(sorted({place[1] for place in places}, key=int))
-    layers = [x for x in dict.fromkeys(place[2] for place in places) if x not in FFN]
+    layers = [x for x in dict.fromkeys(place[2] for place in places) if x not in LINEARS["ffn"]]
     flags = f"--rank {told['rank']} --alpha {told['alpha']} --blocks {blocks}"
     ffn = "--ffn" if told.get("target_ffn") else ""
     return f"{flags} {ffn} --targets {' '.join(layers)}"

@@ -20,7 +20,7 @@ def test_sharded_official_layout_loads_unmodified(toy_checkpoint):
     loaded = model.dit.state_dict()
     assert saved.keys() == loaded.keys()
     assert all(torch.equal(saved[name], loaded[name]) for name in saved)
-    assert (model.depth, model.embedding_width, model.native["width"]) == (4, 16, 48)
+    assert (model.depth, model.embedding_width, model.geometry.size) == (4, 16, (32, 48))
     assert type(model.vae).__name__ == "AutoencoderKLWan"
 
 
@@ -41,10 +41,13 @@ def test_wan_autoencoder_shapes_and_normalisation(toy_checkpoint):
 
 def test_prompts_are_cleaned_padded_and_independent(toy_checkpoint):
     model = backbones.load(toy_checkpoint)
-    text = model.embed(["a  red &amp; ball", "a red & ball", "cat"] * 4)
-    assert text.embeds.shape == (12, 1, 16, 32) and text.mask.shape == (12, 16)
-    assert torch.equal(text.embeds[0], text.embeds[1])
-    assert torch.equal(text.embeds[2], model.embed(["cat"]).embeds[0])
+    texts = list(model.embed_each(["a  red &amp; ball", "a red & ball", "cat"] * 4))
+    assert len(texts) == 12
+    for text in texts:
+        assert text["embeds"].shape == (1, 1, 16, 32) and text["mask"].shape == (1, 16)
+    (cat,) = model.embed_each(["cat"])
+    assert torch.equal(texts[0]["embeds"], texts[1]["embeds"])
+    assert torch.equal(texts[2]["embeds"], cat["embeds"])
 
 
 @pytest.mark.parametrize("part", ["dit", "vae", "text_encoder", "tokenizer", "scheduler"])
@@ -66,7 +69,9 @@ def test_missing_weights_are_not_made_up(toy_checkpoint, tmp_path):
         with pytest.raises(
             backbones.CheckpointError, match=f"{part} lacks 1 weights, such as {lost}"
         ):
-            backbones.load(broken).embed(["a red ball"])  # the text encoder is loaded for it
+            list(
+                backbones.load(broken).embed_each(["a red ball"])
+            )  # the text encoder is loaded for it
 
 
 def test_weights_that_only_the_index_lists_are_named(toy_checkpoint, tmp_path):
@@ -124,7 +129,7 @@ def test_bfloat16_stays_close_to_float32(toy_checkpoint):
     outs = []
     for dtype in (torch.float32, torch.bfloat16):
         model = backbones.load(toy_checkpoint, dtype=dtype)
-        text = model.embed(["a red ball"])
+        (text,) = model.embed_each(["a red ball"])
         torch.manual_seed(0)
         noisy, cond = torch.randn(1, 16, 2, 4, 6), torch.randn(1, 16, 2, 4, 6)
         outs.append(model.velocity(noisy, torch.tensor([0.5]), cond, text))

@@ -8,7 +8,9 @@ import adasteer
 @pytest.mark.parametrize(
     ("flags", "complaint"),
     [
-        (["--cond-frames", 14], "--cond-frames must be 4k + 1"),
+        (["--cond-frames", 14], "--cond-frames: frames must number 4k + 1, got 14"),
+        (["--sampling", "shine=1"], "--sampling shine=1: this model has no shine; known are enh"),
+        (["--sampling", "enhance_hf=maybe"], "enhance_hf=maybe: must be true or false"),
         (["--steps", -1], "--steps: must be at least 0"),
         (["--steps", "many"], "--steps: invalid whole number value: 'many'"),
         (["--lr", 0], "--lr: must be a positive number"),

@@ -89,7 +89,7 @@ WRONG = [
 def test_wrong_values_are_named(file, key, value, right, toy_checkpoint, tmp_path):
     folder = changed(toy_checkpoint, tmp_path / "changed", file, **{key: value})
     with pytest.raises(backbones.CheckpointError) as found:
-        backbones.load(folder).embed(["a"])
+        list(backbones.load(folder).embed_each(["a"]))
     said = str(found.value)
     assert right in said and "\n" not in said
     assert file.split("/")[0] in said and (key in said or "weights" in said or "names" in said)
@@ -128,7 +128,7 @@ def test_a_tokenizer_that_does_not_fit_is_named(toy_checkpoint, tmp_path):
     (folder / "tokenizer" / "tokenizer.json").unlink()
     (folder / "tokenizer" / "tokenizer.json").write_text(json.dumps(tokens))
     with pytest.raises(backbones.CheckpointError, match="tokenizer"):
-        backbones.load(folder).embed(["far"])
+        list(backbones.load(folder).embed_each(["far"]))
 
 
 CODE = """
@@ -150,7 +150,8 @@ def test_code_of_a_checkpoint_is_never_run(file, toy_checkpoint, tmp_path, monke
     (folder / file).with_name("own.py").write_text(CODE.format(marker=str(marker)))
     monkeypatch.setattr(sys, "stdin", io.StringIO("y\n" * 9))
     with contextlib.suppress(backbones.CheckpointError):
-        assert backbones.load(folder).embed(["a"]).mask.shape == (1, 16)
+        (text,) = backbones.load(folder).embed_each(["a"])
+        assert text["mask"].shape == (1, 16)
     assert not marker.exists()
 
 
@@ -179,10 +180,10 @@ def test_any_configuration_gives_a_model_or_one_line(data, toy_checkpoint, tmp_p
     changed(toy_checkpoint, folder, file, **{key: value})
     with contextlib.suppress(backbones.CheckpointError):
         if file in (TEXT, TOKENIZER):
-            length = check_checkpoint(folder).get("max_sequence_length", 16)
+            length = check_checkpoint(folder)[0].get("max_sequence_length", 16)
             encoder = PromptEncoder(folder, torch.float32)
             (text,) = encoder(["a red ball"], torch.device("cpu"), length)
-            assert text.embeds.isfinite().all()
+            assert text["embeds"].isfinite().all()
         else:
             use(backbones.load(folder))
 
@@ -190,8 +191,8 @@ def test_any_configuration_gives_a_model_or_one_line(data, toy_checkpoint, tmp_p
 def use(model):
     torch.manual_seed(0)
     latents = model.encode(torch.rand(1, 3, 5, 32, 48))
-    text = backbones.text.Text(torch.randn(1, 1, 4, 32), torch.ones(1, 4, dtype=torch.long))
+    text = {"embeds": torch.randn(1, 1, 4, 32), "mask": torch.ones(1, 4, dtype=torch.long)}
     velocity = model.velocity(torch.randn(1, 16, 2, 4, 6), torch.tensor([0.5]), latents, text)
     assert latents.isfinite().all() and velocity.isfinite().all()
     assert model.decode(latents).isfinite().all()
-    assert all(type(model.native[name]) is int for name in ("height", "width"))
+    assert all(type(side) is int for side in model.geometry.size)

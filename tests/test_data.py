@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import SHARED
 
+from backbones.configs import geometry
 from common import video
 from common.clip import Window
 from common.data import list_videos
@@ -263,7 +264,7 @@ def window(**change):
         "gen_frames": 14,
         "stop_every": 0,
     }
-    return Window.of(SimpleNamespace(**default | change))
+    return Window.of(SimpleNamespace(**default | change), geometry({}, 16))
 
 
 def test_the_default_window():
@@ -282,9 +283,10 @@ def test_a_quarter_of_the_targets_is_held_out(context_latents, held_out):
     ("change", "complaint"),
     [
         ({"stop_every": 1, "context_latents": 7}, "--stop-every holds out .* leave 1"),
-        ({"cond_frames": 14}, r"--cond-frames must be 4k \+ 1 .* got 14.*try 13"),
-        ({"tta_frames": 32}, r"--tta-frames must be 4k \+ 1 .* got 32.*try 29"),
+        ({"cond_frames": 14}, r"--cond-frames: .* 4k \+ 1, got 14: .* try 13 or 17"),
+        ({"tta_frames": 32}, r"--tta-frames: .* 4k \+ 1, got 32: .* try 29 or 33"),
         ({"cond_frames": 33}, "--cond-frames 33 reaches before the clip"),
+        ({"tta_frames": 1}, "--context-latents needs --tta-frames 5 or more"),
         ({"context_latents": 8}, "--context-latents must be in 1..7"),
         ({"context_latents": 0}, "--context-latents must be in 1..7"),
     ],

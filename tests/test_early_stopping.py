@@ -17,6 +17,7 @@ from oracles import (
 )
 
 from adasteer import AdaSteer
+from backbones.configs import geometry
 from common.adapt import adapt
 from common.clip import Window
 from common.loss import Problem, anchored_loss
@@ -104,7 +105,7 @@ def test_latent_split(row, capsys):
     flags = f"--anchor {frames} --tta-frames {frames} --stop-every 1"
     flags += f" --cond-frames 1 --context-latents {row['num_context_latents']}"
     if row["val"]:
-        window = Window.of(arguments(AdaSteer, flags))
+        window = Window.of(arguments(AdaSteer, flags), geometry({}, 16))
         assert (window.context_latents, window.held_out_latents) == (row["cond"], row["val"])
         assert row["cond"] + row["train"] + row["val"] == row["total_latents"]
     else:

@@ -18,7 +18,10 @@ def test_bfloat16_on_a_gpu_follows_float32_on_the_cpu():
         frames = torch.rand(1, 3, 13, 64, 64, generator=generator)
         noise = torch.randn(1, 16, 4, 8, 8, generator=generator)
         cond = model.encode(frames)
-        text, negative = (model.embed([p]).to(device) for p in ("a red ball", ""))
+        text, negative = (
+            {name: part.to(device) for name, part in text.items()}
+            for text in model.embed_each(["a red ball", ""])
+        )
         sigma = torch.tensor([0.5], device=device)
         velocity = model.velocity(noise.to(device), sigma, cond, text)
         latents = model.generate(cond, text, negative, noise, steps=4)

@@ -167,7 +167,7 @@ def test_values_inside_a_forward():
         return e
 
     def modulation(i, m):
-        seen[f"blocks.{i}.adaLN_modulation"] = m
+        seen[f"blocks.{i}.adaLN_modulation"] = torch.cat([*m.values()], dim=-1)
         return m
 
     with model.timestep_embedding(embedding), model.modulation(modulation):

@@ -15,7 +15,7 @@ from common.stopping import early_stopping
 class Truthful:
     """A model that knows the latents: its velocity is (noisy - latents) / sigma, plus `off`."""
 
-    device, block_names = torch.device("cpu"), ["blocks.0"]
+    device, stacks = torch.device("cpu"), (("blocks.0",),)
 
     def __init__(self, latents, off=0.0):
         self.latents, self.off, self.seen = latents, off, []

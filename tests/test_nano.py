@@ -37,7 +37,7 @@ def test_the_checkpoint_is_small_and_native_at_64_pixels():
     folder = ROOT / "nano" / "checkpoint"
     assert sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) < 24e6
     model = backbones.load(folder)
-    assert (model.native["height"], model.native["width"]) == (64, 64)
+    assert model.geometry.size == (64, 64)
     assert model.depth == 12 and type(model.vae).__name__ == "LinearVideoAutoencoder"
     assert model.network_sign == -1
 

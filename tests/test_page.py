@@ -36,7 +36,7 @@ def browser():
 @pytest.fixture
 def page(browser, script, tmp_path):
     """The report on two runs of the demo clips and their baseline, opened from disk."""
-    quick = ["--sampling-steps", 2, "--no-enhance-hf", "--save-adapter"]
+    quick = ["--sampling-steps", 2, "--sampling=enhance_hf=false", "--save-adapter"]
     for module, name, flags in (
         (adasteer, "baseline", ["--steps", 0]),
         (adasteer, "adasteer", ["--steps", 4, "--stop-every", 2, "--trace-future", 2]),

@@ -13,6 +13,7 @@ from toy import loss_of, new, sample
 
 import backbones
 from adasteer import AdaSteer
+from backbones.configs import geometry
 from backbones.longcat_dit import LongCatVideoTransformer3DModel
 from common.adapt import adapt
 from common.errors import UsageError
@@ -332,7 +333,8 @@ def test_plan_for_the_released_size(monkeypatch, gigabytes, plan):
         dit = LongCatVideoTransformer3DModel().to(torch.bfloat16)
     model = SimpleNamespace(
         dit=dit, vae=torch.nn.Linear(1000, 127_000), device=torch.device("cuda"), depth=48,
-        frame_size=(480, 832), size_multiple=16, hidden_width=4096,
+        frame_size=(480, 832), hidden_width=4096, geometry=geometry({}, 16),
+        tokens_per_latent=lambda height, width: height * width // 16**2,
     )  # fmt: skip
     monkeypatch.setattr(placement, "free_bytes", lambda device: int(gigabytes * 1e9))
     assert placement.choose(model, run_args()) == plan

@@ -23,7 +23,7 @@ import norm_tta
 from backbones.longcat import LongCat
 
 ROOT = Path(adasteer.__file__).parent
-QUICK = ["--steps", 2, "--sampling-steps", 2, "--no-enhance-hf"]
+QUICK = ["--steps", 2, "--sampling-steps", 2, "--sampling=enhance_hf=false"]
 
 
 def results(out):
@@ -121,7 +121,7 @@ def test_a_half_written_result_is_done_again(whole, tmp_path, script):
 
 
 def test_the_baseline_has_the_same_noise_and_no_adaptation(whole, tmp_path, script):
-    flags = ["--sampling-steps", 2, "--no-enhance-hf", "--limit", 2, "--out", tmp_path]
+    flags = ["--sampling-steps", 2, "--sampling=enhance_hf=false", "--limit", 2, "--out", tmp_path]
     assert script(adasteer, "--steps", 0, *flags) == 0
     for name, record in results(tmp_path).items():
         adapted = results(whole[0])[name]

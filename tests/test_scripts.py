@@ -56,7 +56,7 @@ def test_help_names_the_methods_own_flags(name, script, capsys):
 @each_script
 def test_two_real_clips(name, script, tmp_path):
     flags = ["--videos", SHARED / "clips" / "metadata.csv", "--limit", 2, "--save-adapter"]
-    flags += ["--steps", 2, "--sampling-steps", 2, "--no-enhance-hf", "--out", tmp_path]
+    flags += ["--steps", 2, "--sampling-steps", 2, "--sampling=enhance_hf=false", "--out", tmp_path]
     assert script(importlib.import_module(name), *flags) == 0
     records = [json.loads(path.read_text()) for path in (tmp_path / "videos").glob("*.json")]
     assert len(records) == 2

@@ -17,7 +17,7 @@ from runs import claims
 
 pytestmark = pytest.mark.slow
 LONG = "--steps 60 --limit 4".split()  # about three seconds a video
-FLAGS = "--steps 2 --sampling-steps 2 --no-enhance-hf".split()
+FLAGS = "--steps 2 --sampling-steps 2 --sampling enhance_hf=false".split()
 SITE = f"""
 CHECKPOINT=nano/checkpoint
 VIDEOS=list.csv
@@ -179,7 +179,7 @@ def test_every_script_has_its_batch_file(slurm, checkout):
     slurm.wait()
     for job, name in zip(jobs, names, strict=True):
         assert states(slurm, job) == {("COMPLETED", "0:0")}, said(checkout, job, name)
-        folder = f"{name}_steps_2_sampling-steps_2_no-enhance-hf_limit_1"
+        folder = f"{name}_steps_2_sampling-steps_2_sampling_enhance_hf-false_limit_1"
         assert len(results(checkout / "results" / folder)) == 1
 
 

@@ -15,7 +15,7 @@ from sweeps.rows import read_sweep
 FILES = sorted((ROOT / "sweeps").glob("*.yaml"))
 THREE = """
 baseline: adasteer.py
-shared: --sampling-steps 2 --no-enhance-hf --steps 2
+shared: --sampling-steps 2 --sampling enhance_hf=false --steps 2
 rows:
   - name: groups{groups}
     script: adasteer.py
@@ -95,6 +95,9 @@ def test_without_site_file_or_flags_nothing_is_chosen(script, tmp_path, monkeypa
     assert script(sweep, write(tmp_path, THREE), "--local") == 2
     assert "no --checkpoint: pass it, write CHECKPOINT=" in capsys.readouterr().err
     (tmp_path / "sbatch").mkdir()
+    monkeypatch.chdir(tmp_path)  # where the checkpoint is
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "big").symlink_to(ROOT / "nano" / "checkpoint")
     site = tmp_path / "sbatch" / "site.sh"
     site.write_text("BIG=weights\nexport CHECKPOINT=$BIG/big # here\nVIDEOS='a list.csv'\n")
     assert script(sweep, write(tmp_path, THREE), "--dry-run") == 0

@@ -119,7 +119,8 @@ def test_anchors_are_read_and_ten_thousand_rows_are_too_many(tmp_path):
         read_sweep(write(tmp_path, many), tmp_path)
 
 
-FLAGS = "--steps 1 --sampling-steps 1 --no-enhance-hf --gen-frames 2 --batch-end 1 --device cpu"
+FLAGS = "--steps 1 --sampling-steps 1 --sampling enhance_hf=false "
+FLAGS += "--gen-frames 2 --batch-end 1 --device cpu"
 
 
 @pytest.fixture

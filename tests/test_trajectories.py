@@ -141,7 +141,8 @@ def blocks_of(method, depth, kind):
     if kind == "delta_b":
         added = [method.steer(i, torch.zeros(1, 1, 1), None) for i in range(depth)]
     else:
-        added = [method.correct(i, torch.zeros(1, 1, 6)) for i in range(depth)]
+        zero = {"attn.shift": torch.zeros(1, 1, 1)}
+        added = [method.correct(i, zero)["attn.shift"] for i in range(depth)]
     return [int(value.flatten()[0]) - 1 for value in added]
 
 
@@ -155,7 +156,10 @@ def test_group_tables(row):
     """Ours is floor(i * G / L) for both; Delta-B's in the study is another where G does not divide
     L, and may leave vectors unused."""
     depth, groups = row["depth"], row["num_groups"]
-    model = SimpleNamespace(depth=depth, embedding_width=1, hidden_width=1, device="cpu")
+    model = SimpleNamespace(
+        depth=depth, embedding_width=1, hidden_width=1, device="cpu",
+        stacks=(tuple(f"blocks.{i}" for i in range(depth)),), modulation_parts=("attn.shift",),
+    )  # fmt: skip
     found = {
         kind: blocks_of(cls(model, None, arguments(cls, f"--groups {groups}")), depth, kind)
         for kind, cls in (("delta_b", AdaSteer), ("film", FiLM))

@@ -12,7 +12,7 @@ import torch
 from oracles import arguments
 
 from adasteer import AdaSteer
-from backbones.text import Text
+from backbones.configs import geometry
 from common.clip import Footage, Window, load_clip, read_footage, side_by_side
 from common.data import Video
 from common.evaluate import evaluate, reconstruct, references
@@ -21,7 +21,7 @@ from common.motion import Motion
 from common.video import write_video
 
 STEP = 3  # levels of grey between a frame and the next
-TEXT = Text(torch.zeros(1, 1, 2, 4), torch.ones(1, 2, dtype=torch.long))
+TEXT = {"prompt": torch.zeros(1, 1)}
 # anchor, frames that condition, frames that adapt, context latents of those, frames to generate
 WINDOWS = [(32, 13, 29, 4, 14), (29, 29, 29, 2, 16), (50, 33, 13, 3, 9), (20, 1, 9, 1, 1)]
 NAMES = "--anchor", "--cond-frames", "--tta-frames", "--context-latents", "--gen-frames"
@@ -47,7 +47,7 @@ class Counting:
     """A latent's channels are its four frames; the first latent has the first frame four times.
     The sampler counts on from the last frame that it is given."""
 
-    device, native = torch.device("cpu"), {"guidance_scale": 1.0}
+    device, guidance_scale, geometry = torch.device("cpu"), 1.0, geometry({}, 16)
 
     def __init__(self):
         self.encoded = []  # the indices of all frames that were encoded, by call
@@ -78,7 +78,7 @@ def frames_of(latents):
 
 def loaded(model, flags):
     args = arguments(AdaSteer, flags)
-    window = Window.of(args)
+    window = Window.of(args, model.geometry)
     footage = Footage(numbered(range(window.first, window.stop)), 16.0, "sha")
     video = Video("numbered", None, "counting")
     return args, load_clip(model, video, window, (16, 16), TEXT, TEXT, 1, footage)
@@ -133,7 +133,7 @@ def test_frames_of_a_file_are_those_of_the_window(tmp_path):
     write_video(tmp_path / "numbered.mp4", numbered(range(60)), 16)
     video = Video("numbered", tmp_path / "numbered.mp4", "counting")
     for flags in WINDOWS[:2]:
-        window = Window.of(arguments(AdaSteer, flags))
+        window = Window.of(arguments(AdaSteer, flags), Counting.geometry)
         assert read(read_footage(video, window, (16, 16)).frames) == list(
             range(window.first, window.stop)
         )

@@ -48,11 +48,11 @@ def make_checkpoint(folder):
 def toy_clip(model):
     """What a method and the loop need of a clip."""
     torch.manual_seed(0)
-    text = model.embed(["a red ball", ""])
+    text, negative = model.embed_each(["a red ball", ""])
     return SimpleNamespace(
         context=torch.randn(1, 16, 2, 4, 6), target=torch.randn(1, 16, 2, 4, 6),
         held_out=torch.randn(1, 16, 1, 4, 6), cond_latents=torch.randn(1, 16, 2, 4, 6),
-        text=text[:1], negative_text=text[1:], seed=1, video=SimpleNamespace(id="toy"),
+        text=text, negative_text=negative, seed=1, video=SimpleNamespace(id="toy"),
     )  # fmt: skip
 
 
