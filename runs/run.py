@@ -29,6 +29,13 @@ PROBLEMS = (ValueError, RuntimeError, av.FFmpegError)  # of scoring one video
 FAILED_PREFLIGHTS = 3  # at the start of a range: the run stops
 
 
+def add_arguments(group):
+    group.add_argument(
+        "--save-adapter", action="store_true", changes=None,
+        help="keep each video's adapted parameters (full_tta.py: all weights, each time)",
+    )  # fmt: skip
+
+
 class Run:
     """Opens or resumes the run in args.out. Raises UsageError where that holds another one."""
 
