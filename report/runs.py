@@ -5,7 +5,7 @@ from pathlib import Path
 
 from common.errors import UsageError
 from common.names import printable, unusable
-from runs.flags import generation, is_table, spelt
+from runs.flags import generation, is_table, spelt, tells_apart
 from runs.identity import difference, read_config
 from runs.results import read_json, read_record
 
@@ -43,6 +43,13 @@ class RunFolder:
         """What comparable runs agree in, whatever their seed."""
         flags = [(name, str(self.arguments.get(name))) for name in generation(self.flags)]
         return *(self.config[fact] for fact in FACTS), *sorted(flags)
+
+    @property
+    def kind(self):
+        """What runs of one method agree in, whatever their seed."""
+        names = {name for name in self.arguments if tells_apart(self.flags, name)} - {"seed"}
+        facts = [self.config[name] for name in ("method", *FACTS)]
+        return *facts, str([(name, self.arguments[name]) for name in sorted(names)])
 
     @property
     def is_baseline(self):

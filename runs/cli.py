@@ -91,8 +91,7 @@ def add_window(group):
         help="frames before the anchor that adaptation sees, 4k + 1",
     )  # fmt: skip
     group.add_argument(
-        "--context-latents", type=at_least(1), default=CONTEXT_LATENTS,
-        changes="adaptation",
+        "--context-latents", type=at_least(1), default=CONTEXT_LATENTS, changes="adaptation",
         help="leading latents of those that stay clean; the rest is predicted",
     )  # fmt: skip
     group.add_argument(
