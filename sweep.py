@@ -22,8 +22,7 @@ from pathlib import Path
 import common
 import runs
 from report.table import as_text
-from runs.cli import ROOT
-from runs.identity import plain_arguments
+from runs.identity import ROOT, plain_arguments
 from runs.results import write_json
 from sweeps.local import run_here
 from sweeps.rows import read_sweep

@@ -19,9 +19,20 @@ from common.loss import (
 from common.method import parts
 from common.stages import stage
 from common.stopping import early_stopping
+from common.values import at_least, positive
 from devices.placement import within_memory
 
 MAX_GRAD_NORM = 1.0
+
+
+def add_arguments(group):
+    group.add_argument(
+        "--steps", type=at_least(0, 1_000_000), default=5, changes="adaptation",
+        help="updates per video; 0 is the baseline",
+    )  # fmt: skip
+    group.add_argument(
+        "--lr", type=positive, default=5e-3, changes="adaptation", help="learning rate"
+    )
 
 
 def adapt(model, method, clip, args, show=lambda line: None, stopping=None):

@@ -14,10 +14,14 @@ from common.video import read_frames
 def add_arguments(group):
     own = "; by default the checkpoint's own"
     group.add_argument(
-        "--anchor", type=at_least(1), metavar="N", help=f"index of the first generated frame{own}"
+        "--anchor",
+        type=at_least(1),
+        metavar="N",
+        changes="generation",
+        help=f"index of the first generated frame{own}",
     )
     group.add_argument(
-        "--cond-frames", type=at_least(1, 10_000), metavar="N",
+        "--cond-frames", type=at_least(1, 10_000), metavar="N", changes="generation",
         help=f"frames before the anchor that generation continues{own}",
     )  # fmt: skip
     group.add_argument(
@@ -29,7 +33,7 @@ def add_arguments(group):
         help=f"leading latents of those that stay clean; the rest is predicted{own}",
     )  # fmt: skip
     group.add_argument(
-        "--gen-frames", type=at_least(1, 10_000), metavar="N",
+        "--gen-frames", type=at_least(1, 10_000), metavar="N", changes="generation",
         help=f"frames to generate and score{own}",
     )  # fmt: skip
 

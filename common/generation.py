@@ -13,22 +13,27 @@ from devices.placement import within_memory
 
 def add_arguments(group):
     group.add_argument(
-        "--sampling-steps", type=at_least(1, 10_000), default=50, help="of the schedule"
-    )
+        "--sampling-steps", type=at_least(1, 10_000), default=50, changes="generation",
+        help="of the schedule",
+    )  # fmt: skip
     group.add_argument(
-        "--samples", type=at_least(1, 1024), default=1, metavar="N",
+        "--samples", type=at_least(1, 1024), default=1, metavar="N", changes="generation",
         help="continuations of each clip; from 2 on their mean and spread are scored too",
     )  # fmt: skip
     group.add_argument(
-        "--no-generate", dest="generate", action="store_false",
+        "--no-generate", dest="generate", action="store_false", changes="generation",
         help="no continuation: the loss on the true future alone, in a fraction of the time",
     )  # fmt: skip
     group.add_argument(
-        "--guidance-scale", type=finite, help="1 or less: none; by default the checkpoint's own"
-    )
-    group.add_argument("--negative-prompt", default="", metavar="TEXT", help="for the guidance")
+        "--guidance-scale", type=finite, changes="generation",
+        help="1 or less: none; by default the checkpoint's own",
+    )  # fmt: skip
     group.add_argument(
-        "--sampling", nargs="+", action="extend", metavar="KEY=VALUE",
+        "--negative-prompt", default="", metavar="TEXT", changes="generation",
+        help="for the guidance",
+    )  # fmt: skip
+    group.add_argument(
+        "--sampling", nargs="+", action="extend", metavar="KEY=VALUE", changes="generation",
         help="the model's own options, as enhance_hf=false: no ten even steps at the end",
     )  # fmt: skip
 

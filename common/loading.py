@@ -1,11 +1,56 @@
 """Loading the model that the command line names."""
 
+from pathlib import Path
+
 import torch
 
 import backbones
 from common.errors import UsageError
+from common.values import count_of_blocks, frame_size
 from devices.compiling import compiles
-from devices.placement import Placement
+from devices.placement import PLANS, Placement
+
+NANO = Path(__file__).resolve().parents[1] / "nano" / "checkpoint"
+
+
+def add_arguments(group):
+    group.add_argument(
+        "--checkpoint", type=Path, default=NANO, metavar="FOLDER",
+        changes="generation", known_by="checkpoint_sha256",
+        help="model folder in the official layout: dit/ vae/ text_encoder/ tokenizer/ scheduler/",
+    )  # fmt: skip
+    group.add_argument(
+        "--size", type=frame_size, metavar="WxH", changes="generation",
+        help="scale and centre-crop frames to this size; the checkpoint's own where not given",
+    )  # fmt: skip
+
+
+def add_speed(group):
+    group.add_argument(
+        "--device", default="auto", changes=None, baseline=True,
+        help="cpu, cuda, cuda:1, ...; auto takes a GPU if there is one",
+    )  # fmt: skip
+    group.add_argument(
+        "--checkpointing", type=count_of_blocks, default="auto", metavar="auto|all|none|N",
+        changes=None,
+        help="blocks recomputed in backward: less memory, more time, same numbers; auto: as few as "
+        "the free memory needs, by a block measured in the first step",
+    )  # fmt: skip
+    group.add_argument(
+        "--offload", choices=("auto", *PLANS), default="auto", changes=None,
+        help="what waits in host memory: the vae while it has nothing to do, or also the blocks of "
+        "the DiT, streamed while the one before computes; auto: by free memory; same numbers",
+    )  # fmt: skip
+    group.add_argument(
+        "--weights", choices=("bf16", "fp8"), default="bf16", changes="generation",
+        help="fp8 keeps the DiT's linear layers in half the memory; other numbers. On a CPU bf16 "
+        "means float32",
+    )  # fmt: skip
+    group.add_argument(
+        "--compile", action="store_true", changes="generation",
+        help="torch.compile of the repeated block, when it is first run; last digits differ; not "
+        "with fp8 or streamed blocks",
+    )  # fmt: skip
 
 
 def geometry_of(args):

@@ -10,10 +10,45 @@ import torch
 import torch.nn.functional as F
 
 from common.errors import UsageError
+from common.values import at_least, not_negative
 from devices.placement import within_memory
 
 PREFLIGHT_SIGMAS, PREFLIGHT_DRAWS = (0.25, 0.5, 0.75), 2
 LOWEST_SIGMA = 0.001
+
+
+def add_arguments(group):
+    group.add_argument(
+        "--seed", type=int, default=42, changes="generation",
+        help="of every random stream, with the video's id",
+    )  # fmt: skip
+    group.add_argument(
+        "--draws", type=at_least(1, 1024), default=1, metavar="K", changes="adaptation",
+        help="draws of (sigma, noise) per step, in one batch: less noise in the update, K times "
+        "the activations; from 2 on sigmas are stratified over all draws of the run",
+    )  # fmt: skip
+    group.add_argument(
+        "--antithetic", action="store_true", changes="adaptation",
+        help="draws in pairs of one sigma, the second with the noise negated",
+    )  # fmt: skip
+    group.add_argument(
+        "--context", choices=("fixed", "varying"), default="fixed", changes="adaptation",
+        help="varying: each step keeps another number of leading latents clean",
+    )  # fmt: skip
+    group.add_argument(
+        "--temporal-loss", type=not_negative, default=0.0, metavar="W", changes="adaptation",
+        help="adds W times the error of the differences between successive predicted latents",
+    )  # fmt: skip
+    group.add_argument(
+        "--no-preflight", dest="preflight", action="store_false",
+        changes="adaptation", baseline=True,  # which videos there are
+        help="adapt even where the model does not beat predicting zero",
+    )  # fmt: skip
+
+
+def check(args):
+    if args.antithetic and args.draws % 2:
+        raise UsageError(f"--antithetic needs an even number of --draws, got {args.draws}")
 
 
 @dataclass(frozen=True)

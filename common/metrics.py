@@ -16,6 +16,14 @@ METRICS = {  # the proper ones first, and which values of each are better
 ALEXNET = "alexnet-owt-7be5be79.pth"  # torchvision's file name
 
 
+def add_arguments(group):
+    group.add_argument(
+        "--lpips-weights", type=Path, metavar="FILE",
+        changes=None, known_by="lpips_sha256", baseline=True,  # reports leave out LPIPS of others
+        help="torchvision's alexnet-owt-7be5be79.pth; that in torch hub's cache where not given",
+    )  # fmt: skip
+
+
 def score(frames, truth, lpips=None):
     """Metrics of frames against truth, both (F, 3, H, W) float in 0..1.
 

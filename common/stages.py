@@ -9,6 +9,13 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 
+def add_arguments(group):
+    group.add_argument(
+        "--profile", action="store_true", changes=None,
+        help="trace the first video with torch's profiler: trace.json.gz in --out",
+    )  # fmt: skip
+
+
 @contextlib.contextmanager
 def stage(costs, name, device):
     """Adds to <name>_seconds in costs, and notes <name>_peak_memory_gb: of the stage on a GPU, of

@@ -10,27 +10,38 @@ import time
 
 import torch
 
+from common.errors import UsageError
 from common.loss import Problem, anchored_loss, draw_noise, stream
 from common.values import at_least, numbers
 
 
 def add_arguments(group):
     group.add_argument(
-        "--stop-every", type=at_least(0), default=0, metavar="N",
+        "--stop-every", type=at_least(0), default=0, metavar="N", changes="adaptation",
         help="hold out the last quarter of the target latents, measure the loss on them before the "
         "first and after every Nth update, and put the best back, so that updates after the last "
         "check are undone; 0: keep the last",
     )  # fmt: skip
     group.add_argument(
-        "--patience", type=at_least(1), default=3, help="checks in a row without a better loss"
-    )
+        "--patience", type=at_least(1), default=3, changes="adaptation",
+        help="checks in a row without a better loss",
+    )  # fmt: skip
     group.add_argument(
         "--stop-sigmas", type=numbers, default="0.25,0.5,0.75", metavar="S,S",
+        changes="adaptation",
         help="noise levels of the check",
     )  # fmt: skip
     group.add_argument(
-        "--stop-draws", type=at_least(1, 1024), default=2, help="fixed draws of noise per level"
-    )
+        "--stop-draws", type=at_least(1, 1024), default=2, changes="adaptation",
+        help="fixed draws of noise per level",
+    )  # fmt: skip
+
+
+def check(args):
+    if 0 < args.steps < args.stop_every:
+        raise UsageError(
+            f"--stop-every {args.stop_every}: no check falls within --steps {args.steps}"
+        )
 
 
 class EarlyStopping:

@@ -8,9 +8,8 @@ from common.errors import UsageError
 from common.metrics import METRICS
 from report.metrics import COMPARED, RELATIVE, ZERO, unit
 from report.notes import edited, listed, notes_on, notes_on_seeds, versions
-from report.runs import FACTS, refuse_mismatch
+from report.runs import refuse_mismatch
 from report.statistics import clustered_interval, holm, signed_rank, spread_over_seeds
-from runs.identity import NEUTRAL
 
 REFERENCES = {
     "repeat_last": "(last frame repeated)", "reconstruction": "(real frames, autoencoder)"
@@ -140,9 +139,7 @@ def by_seed(runs):
     """Methods in the order of the runs; runs that agree in all but the seed are one."""
     found = {}
     for run in runs:
-        rest = {k: v for k, v in run.arguments.items() if k not in NEUTRAL | {"seed"}}
-        facts = [run.config[name] for name in ("method", *FACTS)]
-        found.setdefault((*facts, str(sorted(rest.items()))), []).append(run)
+        found.setdefault(run.kind, []).append(run)
     methods = []
     for group in found.values():
         group = sorted(group, key=lambda run: run.seed)

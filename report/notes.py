@@ -61,7 +61,7 @@ def versions(runs):
     named = "; ".join(
         f"{name} {' and '.join(digests)}" for name, digests in found.items() if digests
     )
-    return [f"the code in common/ and backbones/ was not the same (source_sha256): {named}"]
+    return [f"the code below the scripts was not the same (source_sha256): {named}"]
 
 
 def listed(seeds):

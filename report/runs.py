@@ -5,11 +5,11 @@ from pathlib import Path
 
 from common.errors import UsageError
 from common.names import printable, unusable
-from runs.identity import GENERATION, difference, read_config
+from runs.flags import generation, is_table, spelt, tells_apart
+from runs.identity import difference, read_config
 from runs.results import read_json, read_record
 
-FACTS = ("manifest_sha256", "checkpoint_sha256")  # of config.json
-BY_CONTENT = {"videos", "checkpoint"}  # compared as those, not as paths
+FACTS = ("manifest_sha256", "checkpoint_sha256")  # of config.json: videos and weights
 TEXT = str | None
 FACTS_ARE = dict.fromkeys(("method", *FACTS), str) | {"lpips_sha256": TEXT, "source_sha256": TEXT}
 FLAGS_ARE = {"steps": int, "seed": int, "script": TEXT, "script_sha256": TEXT}
@@ -30,14 +30,26 @@ class RunFolder:
         return self.config["arguments"]
 
     @property
+    def flags(self):
+        """What each changes, by its name in the arguments."""
+        return self.config["flags"]
+
+    @property
     def seed(self):
         return self.arguments["seed"]
 
     @property
     def setting(self):
         """What comparable runs agree in, whatever their seed."""
-        flags = [str(self.arguments.get(k)) for k in GENERATION if k not in {*BY_CONTENT, "seed"}]
-        return *(self.config[fact] for fact in FACTS), *flags
+        flags = [(name, str(self.arguments.get(name))) for name in generation(self.flags)]
+        return *(self.config[fact] for fact in FACTS), *sorted(flags)
+
+    @property
+    def kind(self):
+        """What runs of one method agree in, whatever their seed."""
+        names = {name for name in self.arguments if tells_apart(self.flags, name)} - {"seed"}
+        facts = [self.config[name] for name in ("method", *FACTS)]
+        return *facts, str([(name, self.arguments[name]) for name in sorted(names)])
 
     @property
     def is_baseline(self):
@@ -103,6 +115,8 @@ def refuse_malformed(file, config):
     for key, value in arguments.items():
         if not is_plain(value):
             raise malformed(file, key, value, "what a flag can be")
+    if not is_table(config.get("flags")):
+        raise malformed(file, "flags", config.get("flags"), "what each flag changes")
 
 
 def malformed(file, key, value, right):
@@ -170,10 +184,10 @@ def refuse_mismatch(baseline, run):
     """Raises UsageError with everything but the seed in which the run's continuations are made
     otherwise."""
     compared = [(name, *(r.config[name][:12] for r in (baseline, run))) for name in FACTS]
+    flags = baseline.flags | run.flags
     compared += [
-        (f"--{name.replace('_', '-')}", *(r.arguments.get(name) for r in (baseline, run)))
-        for name in GENERATION
-        if name not in {*BY_CONTENT, "seed"}
+        (spelt(flags, name), *(r.arguments.get(name) for r in (baseline, run)))
+        for name in dict.fromkeys([*generation(baseline.flags), *generation(run.flags)])
     ]
     found = [
         printable(f"{name} ({short(str(there))} there, {short(str(here))} here)")

@@ -8,7 +8,15 @@ from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from common.values import folder
 from runs.results import replace_file
+
+
+def add_arguments(group):
+    group.add_argument(
+        "--cache", type=folder, metavar="FOLDER", changes=None,
+        help="prompts embedded once and for all; ~/.cache/adasteer where not given",
+    )  # fmt: skip
 
 
 def default_folder():

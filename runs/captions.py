@@ -14,6 +14,17 @@ GENERIC = {
 LIMITS = {"empty": 0.05, "repeated": 0.9, "the same": 0.5, "generic": 0.2}
 
 
+def add_arguments(group):
+    group.add_argument(
+        "--caption", metavar="TEXT", changes="generation",
+        help="for every video, whatever the list says",
+    )  # fmt: skip
+    group.add_argument(
+        "--allow-poor-captions", action="store_true", changes=None, baseline=True,
+        help="run a list whose captions are often empty, the same or say nothing",
+    )  # fmt: skip
+
+
 def caption_shares(captions):
     """Shares of captions that are empty, repeat an earlier one (of fewer than ENOUGH), are the
     commonest one, or say nothing: one word, one of GENERIC, or a list that was written as text."""

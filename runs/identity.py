@@ -13,28 +13,11 @@ import torch
 from common.data import sha256
 from common.errors import UsageError
 from runs.claims import is_live
+from runs.flags import FACTS, is_table, spelt, tells_apart
 from runs.results import read_json, read_record
 
 ROOT = Path(__file__).resolve().parents[1]
-# of config.json: SHA-256s that runs of one folder agree in
-FACTS = [f"{name}_sha256" for name in ("manifest", "forgetting", "checkpoint", "lpips")]
-ROOMS = ("common", "backbones")
-# flags that the continuation depends on where nothing is adapted: runs that agree in them share a
-# baseline and can be compared
-GENERATION = (
-    "videos prompt caption checkpoint size anchor cond_frames gen_frames seed "
-    "sampling_steps guidance_scale negative_prompt sampling weights compile samples generate "
-    "future_draws"
-).split()
-# what may differ when a run goes on: it changes no number, or is known by its content
-NEUTRAL = {
-    "videos", "checkpoint", "out", "batch_start", "batch_end", "limit", "device", "checkpointing",
-    "dry_run", "forgetting", "shard", "lpips_weights", "allow_poor_captions", "save_frames",
-    "save_adapter", "offload", "cache", "profile", "trace_future",
-}  # fmt: skip
-SAID = {"preflight": "--no-preflight", "generate": "--no-generate"} | {
-    name: name for name in ("method", "script")
-}
+ROOMS = ("common", "runs", "devices", "backbones")
 BLOCK, BLOCKS = 1 << 18, 64  # bytes and number of the samples of a large weight file
 
 
@@ -43,6 +26,7 @@ def describe(args, manifest_sha256, forgetting_sha256, lpips_sha256, no_lpips):
     return {
         "method": args.method,
         "arguments": plain_arguments(args),
+        "flags": args.flags,
         "manifest_sha256": manifest_sha256,
         "forgetting_sha256": forgetting_sha256,
         "checkpoint_sha256": fingerprint(args.checkpoint),
@@ -77,8 +61,10 @@ def source_sha256():
 
 
 def plain_arguments(args):
-    """As they are read back from JSON: paths are text, tuples lists."""
+    """As they are read back from JSON: paths are text, tuples lists. Without what the flags
+    change."""
     arguments = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
+    arguments.pop("flags", None)
     return json.loads(json.dumps(arguments))
 
 
@@ -149,7 +135,7 @@ def edited_source(out, config):
     before = (read_config(out) or {}).get("source_sha256")
     if before == config["source_sha256"]:
         return ""
-    rooms = " and ".join(f"{room}/" for room in ROOMS)
+    rooms = ", ".join(f"{room}/" for room in ROOMS)
     return f"; what is done was made before {rooms} were edited: each JSON has its source_sha256"
 
 
@@ -167,14 +153,17 @@ def refuse_other(out, config):
 def difference(old, config):
     """What the first difference of two runs is that changes numbers, or None. Of the SHA-256s those
     are compared that `config` has."""
+    if not is_table(old.get("flags")):
+        return "its config.json does not say what each flag changes, as this code needs it"
+    flags = old["flags"] | config.get("flags", {})
     compared = [(name, old.get(name), config[name]) for name in FACTS if name in config]
     then, now = old["arguments"], config["arguments"]
     if then.get("script") == now.get("script"):
         if then.get("script_sha256") != now.get("script_sha256"):
             return f"{now.get('script')}.py was edited since"
-    for name in sorted((then.keys() | now.keys()) - NEUTRAL - {"script_sha256"}):
-        flag = SAID.get(name, f"--{name.replace('_', '-')}")
-        compared.append((flag, then.get(name), now.get(name)))
+    for name in sorted((then.keys() | now.keys()) - {"script_sha256"}):
+        if tells_apart(flags, name):
+            compared.append((spelt(flags, name), then.get(name), now.get(name)))
     for name, there, here in compared:
         if there != here:
             return f"{name} is {there} there, {here} here"

@@ -11,10 +11,22 @@ from common.errors import PreflightError, StopRun
 from common.evaluate import evaluate, references
 from common.names import printable
 from common.samples import combined, scores_together
+from common.values import folder
 from common.video import write_video
 from runs import identity, results
 
 FOR_LOOKING = {"crf": "12", "preset": "superfast"}  # larger files in a third of the time
+
+
+def add_arguments(group):
+    group.add_argument(
+        "--out", type=folder, metavar="FOLDER", changes=None,
+        help="results; by default results/<script>",
+    )  # fmt: skip
+    group.add_argument(
+        "--save-frames", action="store_true", changes=None, baseline=True,
+        help="keep generated and true frames as <id>.npz, 8 bits, for report.fvd",
+    )  # fmt: skip
 
 
 @contextlib.contextmanager

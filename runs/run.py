@@ -25,6 +25,13 @@ from runs.todo import chosen_videos, is_done, other_videos, print_plan, setting,
 PROBLEMS = (ValueError, RuntimeError, av.FFmpegError)  # of scoring one video
 
 
+def add_arguments(group):
+    group.add_argument(
+        "--save-adapter", action="store_true", changes=None,
+        help="keep each video's adapted parameters (full_tta.py: all weights, each time)",
+    )  # fmt: skip
+
+
 class Run:
     """Opens or resumes the run in args.out. Raises UsageError where that holds another one."""
 

@@ -7,8 +7,59 @@ from pathlib import Path
 from common.data import file_facts, list_videos, real, sha256
 from common.errors import UsageError
 from common.names import printable
+from common.values import at_least, shard
 from runs.captions import captioned
+from runs.identity import ROOT, plain_arguments
 from runs.results import read_record
+
+
+def add_arguments(group):
+    group.add_argument(
+        "--videos", type=Path, default=ROOT / "nano" / "demo" / "manifest.csv", metavar="PATH",
+        changes="generation", known_by="manifest_sha256",
+        help="CSV with filename,caption; or a folder (not recursive) or a file, with --prompt",
+    )  # fmt: skip
+    group.add_argument(
+        "--prompt", metavar="TEXT", changes="generation",
+        help="caption of a file or of a folder's files",
+    )  # fmt: skip
+
+
+def add_other_videos(group):
+    group.add_argument(
+        "--forgetting", type=Path, metavar="MANIFEST",
+        changes=None, known_by="forgetting_sha256",  # beside the scores, no score
+        help="measure the loss on another clip of this list before and after adapting",
+    )  # fmt: skip
+
+
+def add_range(group):
+    group.add_argument(
+        "--batch-start", type=at_least(0), default=0, metavar="I", changes=None, baseline=True,
+        help="first video of the list",
+    )  # fmt: skip
+    group.add_argument(
+        "--batch-end", type=at_least(0), metavar="J", changes=None, baseline=True,
+        help="end before this video of the list",
+    )  # fmt: skip
+    group.add_argument(
+        "--shard", type=shard, default="0/1", metavar="I/N", changes=None,
+        help="the I-th of N parts of these",
+    )  # fmt: skip
+    group.add_argument(
+        "--limit", type=at_least(1), metavar="N", changes=None, baseline=True,
+        help="at most N videos of the range",
+    )  # fmt: skip
+    group.add_argument(
+        "--dry-run", action="store_true", changes=None, help="print what would run, and end"
+    )
+
+
+def check(args):
+    if args.batch_end is not None and args.batch_end < args.batch_start:
+        raise UsageError(
+            f"--batch-end {args.batch_end} lies before --batch-start {args.batch_start}"
+        )
 
 
 def chosen_videos(args):
@@ -96,7 +147,7 @@ def print_plan(args, window, videos, todo):
     print(printable(f"{args.method} on {len(videos)} videos of {args.videos} -> {args.out}"))
     for name, (start, stop) in window.indices().items():
         print(f"  {name} frames {start}..{stop - 1}")
-    for name, value in sorted(vars(args).items()):
+    for name, value in sorted(plain_arguments(args).items()):
         print(printable(f"  {name} = {value}"))
     open_ids = {video.id for video in todo}
     for video in videos:

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import runs
-from runs.cli import ROOT
+from runs.identity import ROOT
 from sweeps.status import is_complete
 
 

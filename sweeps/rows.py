@@ -12,14 +12,10 @@ from string import Formatter
 import runs
 from common.loading import geometry_of
 from common.names import unusable, usable
-from runs.cli import ROOT
-from runs.identity import GENERATION
+from runs.identity import ROOT, plain_arguments
 from sweeps.files import LONGEST, load_yaml, short, wrong
 
 COMPARE = "compare.py"  # stands beside the rows where jobs and exit codes are listed
-RUN = (  # flags that the baseline takes over, beside those of GENERATION
-    "allow_poor_captions lpips_weights batch_start batch_end limit device save_frames preflight"
-).split()
 
 
 @dataclass(frozen=True)
@@ -47,8 +43,9 @@ def read_sweep(path, out, before=(), after=()):
     for name, script, flags, over, template in expanded(path, content["rows"]):
         tokens = [*before, *shared, *flags, *after]
         args = parse(path, name, script, [*tokens, "--out", str(out / name)])
-        setting = tuple(str(getattr(args, key)) for key in GENERATION)
-        baselines.setdefault(setting, [*kept_by_baseline(tokens), *fitting_window(args)])
+        setting = setting_of(args)
+        kept = kept_by_baseline(tokens, args.flags)
+        baselines.setdefault(setting, [*kept, *fitting_window(args)])
         rows.append((Row(name, script, tokens, args, over, template=template), setting))
     names = dict(zip(baselines, baseline_names(baselines), strict=True))
     result = []
@@ -150,12 +147,22 @@ def by_flag(tokens):
     return pieces
 
 
-def kept_by_baseline(tokens):
+def setting_of(args):
+    """What rows that share a baseline agree in: (name, value) of all that it depends on."""
+    return tuple(
+        (name, str(getattr(args, name)))
+        for name, said in args.flags.items()
+        if said["changes"] == "generation"
+    )
+
+
+def kept_by_baseline(tokens, flags):
     """Those of the flags that do not belong to the adaptation."""
+    named = {spelt: name for name, said in flags.items() for spelt in said["names"]}
     kept = {}
     for piece in by_flag(tokens):
-        name = piece[0].partition("=")[0].removeprefix("--").removeprefix("no-").replace("-", "_")
-        if name in GENERATION or name in RUN:
+        name = named.get(piece[0].partition("=")[0])
+        if name and flags[name]["baseline"]:
             kept[name] = [*kept.get(name, ()), *piece]
     return [token for piece in kept.values() for token in piece]
 
@@ -176,10 +183,11 @@ def baseline_names(settings):
     """ "baseline", or where there are several that with what tells them apart."""
     if len(settings) == 1:
         return ["baseline"]
-    differ = [i for i, values in enumerate(zip(*settings, strict=True)) if len(set(values)) > 1]
+    shared = set.intersection(*map(set, settings))
+    differ = [[pair for pair in setting if pair not in shared] for setting in settings]
     return [
-        usable("baseline_" + "_".join(f"{GENERATION[i]}-{as_name(values[i])}" for i in differ))
-        for values in settings
+        usable("baseline_" + "_".join(f"{name}-{as_name(value)}" for name, value in pairs))
+        for pairs in differ
     ]
 
 
@@ -192,7 +200,9 @@ def refuse_duplicates(path, rows):
     for row in rows:
         if row.baseline and row.args.steps == 0:
             raise wrong(path, f"row {row.name!r} has no steps; the baseline is there")
-        flags = sorted((key, repr(value)) for key, value in vars(row.args).items() if key != "out")
+        flags = sorted(
+            (key, repr(value)) for key, value in plain_arguments(row.args).items() if key != "out"
+        )
         other = runs.setdefault((row.script, *flags), row)
         if other is not row:
             raise wrong(path, f"the rows {other.name!r} and {row.name!r} run the same flags")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import common
 from common.names import printable
-from runs.cli import ROOT
+from runs.identity import ROOT
 from runs.results import read_json, write_json
 from sweeps.rows import COMPARE
 from sweeps.status import is_complete, videos_of

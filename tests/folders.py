@@ -2,6 +2,8 @@
 
 import json
 
+import runs
+from adasteer import AdaSteer
 from report.runs import read_runs
 from runs.results import STAGES
 
@@ -13,6 +15,7 @@ METRICS = {
 
 
 FRAMES = [name for name in METRICS if not name.startswith("future")]
+FLAGS = runs.parse_args(None, AdaSteer, []).flags  # what each changes
 BEFORE = 0.2  # loss on the true future of a model that is not adapted
 
 
@@ -29,8 +32,9 @@ def make_run(
         "script": "adasteer", "script_sha256": "d" * 64,
     }  # fmt: skip
     config = {
-        "method": "AdaSteer", "arguments": flags | arguments, "manifest_sha256": "a" * 64,
-        "checkpoint_sha256": "b" * 64, "lpips_sha256": None, "source_sha256": "e" * 64,
+        "method": "AdaSteer", "arguments": flags | arguments, "flags": FLAGS,
+        "manifest_sha256": "a" * 64, "checkpoint_sha256": "b" * 64, "lpips_sha256": None,
+        "source_sha256": "e" * 64,
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config))
     for i, gain in enumerate(gains):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import backbones
-from runs.cli import ROOT
+from runs.identity import ROOT
 
 pytestmark = pytest.mark.gpu
 

@@ -12,7 +12,7 @@ import torch
 from common.errors import UsageError
 from common.motion import Motion, motion_scores, optical_flow
 from report.fvd import frechet_distance, fvd, load_network
-from runs.cli import ROOT
+from runs.identity import ROOT
 
 
 def shifted(count, dx, dy=0, size=64, seed=0):

@@ -16,7 +16,7 @@ from backbones.linear_autoencoder import LinearVideoAutoencoder
 from benchmarks.nano_study import ROWS
 from common.video import read_frames
 from nano import autoencoders, scenes
-from runs.cli import ROOT
+from runs.identity import ROOT
 
 DIT = "dit/diffusion_pytorch_model.safetensors"
 

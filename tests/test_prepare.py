@@ -23,8 +23,8 @@ from prepare import check, clips, ucf101
 from prepare.clips import Candidate, Rules, make_clip
 from prepare.select import judged
 from runs.captions import caption_shares, poor_captions
-from runs.cli import ROOT
 from runs.exits import run_script
+from runs.identity import ROOT
 from runs.start import SIGNALS
 
 RULES = Rules((32, 48), None, 46, 300, 0.05, 0.22)

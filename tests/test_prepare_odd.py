@@ -18,7 +18,7 @@ from test_prepare import QUICK, RULES, manifest_rows, pan, prepared, started, wr
 from prepare import check, panda70m, ucf101
 from prepare.clips import Candidate, make_clip
 from prepare.select import verdict_of
-from runs.cli import ROOT
+from runs.identity import ROOT
 
 FLAGS = ["--count", 1, *QUICK]
 

@@ -13,7 +13,7 @@ import common
 import lora_tta
 import runs
 from backbones.longcat_dit import LongCatVideoTransformer3DModel
-from runs.cli import ROOT
+from runs.identity import ROOT
 
 SCRIPTS = {
     "adasteer": ("AdaSteer", 64),

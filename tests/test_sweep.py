@@ -204,4 +204,4 @@ def test_jobs_start_in_the_repository(script, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     flags = ["--nano", "--out", tmp_path / "out", "--slurm"]
     assert script(sweep, write(tmp_path, THREE), *flags) == 2
-    assert f"cd {runs.cli.ROOT}" in capsys.readouterr().err
+    assert f"cd {runs.identity.ROOT}" in capsys.readouterr().err

@@ -193,7 +193,7 @@ def test_reasons_cannot_write_on_the_terminal(copied):
 
 @pytest.mark.parametrize("text", ["[]", "{", "5", '{"groups1": 5}', '{"groups1": ["5"]}'])
 def test_damaged_numbers_of_jobs(text, script, monkeypatch, tmp_path, capsys):
-    monkeypatch.chdir(runs.cli.ROOT)
+    monkeypatch.chdir(runs.identity.ROOT)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "jobs.json").write_text(text)
     flags = ["--nano", "--out", tmp_path / "out", "--slurm", "--dry-run"]
