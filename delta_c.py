@@ -94,7 +94,7 @@ class DeltaC:
 
     def draws(self, clip):
         """K pairs of sigma (1,) and noise, the same for every site."""
-        generator = common.stream(clip.seed, clip.video.id, "cached draws")
+        generator = common.random_stream(clip.seed, clip.video.id, "cached draws")
         for sigma in common.stratified_sigmas(self.args.cached_draws, generator).split(1):
             yield sigma.to(clip.target.device), common.draw_noise(generator, clip.target)
 

@@ -10,8 +10,8 @@ from common.loss import (
     add_noise,
     draw_noise,
     flow_matching_loss,
+    random_stream,
     stratified_sigmas,
-    stream,
 )
 from common.masters import Masters
 from common.values import at_least, blocks, not_negative, positive
@@ -33,7 +33,7 @@ __all__ = [
     "not_negative",
     "number_of_groups",
     "positive",
+    "random_stream",
     "stratified_sigmas",
-    "stream",
     "warm_up",
 ]
