@@ -105,7 +105,7 @@ class FullTTA:
         after the first; scaled to mean 1 over all weights."""
         known = self.clip.context
         problem = common.Problem(known[:, :, :1], known[:, :, 1:], self.clip.text)
-        generator = common.stream(self.clip.seed, self.clip.video.id, "fisher")
+        generator = common.random_stream(self.clip.seed, self.clip.video.id, "fisher")
         total = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in self.weights.items()}
         for sigma in common.stratified_sigmas(FISHER_DRAWS, generator).split(1):
             noise = common.draw_noise(generator, problem.target)

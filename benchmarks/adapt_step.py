@@ -9,14 +9,14 @@ import argparse
 
 import torch
 
+import runs
 from adasteer import AdaSteer
 from benchmarks.layers import plain_layers
-from benchmarks.timing import MID_SIZE, in_turns, random_model, random_problem
+from benchmarks.timing import add_size, in_turns, model_of, random_problem
 from common.adapt import Steps, take_steps
 from common.loss import Draw, draw_noise
 from common.stopping import EarlyStopping
 from delta_c import DeltaC
-from runs.cli import parse_args
 
 AS_PLACED = "as placed"
 
@@ -24,7 +24,7 @@ AS_PLACED = "as placed"
 def steps_of(cls, model, problem, flags=(), draws=1):
     """A function that takes one step of the method, on the same draws each time. It is given how
     many blocks are recomputed, None for all; AS_PLACED where the model's placement says so."""
-    args = parse_args(None, cls, ["--steps", "1", *flags])
+    args = runs.parse_args(None, cls, ["--steps", "1", *flags])
     method = cls(model, problem, args)
     sigma = torch.linspace(0.1, 0.9, draws, device=model.device)
     noise = draw_noise(torch.Generator().manual_seed(0), problem.target, draws)
@@ -42,13 +42,9 @@ def steps_of(cls, model, problem, flags=(), draws=1):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--hidden", type=int, default=MID_SIZE["hidden_size"])
-    parser.add_argument("--depth", type=int, default=MID_SIZE["depth"])
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--side", type=int, default=24, help="height and width in latents")
+    add_size(parser, side=24)
     args = parser.parse_args()
-    config = MID_SIZE | {"hidden_size": args.hidden, "depth": args.depth}
-    model = random_model(args.device, **config)
+    model = model_of(args)
     problem = random_problem(model, side=(args.side, args.side))
     adasteer, delta_c = (steps_of(cls, model, problem) for cls in (AdaSteer, DeltaC))
 

@@ -1,5 +1,6 @@
-"""Five steps and the continuation of each demo clip on nano, everything included but the start of
-the program, against the calls of the DiT and of the autoencoder that this needs, timed alone.
+"""adasteer.py on nano, five steps and the continuation of each demo clip: all that it does from the
+loaded model to its summary, against the calls of the DiT and of the autoencoder that this needs,
+timed alone.
 
     python -m benchmarks.end_to_end
 """
@@ -7,34 +8,35 @@ the program, against the calls of the DiT and of the autoencoder that this needs
 import argparse
 import contextlib
 import io
+import sys
 import tempfile
-from pathlib import Path
 from statistics import median
+from unittest.mock import patch
 
 import torch
 
+import adasteer
 import common
 import runs
-from adasteer import AdaSteer
-from benchmarks.timing import seconds
-from runs.cli import parse_args
+from benchmarks.timing import now, seconds
 
 
 def whole_run(model, flags):
-    """What adasteer.py does between loading the model and its summary."""
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-        args = parse_args(None, AdaSteer, [*flags, "--out", str(Path(folder) / "out")])
-        run = runs.Run(args)
+    """Seconds of the script's own main, from when it has the model on."""
+    began = []
 
-        def work():
-            for clip in run.clips(model):
-                method = AdaSteer(model, clip, args)
-                with method.attached():
-                    record = common.adapt(model, method, clip, args, run.show)
-                    frames = common.generate(model, clip, args, record)
-                run.write(clip, record, frames, method)
+    def loaded(args):
+        began.append(now(model.device))
+        return model
 
-        return seconds(work, model.device)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        contextlib.redirect_stdout(io.StringIO()),
+        patch.object(common, "load_model", loaded),
+        patch.object(sys, "argv", ["adasteer.py", *flags, "--out", f"{folder}/out"]),
+    ):
+        adasteer.main()
+        return now(model.device) - began[0]
 
 
 @contextlib.contextmanager
@@ -69,7 +71,7 @@ def main():
     parser.add_argument("--flags", default="--groups 1 --steps 5", help="of adasteer.py")
     given = parser.parse_args()
     flags = given.flags.split()
-    model = common.load_model(parse_args(None, AdaSteer, flags))
+    model = common.load_model(runs.parse_args(None, adasteer.AdaSteer, flags))
     calls = []
     with contextlib.ExitStack() as stack:
         for module, name in ((model.dit, "forward"), (model.vae, "encode"), (model.vae, "decode")):

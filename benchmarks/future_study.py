@@ -8,20 +8,24 @@ row of a clip is kept in --work, so the same command goes on where it was stoppe
 """
 
 import argparse
+import contextlib
+import functools
 import hashlib
 import os
 import shlex
 import sys
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 import common
+import runs
 from adasteer import AdaSteer
-from benchmarks.nano_study import Row, load, sign_flipped
 from common.clip import Window, load_clip
 from common.data import list_videos
 from delta_c import DeltaC
@@ -39,13 +43,27 @@ GRID = {  # method, its flags, and the rates to choose from
     "AdaSteer, 4 groups": (AdaSteer, "--groups 4", ("2e-3", "5e-3", "2e-2")),
     "AdaSteer, 12 groups": (AdaSteer, "--groups 12", ("2e-3", "5e-3", "2e-2")),
     "FiLM, 12 groups": (FiLM, "--groups 12", ("3e-4", "1e-3", "3e-3")),
-    "norms": (NormTTA, "", ("1e-3", "3e-3", "1e-2")),
+    "norms": (NormTTA, "", ("1e-3", "3e-3", "1e-2", "3e-2")),
     "LoRA, rank 1": (LoRA, "", ("5e-4", "2e-3", "8e-3")),
     "Delta-C": (DeltaC, "", ("1e-3", "5e-3", "2e-2")),
     "all weights": (FullTTA, "", ("1e-5", "3e-5", "1e-4", "3e-4")),
 }
 VARIED = ("AdaSteer, 12 groups", "LoRA, rank 1", "all weights")
 QUARTER = 0.25  # of the sources, on which rates are chosen
+
+
+@dataclass(frozen=True)
+class Row:
+    method: type
+    flags: str
+    flipped: bool = False
+
+    @property
+    def name(self):
+        return f"{self.method.__name__} {self.flags}" + (", sign flipped" if self.flipped else "")
+
+    def arguments(self, shared):
+        return runs.parse_args(__doc__, self.method, [*shlex.split(self.flags), *shared])
 
 
 def row_of(name, rate, manner=MANNER, flipped=False):
@@ -79,6 +97,16 @@ def reported_rows(chosen):
     return rows
 
 
+@contextlib.contextmanager
+def sign_flipped(model, really):
+    """The mistake of the first attempt: adaptation against the negated velocity."""
+    model.network_sign *= -1 if really else 1
+    try:
+        yield
+    finally:
+        model.network_sign *= -1 if really else 1
+
+
 def measure(row, model, video, texts):
     args = row.arguments(["--no-generate"])
     clip = load_clip(
@@ -98,18 +126,23 @@ def without_future(args):
     return argparse.Namespace(**vars(args) | {"future_draws": 0})
 
 
+@functools.cache  # once a process
+def load(checkpoint):
+    torch.set_num_threads(1)  # there is one process a core
+    flags = ["--checkpoint", str(checkpoint), "--device", "cpu", "--checkpointing", "none"]
+    return common.load_model(Row(AdaSteer, "--steps 0").arguments(flags))
+
+
 def study_clip(video, checkpoint, rows, path):
     """Runs the rows that the clip's file does not hold yet."""
-    global MODEL  # loaded once a process
-    if "MODEL" not in globals():
-        MODEL = load(checkpoint)
     found, code = read_json(path), source_sha256()
     if found is None or found["source_sha256"] != code:
         found = {"source_sha256": code, "rows": {}}
-    texts = list(MODEL.embed_each([video.caption, ""]))
+    model = load(checkpoint)
+    texts = list(model.embed_each([video.caption, ""]))
     for row in rows:
         if row.name not in found["rows"]:
-            found["rows"][row.name] = measure(row, MODEL, video, texts)
+            found["rows"][row.name] = measure(row, model, video, texts)
             write_json(path, found)
     return found["rows"]
 

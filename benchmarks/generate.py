@@ -9,7 +9,7 @@ import itertools
 import torch
 
 from backbones.sampling import guide, schedule
-from benchmarks.timing import MID_SIZE, in_turns, random_model, random_problem
+from benchmarks.timing import add_size, in_turns, model_of, random_problem
 
 
 @torch.no_grad()
@@ -25,14 +25,10 @@ def plain(model, context, text, negative, noise, steps):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--hidden", type=int, default=MID_SIZE["hidden_size"])
-    parser.add_argument("--depth", type=int, default=MID_SIZE["depth"])
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--side", type=int, default=16, help="height and width in latents")
+    add_size(parser, side=16)
     parser.add_argument("--steps", type=int, default=4, help="of the schedule, and ten more")
     args = parser.parse_args()
-    config = MID_SIZE | {"hidden_size": args.hidden, "depth": args.depth}
-    model = random_model(args.device, **config)
+    model = model_of(args)
     problem = random_problem(model, target=4, side=(args.side, args.side))
     context, text, noise = problem.context, problem.text, torch.randn_like(problem.target)
     ways = {

@@ -19,6 +19,7 @@ import torch
 from diffusers import AutoencoderKLWan
 from torch.utils.flop_counter import FlopCounterMode
 
+import runs
 from adasteer import AdaSteer
 from backbones.longcat import LongCat
 from benchmarks.adapt_step import AS_PLACED, steps_of
@@ -34,7 +35,6 @@ from film_tta import FiLM
 from full_tta import FullTTA
 from lora_tta import LoRA
 from norm_tta import NormTTA
-from runs.cli import parse_args
 from runs.results import read_json, write_json
 
 PEAK = "matrix peak"
@@ -154,7 +154,7 @@ def pixels(table, model, side):
 
 def as_placed(table, model, adapting, following, few):
     """With the plan that a run chooses by itself, and its own retreats."""
-    model.placement = Placement(model, parse_args(None, AdaSteer, []))
+    model.placement = Placement(model, runs.parse_args(None, AdaSteer, []))
     model.placement.begin(0)
     step = steps_of(AdaSteer, model, adapting)
     generate = generation(model, following, few)

@@ -13,7 +13,7 @@ import common
 import runs
 from adasteer import AdaSteer
 from backbones.longcat import LongCat
-from benchmarks.timing import MID_SIZE, random_model, random_problem
+from benchmarks.timing import add_size, model_of, random_problem
 
 
 def outcome(model, problem, sampling_steps):
@@ -40,14 +40,10 @@ def outcome(model, problem, sampling_steps):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--hidden", type=int, default=MID_SIZE["hidden_size"])
-    parser.add_argument("--depth", type=int, default=MID_SIZE["depth"])
-    parser.add_argument("--side", type=int, default=24, help="height and width in latents")
+    add_size(parser, side=24)
     parser.add_argument("--sampling-steps", type=int, default=10)
-    parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
-    config = MID_SIZE | {"hidden_size": args.hidden, "depth": args.depth}
-    exact = random_model(args.device, torch.float32, **config)
+    exact = model_of(args, torch.float32)
     rounded = LongCat(copy.deepcopy(exact.dit).to(torch.bfloat16))
     problem = random_problem(exact, target=4, side=(args.side, args.side))
     theirs, ours = (outcome(m, problem, args.sampling_steps) for m in (exact, rounded))

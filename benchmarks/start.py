@@ -9,10 +9,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
 from statistics import median
 
-ROOT = Path(__file__).resolve().parents[1]
+from runs.identity import ROOT
+
 FIRST_STEP = """
 import os, sys, time
 import adasteer

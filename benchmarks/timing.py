@@ -1,4 +1,4 @@
-"""Random models of any size, and times of two ways taken in turns."""
+"""Random models of the size that is asked for, and times of two ways taken in turns."""
 
 import time
 from statistics import median
@@ -11,6 +11,19 @@ from backbones.longcat_dit import LongCatVideoTransformer3DModel
 
 MID_SIZE = {"hidden_size": 512, "depth": 12, "num_heads": 8, "caption_channels": 256}
 TEXT_TOKENS = 64
+
+
+def add_size(parser, side):
+    """Flags that model_of and random_problem take."""
+    parser.add_argument("--hidden", type=int, default=MID_SIZE["hidden_size"])
+    parser.add_argument("--depth", type=int, default=MID_SIZE["depth"])
+    parser.add_argument("--side", type=int, default=side, help="height and width in latents")
+    parser.add_argument("--device", default="cpu")
+
+
+def model_of(args, dtype=None):
+    size = {"hidden_size": args.hidden, "depth": args.depth}
+    return random_model(args.device, dtype, **(MID_SIZE | size))
 
 
 def random_model(device="cpu", dtype=None, on_host=False, **config):
@@ -40,14 +53,17 @@ def random_problem(model, context=4, target=3, side=(24, 24), tokens=TEXT_TOKENS
     )  # fmt: skip
 
 
+def now(device):
+    """Seconds, when the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
 def seconds(work, device):
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    started = time.perf_counter()
+    started = now(device)
     work()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - started
+    return now(device) - started
 
 
 def in_turns(ways, device, repeats):

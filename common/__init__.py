@@ -13,9 +13,9 @@ from common.loss import (
     draws,
     fixed_draw,
     flow_matching_loss,
+    random_stream,
     refuse_other_draws,
     stratified_sigmas,
-    stream,
 )
 from common.masters import Masters
 from common.values import at_least, blocks, not_negative, positive
@@ -42,8 +42,8 @@ __all__ = [
     "not_negative",
     "number_of_groups",
     "positive",
+    "random_stream",
     "refuse_other_draws",
     "stratified_sigmas",
-    "stream",
     "warm_up",
 ]

@@ -14,7 +14,7 @@ from common.loss import (
     anchored_loss,
     draw_noise,
     draws,
-    stream,
+    random_stream,
 )
 from common.method import parts
 from common.stages import stage
@@ -171,7 +171,7 @@ def loss_on_other(model, clip):
     other = getattr(clip, "other", None)
     if other is None:
         return None
-    generator = stream(other.seed, other.video.id, "forgetting")
+    generator = random_stream(other.seed, other.video.id, "forgetting")
     noise = draw_noise(generator, other.target, PREFLIGHT_DRAWS)
     return anchored_loss(model, other, PREFLIGHT_SIGMAS, noise)
 

@@ -16,7 +16,7 @@ def evaluate(frames, clip, lpips=None):
         return score(frames, clip.truth, lpips) | moving.result()
 
 
-def references(clip, reconstruction, lpips=None):
+def reference_scores(clip, reconstruction, lpips=None):
     """Means for the same frames: of repeating the last frame before them, and of the real ones
     through the autoencoder and back (the ceiling of any method)."""
     before = clip.cond_frames[-1]

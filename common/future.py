@@ -10,7 +10,7 @@ import time
 
 import torch
 
-from common.loss import Problem, add_noise, draw_noise, stream, velocity_target
+from common.loss import Problem, add_noise, draw_noise, random_stream, velocity_target
 from common.stages import stage
 from common.values import at_least
 from devices.placement import within_memory
@@ -61,7 +61,7 @@ class Future:
         self.noise, future = None, getattr(clip, "future", None)
         if future is not None and future.shape[2] and args.future_draws:
             self.problem = Problem(clip.cond_latents, future, clip.text)
-            generator = stream(clip.seed, clip.video.id, "future noise")
+            generator = random_stream(clip.seed, clip.video.id, "future noise")
             self.noise = draw_noise(generator, future, args.future_draws)
         self.before = self.measured()
 

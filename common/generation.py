@@ -5,7 +5,7 @@ import argparse
 import torch
 
 from common.errors import UsageError
-from common.loss import stream
+from common.loss import random_stream
 from common.stages import stage
 from common.values import at_least, finite
 from devices.placement import within_memory
@@ -82,7 +82,7 @@ def generate(model, clip, args, record):
 def continuation(model, clip, args, record, name):
     shape = list(clip.cond_latents.shape)
     shape[2] = clip.window.new_latents
-    noise = torch.randn(shape, generator=stream(clip.seed, clip.video.id, name))
+    noise = torch.randn(shape, generator=random_stream(clip.seed, clip.video.id, name))
     with stage(record, "generate", model.device):
         latents = within_memory(
             model,

@@ -74,7 +74,7 @@ class Draw(NamedTuple):
             yield Draw(self.problem, sigma, noise)
 
 
-def stream(seed, video_id, name):
+def random_stream(seed, video_id, name):
     """A CPU generator for one purpose on one video: neither order, sharding nor device changes a
     draw."""
     digest = hashlib.sha256(f"{seed}\n{video_id}\n{name}".encode()).digest()
@@ -127,7 +127,7 @@ def draws(clip, args):
 def fixed_draw(clip, count):
     """One Draw of `count` noises, stratified over sigma: for methods that learn on the same ones at
     every step."""
-    generator = stream(clip.seed, clip.video.id, "cached draws")
+    generator = random_stream(clip.seed, clip.video.id, "cached draws")
     sigma = stratified_sigmas(count, generator)
     noise = torch.cat([draw_noise(generator, clip.target) for _ in range(count)])
     return Draw(clip, sigma.to(clip.target.device), noise)
@@ -145,7 +145,7 @@ def refuse_other_draws(args):
 def all_sigmas(clip, args):
     """U(0.001, 1), shaped (steps, draws); with several draws stratified over the whole run.
     Antithetic pairs have one sigma."""
-    generator = stream(clip.seed, clip.video.id, "adaptation sigma")
+    generator = random_stream(clip.seed, clip.video.id, "adaptation sigma")
     if args.draws == 1:
         uniform = torch.rand(args.steps, generator=generator)
         return (LOWEST_SIGMA + (1 - LOWEST_SIGMA) * uniform).view(args.steps, 1)
@@ -163,8 +163,8 @@ def stratified_sigmas(count, generator):
 
 def noises(clip, args):
     """For each step the problem (one that varies with --context varying) and its noise."""
-    generator = stream(clip.seed, clip.video.id, "adaptation noise")
-    prefixes = stream(clip.seed, clip.video.id, "adaptation context")
+    generator = random_stream(clip.seed, clip.video.id, "adaptation noise")
+    prefixes = random_stream(clip.seed, clip.video.id, "adaptation context")
     known = torch.cat([clip.context, clip.target], dim=2)
     for _ in range(args.steps):
         problem = clip
@@ -191,7 +191,7 @@ def preflight(model, clip):
     """Is there something to adapt? `loss` of the model, `zero_loss` of predicting zero and
     `negated_loss` of the negated prediction on the adaptation's own problem, as means over fixed
     sigmas and draws; None where not finite."""
-    generator = stream(clip.seed, clip.video.id, "preflight")
+    generator = random_stream(clip.seed, clip.video.id, "preflight")
     losses = torch.zeros(3, dtype=torch.float64)
     for _ in range(PREFLIGHT_DRAWS):
         noise = draw_noise(generator, clip.target)

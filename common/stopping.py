@@ -11,7 +11,7 @@ import time
 import torch
 
 from common.errors import UsageError
-from common.loss import Problem, anchored_loss, draw_noise, stream
+from common.loss import Problem, anchored_loss, draw_noise, random_stream
 from common.values import at_least, numbers
 
 
@@ -104,7 +104,7 @@ def early_stopping(model, clip, args, parameters):
         return EarlyStopping(parameters)
     known = torch.cat([clip.context, clip.target], dim=2)
     problem = Problem(known, clip.held_out, clip.text)
-    generator = stream(clip.seed, clip.video.id, "validation noise")
+    generator = random_stream(clip.seed, clip.video.id, "validation noise")
     noise = draw_noise(generator, clip.held_out, args.stop_draws)
     return EarlyStopping(
         parameters,

@@ -141,6 +141,7 @@ def fit(frame, pixel_aspect, size):
 def write_video(path, frames, fps, options=None, min_height=0):
     """Writes frames, any iterable of (3, H, W) float in 0..1, as H.264, visually lossless unless
     the encoder's options say otherwise; lower ones than min_height with each pixel repeated."""
+    # av itself: imageio's writer hands no options to the encoder (imageio/imageio#1062)
     with av.open(str(path), "w", format="mp4") as container:
         rate = Fraction(fps).limit_denominator(1001)
         stream = container.add_stream("libx264", rate=rate, options=options or {"crf": "12"})

@@ -8,6 +8,7 @@ import functools
 import math
 from pathlib import Path
 
+import imageio.v3 as iio
 import numpy as np
 import skimage
 import torch
@@ -23,7 +24,7 @@ def photograph(name):
     """(1, 3, 192, W), one of those that scikit-image installs."""
     folder = Path(skimage.__file__).parent / "data"
     (path,) = [p for p in folder.glob(f"{name}.*") if p.suffix in (".png", ".jpg")]
-    image = skimage.img_as_float32(skimage.io.imread(path))
+    image = skimage.img_as_float32(iio.imread(path))
     image = np.repeat(image[..., None], 3, axis=2) if image.ndim == 2 else image[..., :3]
     image = torch.from_numpy(image).permute(2, 0, 1)[None]
     size = (HEIGHT, round(HEIGHT * image.shape[3] / image.shape[2]))

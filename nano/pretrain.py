@@ -97,8 +97,8 @@ class Trainer:
         models = {"dit": new_dit(), "text_encoder": new_text_encoder(len(self.tokenizer))}
         if self.args.start:
             for name, model in models.items():
-                begun = load_weights(type(model), self.args.start / name, torch.float32)
-                model.load_state_dict(begun.state_dict())
+                given = load_weights(type(model), self.args.start / name, torch.float32)
+                model.load_state_dict(given.state_dict())
         return torch.nn.ModuleDict(models)
 
     def save(self):

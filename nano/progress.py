@@ -2,9 +2,9 @@
 
 import json
 
+import imageio.v3 as iio
 import torch
 from matplotlib.figure import Figure
-from PIL import Image
 
 import backbones
 from nano import scenes
@@ -40,7 +40,7 @@ def draw_samples(checkpoint, path, count=6):
         rows += [in_a_row(x) for x in (frames, *decoded)]
         rows.append(torch.ones_like(rows[-1][:, :4]))
     sheet = (torch.cat(rows, dim=1).permute(1, 2, 0) * 255).round().byte()
-    Image.fromarray(sheet.numpy()).save(path)
+    iio.imwrite(path, sheet.numpy())
 
 
 def in_a_row(frames):

@@ -109,11 +109,11 @@ def copy_frames(candidate, rules, path):
         except av.FFmpegError as error:
             raise VideoError(f"damaged: {len(grey)} frames decode ({error.strerror})") from error
 
-    stream = pictures()
-    first = list(itertools.islice(stream, 1))
+    rest = pictures()
+    first = list(itertools.islice(rest, 1))
     try:
         if first:
-            write_video(path, itertools.chain(first, stream), rates[0], ENCODER)
+            write_video(path, itertools.chain(first, rest), rates[0], ENCODER)
     except av.FFmpegError as error:  # of writing: those of reading are a VideoError by now
         raise OSError(f"{path}: {error.strerror}") from error
     if len(grey) < rules.min_frames:

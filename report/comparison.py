@@ -11,7 +11,7 @@ from report.notes import edited, listed, notes_on, notes_on_seeds, versions
 from report.runs import refuse_mismatch
 from report.statistics import clustered_interval, holm, signed_rank, spread_over_seeds
 
-REFERENCES = {
+REFERENCE_NAMES = {
     "repeat_last": "(last frame repeated)", "reconstruction": "(real frames, autoencoder)"
 }  # fmt: skip
 WORST = 5  # videos named for each method
@@ -98,13 +98,13 @@ def compare(runs):
             f"one baseline (--steps 0) is needed to compare with, got {found}; of runs that "
             "generate otherwise make a comparison each" + "".join(f"; {n}" for n in edited(methods))
         )
-    begun = [replace(m, runs=[run for run in m.runs if run.done]) for m in methods]
-    baseline = begun[methods.index(baselines[0])]
+    with_results = [replace(m, runs=[run for run in m.runs if run.done]) for m in methods]
+    baseline = with_results[methods.index(baselines[0])]
     if not baseline.runs:
         raise UsageError(f"{baseline.name}: no video of the baseline is done yet")
-    begun = [method for method in begun if method.runs]
-    seeds = common_seeds(begun)
-    kept = [method.at(seeds) for method in begun]
+    with_results = [method for method in with_results if method.runs]
+    seeds = common_seeds(with_results)
+    kept = [method.at(seeds) for method in with_results]
     for run in (run for method in kept for run in method.runs):
         refuse_mismatch(baseline.at(seeds).runs[0], run)
     shared = set.intersection(*(set(run.done) for method in kept for run in method.runs))
@@ -113,9 +113,9 @@ def compare(runs):
     used = [run for method in kept for run in method.runs]
     left_out = measured_otherwise(used)
     notes = notes_on(used + [run for run in runs if not run.done], shared)
-    notes += [*notes_on_seeds(begun, seeds), *edited(methods), *versions(used)]
+    notes += [*notes_on_seeds(with_results, seeds), *edited(methods), *versions(used)]
     notes += [f"{metric} is not compared: {why}" for metric, why in left_out.items()]
-    return Comparison(kept.pop(begun.index(baseline)), kept, sorted(shared), notes, left_out)
+    return Comparison(kept.pop(with_results.index(baseline)), kept, sorted(shared), notes, left_out)
 
 
 def measured_otherwise(runs):
@@ -188,7 +188,7 @@ def table(comparison, metric):
                 "spread_ratio": spread_ratio(comparison, method, metric, videos),
             }
         )
-    return rows + references(comparison, metric, videos)
+    return rows + reference_rows(comparison, metric, videos)
 
 
 def spread_ratio(comparison, method, metric, videos):
@@ -209,12 +209,12 @@ def unmeasured(comparison):
     return [*lines, *([f"Not measured in all of these runs: {', '.join(rest)}."] if rest else [])]
 
 
-def references(comparison, metric, videos):
+def reference_rows(comparison, metric, videos):
     """Rows of what every table is read against: the last frame repeated, and the real frames
     through the autoencoder, which no method can beat."""
     records = [comparison.baseline.record(video) for video in videos]
     rows = []
-    for kind, name in REFERENCES.items():
+    for kind, name in REFERENCE_NAMES.items():
         scores = [r["references"].get(kind, {}).get(metric) for r in records]
         if all(score is not None for score in scores):
             empty = dict.fromkeys(describe(comparison.baseline, metric, videos))

@@ -38,7 +38,7 @@ class Ahead:
     """Calls function(item) in the background for the item that will probably be asked for next."""
 
     def __init__(self, function, device):
-        self.function, self.pool, self.begun = function, one_thread(device), {}
+        self.function, self.pool, self.futures = function, one_thread(device), {}
 
     def stop(self):
         self.pool.shutdown(cancel_futures=True)
@@ -46,14 +46,14 @@ class Ahead:
     def begin(self, item):
         """Where there is no thread it can wait until it is asked for."""
         if not isinstance(self.pool, Inline):
-            self.begun[item.id] = self.pool.submit(self.function, item)
+            self.futures[item.id] = self.pool.submit(self.function, item)
 
     def take(self, item):
         """The function's result, or its error; waits for it where it has begun."""
-        future = self.begun.pop(item.id, None) or self.pool.submit(self.function, item)
-        for other in self.begun.values():  # guessed wrong: another worker has that one
+        future = self.futures.pop(item.id, None) or self.pool.submit(self.function, item)
+        for other in self.futures.values():  # guessed wrong: another worker has that one
             other.cancel()
-        self.begun.clear()
+        self.futures.clear()
         return future.result()
 
 

@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from common.clip import mean_change, side_by_side
 from common.errors import PreflightError, StopRun
-from common.evaluate import evaluate, references
+from common.evaluate import evaluate, reference_scores
 from common.names import printable
 from common.samples import combined, scores_together
 from common.values import folder
@@ -116,7 +116,7 @@ class Records:
             record |= combined([evaluate(sample, clip, self.lpips) for sample in frames])
             record |= scores_together(frames, clip.truth)
             if reconstruction is not None:
-                record["references"] = references(clip, reconstruction, self.lpips)
+                record["references"] = reference_scores(clip, reconstruction, self.lpips)
             writing.result()
 
     def write(self, video, record):

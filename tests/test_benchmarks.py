@@ -5,10 +5,13 @@ import re
 import sys
 
 import pytest
+import torch
 
+from adasteer import AdaSteer
 from benchmarks import (
     adapt_step,
     end_to_end,
+    future_study,
     generate,
     layers,
     longcat_h200,
@@ -16,6 +19,8 @@ from benchmarks import (
     scaling,
     start,
 )
+from common.data import list_videos
+from runs.cli import ROOT
 
 TINY = ["--hidden", 64, "--depth", 3, "--side", 8, "--repeats", 1]
 CASES = {
@@ -52,6 +57,30 @@ def test_bfloat16_stays_close(monkeypatch, capsys):
     precision.main()
     found = [float(x) for x in re.findall(r": (\d\.\de[+-]\d+)", capsys.readouterr().out)]
     assert len(found) == 5 and all(0 < x < 0.05 for x in found)
+
+
+def test_a_clip_of_the_study_goes_on_and_its_sign_can_be_flipped(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)  # other tests are here too
+    flags = "--groups 1 --lr 5e-3 --steps 2"
+    rows = [future_study.Row(AdaSteer, flags, flipped) for flipped in (False, True)]
+    video = list_videos(ROOT / "nano" / "demo" / "manifest.csv")[0][0]
+    given = video, ROOT / "nano" / "checkpoint"
+    first = future_study.study_clip(*given, rows[:1], tmp_path / "clip.json")[rows[0].name]
+    written = json.loads((tmp_path / "clip.json").read_text())
+    written["rows"][rows[0].name]["future_loss"] = 7.0  # a row that is there is not run again
+    (tmp_path / "clip.json").write_text(json.dumps(written))
+    both = future_study.study_clip(*given, rows, tmp_path / "clip.json")
+    assert both[rows[0].name]["future_loss"] == 7.0
+    flipped = both[rows[1].name]
+    assert flipped["losses"][0] > 2 * first["losses"][0]
+    assert flipped["future_loss_before"] == first["future_loss_before"]
+    assert flipped["future_loss"] > flipped["future_loss_before"]
+
+
+def test_rates_are_chosen_on_a_quarter_of_the_sources_in_any_order():
+    sources = [f"source {number}" for number in range(40)]
+    chosen = future_study.choosing(sources)
+    assert len(chosen) == 10 and chosen == future_study.choosing([*sources[::-1], *sources])
 
 
 @pytest.mark.slow

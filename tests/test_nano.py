@@ -1,8 +1,7 @@
-"""The bundled checkpoint, the scenes it learned from, and the scripts that make and study it."""
+"""The bundled checkpoint, the scenes it learned from, and the scripts that make it."""
 
 import csv
 import itertools
-import re
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -13,7 +12,6 @@ from safetensors.torch import load_file
 
 import backbones
 from backbones.linear_autoencoder import LinearVideoAutoencoder
-from benchmarks.nano_study import ROWS
 from common.video import read_frames
 from nano import autoencoders, scenes
 from runs.identity import ROOT
@@ -105,31 +103,6 @@ def test_the_wan_autoencoder_learns(monkeypatch):
             return (vae.decode(z).sample - clips).square().mean()
 
     assert error(150) < 0.5 * error(1)
-
-
-@pytest.mark.slow
-def test_the_study_reports_every_row_and_goes_on(tmp_path):
-    manifest = ROOT / "nano" / "demo" / "manifest.csv"
-    command = [
-        "-m",
-        "benchmarks.nano_study",
-        "--videos",
-        manifest,
-        "--limit",
-        1,
-        "--work",
-        tmp_path,
-    ]
-    report = tmp_path / "STUDY.md"
-    call(*command, "--report", report, "--", "--sampling-steps", 2)
-    text = report.read_text()
-    for words in ("--groups 12 --lr 2e-2 --steps 20, sign flipped", "repeating the last frame"):
-        assert words in text
-    assert len(re.findall(r"^\| (AdaSteer|FullTTA) ", text, re.M)) == len(ROWS)
-    files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.json")}
-    assert len(files) == 1
-    assert call(*command, "--", "--sampling-steps", 2).strip() != ""
-    assert files == {path: path.stat().st_mtime_ns for path in files}
 
 
 @pytest.mark.slow

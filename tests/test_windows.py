@@ -15,7 +15,7 @@ from adasteer import AdaSteer
 from backbones.configs import geometry
 from common.clip import Footage, Window, load_clip, read_footage, side_by_side
 from common.data import Video
-from common.evaluate import evaluate, reconstruct, references
+from common.evaluate import evaluate, reconstruct, reference_scores
 from common.generation import generate
 from common.motion import Motion
 from common.video import write_video
@@ -161,7 +161,7 @@ def test_motion_begins_at_the_last_conditioning_frame(cut):
 
 
 def test_the_references_are_the_last_frame_and_the_reconstruction(cut):
-    found = references(cut, cut.truth.flip(3))
+    found = reference_scores(cut, cut.truth.flip(3))
     last = cut.cond_frames[3].expand_as(cut.truth)
     for name, frames in (("repeat_last", last), ("reconstruction", cut.truth.flip(3))):
         error = (frames.double() - cut.truth.double()).square().mean((1, 2, 3))
