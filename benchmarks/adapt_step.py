@@ -13,7 +13,7 @@ import runs
 from adasteer import AdaSteer
 from benchmarks.layers import plain_layers
 from benchmarks.timing import add_size, in_turns, model_of, random_problem
-from common.adapt import Steps, take_steps
+from common.adaptation import Steps, take_steps
 from common.loss import Draw, draw_noise
 from common.stopping import EarlyStopping
 from delta_c import DeltaC

@@ -1,6 +1,6 @@
 """What the author of a method reads and uses: the loop, the loss, the clip, copies of weights."""
 
-from common.adapt import adapt, constant, warm_up
+from common.adaptation import adapt, constant, warm_up
 from common.errors import UsageError
 from common.generation import generate
 from common.groups import add_groups, chosen_blocks, laid_over, number_of_groups

@@ -25,11 +25,11 @@ def add_arguments(group):
         help=f"frames before the anchor that generation continues{own}",
     )  # fmt: skip
     group.add_argument(
-        "--tta-frames", type=at_least(1, 10_000), metavar="N",
+        "--tta-frames", type=at_least(1, 10_000), metavar="N", changes="adaptation",
         help=f"frames before the anchor that adaptation sees{own}",
     )  # fmt: skip
     group.add_argument(
-        "--context-latents", type=at_least(1), metavar="N",
+        "--context-latents", type=at_least(1), metavar="N", changes="adaptation",
         help=f"leading latents of those that stay clean; the rest is predicted{own}",
     )  # fmt: skip
     group.add_argument(

@@ -5,8 +5,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from common import clip, future, generation, loading, loss, metrics, stages, stopping
-from common.adapt import add_arguments as add_steps
+from common import adaptation, clip, future, generation, loading, loss, metrics, stages, stopping
 from common.errors import UsageError
 from common.method import refuse_misspelt
 from runs import cache, captions, records, run, todo
@@ -68,7 +67,7 @@ def parser_of(description, method):
     parser = Parser(description=description)
     parser.add("data and model", todo.add_arguments, captions.add_arguments, loading.add_arguments)
     parser.add("frame window", clip.add_arguments)
-    parser.add("adaptation", add_steps, loss.add_arguments, todo.add_other_videos)
+    parser.add("adaptation", adaptation.add_arguments, loss.add_arguments, todo.add_other_videos)
     parser.add("loss on the true future", future.add_arguments)
     parser.add("early stopping", stopping.add_arguments)
     parser.add(f"{method.__name__} (this script)", method.add_arguments)

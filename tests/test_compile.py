@@ -7,7 +7,7 @@ from toy import loss_of, new, perturb, sample
 
 import backbones
 from adasteer import AdaSteer
-from common.adapt import adapt
+from common.adaptation import adapt
 from common.loading import load_model
 from delta_c import DeltaC
 from devices.compiling import compile_blocks

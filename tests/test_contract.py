@@ -16,7 +16,7 @@ from toy import copies, loss_of, make_checkpoint, new, sample, toy_clip
 import backbones
 from adasteer import AdaSteer
 from backbones import contract
-from common.adapt import adapt
+from common.adaptation import adapt
 from common.generation import generate
 from film_tta import FiLM
 

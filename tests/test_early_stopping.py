@@ -18,7 +18,7 @@ from oracles import (
 
 from adasteer import AdaSteer
 from backbones.configs import geometry
-from common.adapt import adapt
+from common.adaptation import adapt
 from common.clip import Window
 from common.loss import Problem, anchored_loss
 from common.stopping import EarlyStopping

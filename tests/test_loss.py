@@ -7,7 +7,7 @@ import torch
 from oracles import arguments
 
 from adasteer import AdaSteer
-from common.adapt import adapt, constant
+from common.adaptation import adapt, constant
 from common.loss import all_sigmas, draws, flow_matching_loss, noises
 from common.stopping import early_stopping
 

@@ -9,7 +9,7 @@ from toy import copies, loss_of, new, perturb
 
 import common
 from adasteer import AdaSteer
-from common.adapt import adapt
+from common.adaptation import adapt
 from common.loss import beats_zero, flow_matching_loss, preflight
 from delta_c import DeltaC
 from film_tta import FiLM

@@ -11,7 +11,7 @@ import backbones
 from adasteer import AdaSteer
 from backbones.longcat import LongCat
 from backbones.longcat_dit import LongCatVideoTransformer3DModel
-from common.adapt import adapt
+from common.adaptation import adapt
 from common.stopping import EarlyStopping
 from delta_c import DeltaC
 from film_tta import FiLM

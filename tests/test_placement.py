@@ -15,7 +15,7 @@ import backbones
 from adasteer import AdaSteer
 from backbones.configs import geometry
 from backbones.longcat_dit import LongCatVideoTransformer3DModel
-from common.adapt import adapt
+from common.adaptation import adapt
 from common.errors import UsageError
 from common.generation import generate
 from common.loading import load_model

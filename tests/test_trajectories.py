@@ -29,7 +29,7 @@ from oracles import (
 from adasteer import AdaSteer
 from backbones.longcat import LongCat
 from backbones.longcat_dit import LongCatVideoTransformer3DModel
-from common.adapt import adapt
+from common.adaptation import adapt
 from common.loss import Problem, anchored_loss, flow_matching_loss
 from film_tta import FiLM
 from lora_tta import PREFIX

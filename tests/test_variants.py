@@ -10,7 +10,7 @@ from toy import new
 
 import adasteer
 import common
-from common.adapt import adapt
+from common.adaptation import adapt
 from common.method import refuse_misspelt
 from film_tta import FiLM
 from full_tta import FullTTA
