@@ -69,8 +69,8 @@ class DeltaC:
 
     def draws(self):
         if self.args.solver == "adamw":
-            return common.draws(self.clip, self.args)
-        return [common.fixed_draw(self.clip, self.args.cached_draws)] * self.args.steps
+            return common.draws(self.model, self.clip, self.args)
+        return [common.fixed_draw(self.model, self.clip, self.args.cached_draws)] * self.args.steps
 
     def loss(self, draw):
         if self.args.solver == "adamw":

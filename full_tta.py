@@ -107,7 +107,8 @@ class FullTTA:
         problem = common.Problem(known[:, :, :1], known[:, :, 1:], self.clip.text)
         generator = common.random_stream(self.clip.seed, self.clip.video.id, "fisher")
         total = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in self.weights.items()}
-        for sigma in common.stratified_sigmas(FISHER_DRAWS, generator).split(1):
+        sigmas = common.stratified_sigmas(FISHER_DRAWS, generator, self.model.sigma_min)
+        for sigma in sigmas.split(1):
             noise = common.draw_noise(generator, problem.target)
             loss = common.flow_matching_loss(self.model, problem, sigma.to(noise.device), noise)
             gradients = torch.autograd.grad(loss, list(self.weights.values()))

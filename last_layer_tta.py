@@ -54,7 +54,7 @@ class LastLayer:
         return optimizer, common.constant(optimizer)
 
     def draws(self):
-        return [common.fixed_draw(self.clip, self.args.cached_draws)] * self.args.steps
+        return [common.fixed_draw(self.model, self.clip, self.args.cached_draws)] * self.args.steps
 
     def loss(self, draw):
         if self.left is None:  # in the first step, while delta is zero

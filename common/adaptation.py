@@ -53,7 +53,7 @@ def adapt(model, method, clip, args, show=lambda line: None, stopping=None):
     with stage(costs, "adapt", model.device):
         stopping = stopping or early_stopping(model, clip, args, parameters.values())
         if args.steps:
-            drawn = method.draws() if hasattr(method, "draws") else draws(clip, args)
+            drawn = method.draws() if hasattr(method, "draws") else draws(model, clip, args)
             finite = take_steps(model, method, drawn, stopping, steps, watch)
         diverged = not finite or not all(p.isfinite().all() for p in parameters.values())
         if diverged or stopping.every:

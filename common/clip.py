@@ -14,12 +14,9 @@ from common.video import read_frames
 def add_arguments(group):
     own = "; by default the checkpoint's own"
     group.add_argument(
-        "--anchor",
-        type=at_least(1),
-        metavar="N",
-        changes="generation",
+        "--anchor", type=at_least(1), metavar="N", changes="generation",
         help=f"index of the first generated frame{own}",
-    )
+    )  # fmt: skip
     group.add_argument(
         "--cond-frames", type=at_least(1, 10_000), metavar="N", changes="generation",
         help=f"frames before the anchor that generation continues{own}",

@@ -14,7 +14,6 @@ from common.values import at_least, not_negative
 from devices.placement import within_memory
 
 PREFLIGHT_SIGMAS, PREFLIGHT_DRAWS = (0.25, 0.5, 0.75), 2
-LOWEST_SIGMA = 0.001
 
 
 def add_arguments(group):
@@ -114,21 +113,22 @@ def flow_matching_loss(model, problem, sigma, noise, temporal_loss=0.0):
     return loss
 
 
-def draws(clip, args):
+def draws(model, clip, args):
     """For each step the Draw of args.draws noises that its loss is taken of.
 
     They are the video's own: the same for every method, and for every number of steps where a step
     has one draw.
     """
-    for (problem, noise), sigma in zip(noises(clip, args), all_sigmas(clip, args), strict=True):
+    sigmas = all_sigmas(model, clip, args)
+    for (problem, noise), sigma in zip(noises(clip, args), sigmas, strict=True):
         yield Draw(problem, sigma.to(clip.target.device), noise)
 
 
-def fixed_draw(clip, count):
+def fixed_draw(model, clip, count):
     """One Draw of `count` noises, stratified over sigma: for methods that learn on the same ones at
     every step."""
     generator = random_stream(clip.seed, clip.video.id, "cached draws")
-    sigma = stratified_sigmas(count, generator)
+    sigma = stratified_sigmas(count, generator, model.sigma_min)
     noise = torch.cat([draw_noise(generator, clip.target) for _ in range(count)])
     return Draw(clip, sigma.to(clip.target.device), noise)
 
@@ -142,23 +142,27 @@ def refuse_other_draws(args):
         )
 
 
-def all_sigmas(clip, args):
-    """U(0.001, 1), shaped (steps, draws); with several draws stratified over the whole run.
-    Antithetic pairs have one sigma."""
+def all_sigmas(model, clip, args):
+    """U(model.sigma_min, 1), shaped (steps, draws); with several draws stratified over the whole
+    run. Antithetic pairs have one sigma."""
     generator = random_stream(clip.seed, clip.video.id, "adaptation sigma")
     if args.draws == 1:
         uniform = torch.rand(args.steps, generator=generator)
-        return (LOWEST_SIGMA + (1 - LOWEST_SIGMA) * uniform).view(args.steps, 1)
+        return from_lowest(uniform, model.sigma_min).view(args.steps, 1)
     times = 2 if args.antithetic else 1
-    sigmas = stratified_sigmas(args.steps * args.draws // times, generator)
+    sigmas = stratified_sigmas(args.steps * args.draws // times, generator, model.sigma_min)
     return sigmas.repeat_interleave(times).view(args.steps, args.draws)
 
 
-def stratified_sigmas(count, generator):
-    """count sigmas, one in each of as many equal parts of 0.001..1, in random order."""
+def stratified_sigmas(count, generator, lowest):
+    """count sigmas, one in each of as many equal parts of lowest..1, in random order."""
     places = torch.randperm(count, generator=generator)
     uniform = (places + torch.rand(count, generator=generator)) / count
-    return LOWEST_SIGMA + (1 - LOWEST_SIGMA) * uniform
+    return from_lowest(uniform, lowest)
+
+
+def from_lowest(uniform, lowest):
+    return lowest + (1 - lowest) * uniform
 
 
 def noises(clip, args):

@@ -15,7 +15,7 @@ from common.stopping import early_stopping
 class Truthful:
     """A model that knows the latents: its velocity is (noisy - latents) / sigma, plus `off`."""
 
-    device, stacks = torch.device("cpu"), (("blocks.0",),)
+    sigma_min, device, stacks = 0.001, torch.device("cpu"), (("blocks.0",),)
 
     def __init__(self, latents, off=0.0):
         self.latents, self.off, self.seen = latents, off, []
@@ -43,7 +43,7 @@ def flags(text=""):
 
 def test_one_draw_a_step_does_not_depend_on_the_number_of_steps(clip):
     few, many = (flags(f"--steps {n}") for n in (3, 40))
-    assert torch.equal(all_sigmas(clip, few), all_sigmas(clip, many)[:3])
+    assert torch.equal(all_sigmas(Truthful, clip, few), all_sigmas(Truthful, clip, many)[:3])
     for (_, a), (_, b) in zip(noises(clip, few), noises(clip, many), strict=False):
         assert torch.equal(a, b) and a.shape == clip.target.shape
 
@@ -51,13 +51,20 @@ def test_one_draw_a_step_does_not_depend_on_the_number_of_steps(clip):
 @pytest.mark.parametrize("draws", ["", "--draws 8"])
 def test_sigmas_reach_from_a_thousandth_to_1(clip, draws):
     """So many draws of U(0, 1) would go lower."""
-    sigmas = all_sigmas(clip, flags(f"--steps 20000 {draws}"))
+    sigmas = all_sigmas(Truthful, clip, flags(f"--steps 20000 {draws}"))
     assert 0.001 <= sigmas.min() < 0.002 and 0.999 < sigmas.max() <= 1
     assert sigmas.double().mean() == pytest.approx(0.5005, abs=0.01)
 
 
+def test_no_sigma_lies_below_the_model_s_own(clip):
+    """As of a model whose schedule ends early."""
+    for text in ("--steps 2000", "--steps 500 --draws 4"):
+        sigmas = all_sigmas(SimpleNamespace(sigma_min=0.2), clip, flags(text))
+        assert 0.2 <= sigmas.min() < 0.21 and sigmas.max() > 0.99
+
+
 def test_several_draws_are_stratified_over_the_run(clip):
-    sigmas = all_sigmas(clip, flags("--steps 5 --draws 8"))
+    sigmas = all_sigmas(Truthful, clip, flags("--steps 5 --draws 8"))
     assert sigmas.shape == (5, 8)
     strata = ((sigmas.flatten() - 0.001) / 0.999 * 40).floor().int().sort().values
     assert strata.tolist() == list(range(40))
@@ -66,7 +73,9 @@ def test_several_draws_are_stratified_over_the_run(clip):
 
 def test_antithetic_draws_come_in_pairs(clip):
     args = flags("--steps 3 --draws 4 --antithetic")
-    assert torch.equal(all_sigmas(clip, args)[:, ::2], all_sigmas(clip, args)[:, 1::2])
+    assert torch.equal(
+        all_sigmas(Truthful, clip, args)[:, ::2], all_sigmas(Truthful, clip, args)[:, 1::2]
+    )
     for _, noise in noises(clip, args):
         assert noise.shape == (4, *clip.target.shape[1:])
         assert torch.equal(noise[0], -noise[1]) and torch.equal(noise[2], -noise[3])
@@ -75,7 +84,7 @@ def test_antithetic_draws_come_in_pairs(clip):
 
 def test_the_length_of_the_context_varies(clip):
     model = Truthful(clip.latents)
-    for draw in draws(clip, flags("--steps 40 --context varying --draws 2")):
+    for draw in draws(model, clip, flags("--steps 40 --context varying --draws 2")):
         assert flow_matching_loss(model, *draw) < 1e-6
     assert {start for start, *_ in model.seen} == {1, 2, 3, 4}
     assert all(start + shape[2] == 5 and shape[0] == 2 for start, shape, _ in model.seen)

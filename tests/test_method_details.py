@@ -103,7 +103,7 @@ def test_rates_of_full_tuning():
 
 
 def penalty_of(method, clip):
-    return method.loss(next(common.draws(clip, method.args)))[1]
+    return method.loss(next(common.draws(method.model, clip, method.args)))[1]
 
 
 def test_penalties_act(model, clip):

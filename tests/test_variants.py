@@ -87,7 +87,7 @@ def test_helpers_that_a_method_calls_may_have_any_name(cls):
 def test_a_method_with_its_own_draws_sees_those(model, clip):
     class Twice(adasteer.AdaSteer):
         def draws(self):
-            (first,) = common.draws(clip, common_args)
+            (first,) = common.draws(model, clip, common_args)
             return [first] * 2
 
     _, common_args = new(adasteer.AdaSteer, "--steps 1", model, clip)
