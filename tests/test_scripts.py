@@ -20,7 +20,7 @@ SCRIPTS = {
     "full_tta": ("FullTTA", 3_447_104),
     "lora_tta": ("LoRA", 19_968),
     "delta_c": ("DeltaC", 16),
-    "last_layer_tta": ("LastLayer", 192),
+    "last_layer_tta": ("LastLayer", 128),
     "norm_tta": ("NormTTA", 4_608),
     "film_tta": ("FiLM", 768),
 }
