@@ -83,7 +83,7 @@ def add_data(group):
     )  # fmt: skip
     group.add_argument(
         "--checkpoint", type=Path, default=ROOT / "nano" / "checkpoint", metavar="FOLDER",
-        help="model folder in the official layout: dit/ vae/ text_encoder/ tokenizer/ scheduler/",
+        help="model folder as its authors publish it; its files say which model it is",
     )  # fmt: skip
     group.add_argument(
         "--size", type=frame_size, metavar="WxH",
