@@ -17,7 +17,7 @@ def add_arguments(group):
     group.add_argument(
         "--checkpoint", type=Path, default=NANO, metavar="FOLDER",
         changes="generation", known_by="checkpoint_sha256",
-        help="model folder in the official layout: dit/ vae/ text_encoder/ tokenizer/ scheduler/",
+        help="model folder as its authors publish it; its files say which model it is",
     )  # fmt: skip
     group.add_argument(
         "--size", type=frame_size, metavar="WxH", changes="generation",

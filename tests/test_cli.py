@@ -63,3 +63,20 @@ def test_help_shows_groups_of_flags_and_defaults(script, capsys):
     ):
         assert heading in said
     assert "(default: 5)" in said and "delta[floor(i * G / L)]" in said
+
+
+def test_the_checkpoint_says_what_no_flag_does(tmp_path, script, capsys):
+    """Its own window and sampling options; of these several may be given, and the last counts."""
+    more = ["--sampling", "enhance_hf=true", "--sampling", "enhance_hf=FALSE"]
+    assert script(adasteer, "--dry-run", "--out", tmp_path / "out", *more) == 0
+    said = capsys.readouterr().out
+    assert "anchor = 32" in said and "tta_frames = 29" in said and "gen_frames = 14" in said
+    assert "sampling = {'enhance_hf': False}" in said
+
+
+def test_a_run_begins_with_its_model_and_frames(tmp_path, script, capsys):
+    flags = ["--no-generate", "--steps", 0, "--limit", 1, "--anchor", 30, "--out", tmp_path / "out"]
+    assert script(adasteer, *flags, "--tta-frames", 25) == 0
+    (line,) = [x for x in capsys.readouterr().out.splitlines() if x.startswith("LongCat")]
+    assert "nano/checkpoint at 64x64" in line
+    assert "frames 5..29 adapt, 17..29 condition, 30..43 are generated" in line

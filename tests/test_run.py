@@ -18,6 +18,7 @@ import backbones
 import delta_c
 import film_tta
 import full_tta
+import last_layer_tta
 import lora_tta
 import norm_tta
 from backbones.longcat import LongCat
@@ -347,7 +348,7 @@ def test_a_copy_of_the_script_with_another_class_runs(tmp_path):
 
 VARIANTS = [
     (adasteer, "--target hidden --offload blocks"), (adasteer, "--time-slope --dims 8 --profile"),
-    (delta_c, "--site pre-norm"), (delta_c, "--site last-modulation --stop-every 1"),
+    (last_layer_tta, ""), (last_layer_tta, "--site last-modulation --stop-every 1"),
     (delta_c, "--solver closed-form --weights fp8"), (lora_tta, "--ffn --weights fp8"),
     (lora_tta, "--blocks last:2 --offload blocks --save-adapter"), (norm_tta, "--with-delta"),
     (film_tta, "--mode scale --groups 3 --checkpointing 4"),

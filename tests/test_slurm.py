@@ -173,7 +173,7 @@ def test_a_cancelled_task_does_not_come_back_nor_disturb_the_others(slurm, check
 
 
 def test_every_script_has_its_batch_file(slurm, checkout):
-    names = ["full_tta", "lora_tta", "delta_c", "norm_tta", "film_tta"]
+    names = ["full_tta", "lora_tta", "delta_c", "last_layer_tta", "norm_tta", "film_tta"]
     options = ["--array=0-0"]
     jobs = [submit(slurm, checkout, *FLAGS, "--limit", 1, options=options, name=n) for n in names]
     slurm.wait()

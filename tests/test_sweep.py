@@ -128,6 +128,16 @@ def test_the_baseline_is_scored_as_the_rows_are(flags, values, tmp_path):
         assert {key: getattr(row.args, key) for key in values} == values
 
 
+def test_the_baseline_samples_as_the_rows_do(tmp_path):
+    """The model's own options as well, whether the file shares them or a row has them."""
+    text = THREE.replace("--groups {groups}\n", "--sampling enhance_hf={groups}\n")
+    rows = read_sweep(write(tmp_path, text.replace("[1, 4]", "[true, false]")), tmp_path)
+    named = {row.name: row for row in rows}
+    for row in rows:
+        assert row.args.sampling == named[row.baseline or row.name].args.sampling
+    assert {row.args.sampling["enhance_hf"] for row in rows} == {True, False}
+
+
 def test_the_baseline_does_not_hang_on_the_order_of_the_rows(tmp_path):
     text = THREE.replace("--groups {groups}\n", "--context-latents 2 --tta-frames {groups}\n")
     found = []
