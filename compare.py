@@ -17,13 +17,13 @@ from pathlib import Path
 
 import common
 import runs
-from common.names import printable
 from report.comparison import compare, table, unmeasured
 from report.metrics import COMPARED, about, main_metric, title
 from report.page import write_page
 from report.predict import headline, lines, predict
 from report.runs import read_row, read_rows, read_runs
 from report.table import MEANING, as_markdown, as_text, readable, write_csv
+from runs.names import printable
 from runs.results import write_json
 
 

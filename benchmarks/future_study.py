@@ -27,7 +27,6 @@ import common
 import runs
 from adasteer import AdaSteer
 from common.clip import Window, load_clip
-from common.data import list_videos
 from delta_c import DeltaC
 from film_tta import FiLM
 from full_tta import FullTTA
@@ -35,6 +34,7 @@ from lora_tta import LoRA
 from norm_tta import NormTTA
 from report.statistics import clustered_interval
 from runs.identity import fingerprint, source_sha256
+from runs.lists import list_videos
 from runs.results import read_json, write_json
 
 MANNER = "--steps 20 --draws 4 --context varying"

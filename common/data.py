@@ -1,23 +1,9 @@
-"""The list of videos."""
+"""A video of a list, and its file."""
 
-import csv
 import hashlib
 import os
-import re
-from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-
-from common.errors import UsageError
-from common.names import unusable, usable
-
-SUFFIXES = {".mp4", ".mov", ".avi", ".mkv", ".webm", ".gif", ".m4v", ".mpg", ".mpeg"}
-
-
-# the name of a video as a cell among others
-CELL = rf"[^\n,]*({'|'.join(map(re.escape, sorted(SUFFIXES)))})\"?"
-# in a text of several lines: such a cell before or after a comma, so another row
-SWALLOWED = re.compile(rf"\n{CELL},|,{CELL}\s*(,|\n|\Z)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -31,124 +17,6 @@ class Video:
     def source(self):
         """What statistics cluster by."""
         return self.columns.get("source") or self.id
-
-
-def list_videos(path, prompt=None, flag="--videos", allow_empty=False):
-    """The videos of a CSV manifest, of a folder (not recursive) or of one file, and the list's
-    SHA-256.
-
-    A manifest has the columns filename and caption, perhaps id; files are relative to its folder. A
-    folder or file takes the caption `prompt`; captions may be missing with allow_empty. Raises
-    UsageError that names `flag`.
-    """
-    path = Path(path)
-    if path.is_dir():
-        files = sorted(
-            p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and p.name[0] != "."
-        )
-        rows = [{"filename": p.name} for p in files]
-        digest = hashlib.sha256("\n".join(p.name for p in files).encode())
-    elif path.suffix.lower() == ".csv" and path.is_file():
-        if prompt is not None:
-            raise UsageError(
-                f"--prompt: {path} has its own captions; --prompt is for files and folders"
-            )
-        rows, digest = read_manifest(path, flag, allow_empty), hashlib.sha256(path.read_bytes())
-    elif path.is_file():
-        rows, digest = [{"filename": path.name}], hashlib.sha256(path.name.encode())
-    else:
-        raise UsageError(f"{flag} {path}: no such file or folder; give a CSV, a folder or a video")
-    if not rows:
-        raise UsageError(f"{flag} {path}: lists no videos; a CSV needs rows, a folder video files")
-    if path.is_dir() or path.suffix.lower() != ".csv":
-        check_prompt(path, prompt, flag, allow_empty)
-        for row in rows:
-            row["caption"] = prompt
-    folder = path if path.is_dir() else path.parent
-    return [
-        new_video(row, name, folder) for row, name in zip(rows, ids(rows, path, flag), strict=True)
-    ], (digest.hexdigest())
-
-
-def check_prompt(path, prompt, flag, allow_empty):
-    if not allow_empty and not (prompt or "").strip():
-        found = [p.name for p in path.glob("*.csv")] if path.is_dir() else []
-        hint = f" (or pass {flag} {path / found[0]})" if found else ""
-        raise UsageError(
-            f"{flag} {path}: has no captions; say what it shows with --prompt TEXT{hint}"
-        )
-
-
-def read_manifest(path, flag, allow_empty):
-    rows = []
-    for line, row in read_csv(path, {"filename", "caption"}, f"{flag} {path}"):
-        for name in ("filename",) if allow_empty else ("filename", "caption"):
-            if not (row[name] or "").strip():
-                raise UsageError(f"{flag} {path}, line {line}: empty {name}; every video needs one")
-        rows.append(row)
-    return rows
-
-
-def read_csv(path, columns, where):
-    """(line, row as a dict) of a CSV file in UTF-8, one by one. Raises UsageError that begins with
-    `where` when a column is missing, or a quote is opened and never closed."""
-    csv.field_size_limit(10_000_000)
-    line = 0
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, strict=True)
-            if missing := columns - set(reader.fieldnames or []):
-                raise UsageError(
-                    f"{where}: no column {' or '.join(sorted(missing))}; it needs "
-                    f"{','.join(sorted(columns, reverse=True))}"
-                )
-            line = reader.line_num
-            for row in reader:
-                line = reader.line_num
-                begins = line - sum(str(text).count("\n") for text in row.values())
-                refuse_swallowed(row, begins, where)
-                yield begins, row
-    except csv.Error as error:
-        raise UsageError(
-            f"{where}, line {line + 1}: not a row of a CSV file ({error}); is a quote opened there "
-            "and not closed?"
-        ) from error
-    except (UnicodeDecodeError, OSError) as error:
-        raise UsageError(f"{where}: not a CSV file in UTF-8 ({error})") from error
-
-
-def refuse_swallowed(row, line, where):
-    """Raises UsageError where a text that goes on over several lines holds rows itself."""
-    for value in row.values():
-        if isinstance(value, str) and "\n" in value and SWALLOWED.search(value):
-            raise UsageError(
-                f"{where}, line {line}: a text goes on into the next rows; is a quote opened there "
-                "and not closed?"
-            )
-
-
-def ids(rows, path, flag):
-    """The id column, else the file name without suffix, with it where two would collide; what of
-    that can name a file."""
-    stems = Counter(Path(row["filename"]).stem for row in rows)
-    names = []
-    for row in rows:
-        file, given = Path(row["filename"]), (row.get("id") or "").strip()
-        if given and (why := unusable(given)):
-            raise UsageError(f"{flag} {path}: the id {given[:60]!r} cannot name a file: it {why}")
-        names.append(given or usable(file.stem if stems[file.stem] == 1 else file.name))
-    for name, count in Counter(names).items():
-        if count > 1:
-            raise UsageError(
-                f"{flag} {path}: the id {name!r} stands {count} times; make ids unique"
-            )
-    return names
-
-
-def new_video(row, name, folder):
-    known = {"id", "filename", "caption"}
-    columns = {key: value for key, value in row.items() if key and key not in known}
-    return Video(name, folder / row["filename"], (row["caption"] or "").strip(), columns)
 
 
 def sha256(path):

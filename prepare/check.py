@@ -19,12 +19,13 @@ import numpy as np
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from common.data import list_videos, sha256
+from common.data import sha256
 from common.errors import VideoError
-from common.names import printable
 from common.video import decode, fit, opened
 from prepare.clips import MEASURED, largest_cut, mean_motion, shrink
 from runs.captions import LIMITS, caption_shares, poor_captions
+from runs.lists import list_videos
+from runs.names import printable
 
 BINS = (0, 0.05, 0.1, 0.3, 1, 3, float("inf"))  # of motion, pixels per frame at 120x72
 PICTURES = 400  # at most, of a contact sheet

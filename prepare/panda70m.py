@@ -21,13 +21,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from common.data import SUFFIXES, read_csv
 from common.errors import UsageError
-from common.names import unusable
 from prepare.clips import Candidate, one_line
 from prepare.flags import add_arguments
 from prepare.select import prepare
 from runs.exits import run_script
+from runs.lists import SUFFIXES, read_csv
+from runs.names import unusable
 
 CATEGORIES = {  # by the first word found; others are "other"
     "people": "man woman person people boy girl hands baby crowd",

@@ -13,9 +13,9 @@ from tqdm import tqdm
 
 from common.data import real, sha256
 from common.errors import StopRun, UsageError
-from common.names import unusable
 from prepare.clips import Rules, make_clip
 from prepare.workers import start_workers, submit
+from runs.names import unusable
 from runs.results import read_json, replace_file, write_json
 
 COLUMNS = (

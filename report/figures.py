@@ -9,9 +9,9 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from common.names import printable
 from report.metrics import gain_label
 from report.statistics import clustered_interval
+from runs.names import printable
 
 INK = "#7f7f80"  # becomes the text's colour in the page
 STYLE = {

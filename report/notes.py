@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from common.names import printable
+from runs.names import printable
 
 
 def notes_on(runs, shared):

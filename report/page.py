@@ -7,7 +7,6 @@ from pathlib import Path
 import av
 
 from common.errors import VideoError
-from common.names import printable
 from report import adapted, curves, figures
 from report.comparison import table, unmeasured
 from report.media import chosen_videos, write_panels
@@ -16,6 +15,7 @@ from report.predict import headline, lines
 from report.statistics import FEWEST
 from report.swept import swept_figures
 from report.table import MEANING, number, readable
+from runs.names import printable
 
 HERE = Path(__file__).parent
 

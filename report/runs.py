@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import UsageError
-from common.names import printable, unusable
 from runs.flags import generation, is_table, spelt, tells_apart
 from runs.identity import difference, read_config
+from runs.names import printable, unusable
 from runs.results import read_json, read_record
 
 FACTS = ("manifest_sha256", "checkpoint_sha256")  # of config.json: videos and weights

@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from common.names import printable
 from report.figures import INK, as_svg, colour, drawing, error_bar, label
 from report.metrics import gain_label
 from report.statistics import clustered_interval
+from runs.names import printable
 
 
 def swept_figures(comparisons, rows, metric):

@@ -2,8 +2,8 @@
 
 import csv
 
-from common.names import printable
 from report.statistics import FEWEST
+from runs.names import printable
 
 TOO_FEW = "too few"
 MEANING = (

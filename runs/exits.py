@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 from common.errors import StopRun, UsageError
-from common.names import printable
 from devices.placement import DoesNotFit
+from runs.names import printable
 from runs.start import SIGNALS, STOPPED
 
 

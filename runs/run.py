@@ -11,7 +11,6 @@ from common.errors import StopRun, UsageError, VideoError
 from common.evaluate import reconstruct
 from common.loading import geometry_of
 from common.metrics import load_lpips, lpips_sha256
-from common.names import printable
 from common.stages import stage, traced
 from devices.placement import within_memory
 from runs import identity, results
@@ -19,6 +18,7 @@ from runs.background import Behind
 from runs.claims import Claims
 from runs.clips import Clips
 from runs.exits import STOPPED
+from runs.names import printable
 from runs.records import Record, Records, writing
 from runs.todo import chosen_videos, is_done, other_videos, print_plan, setting, written
 

@@ -4,12 +4,13 @@ import hashlib
 import os
 from pathlib import Path
 
-from common.data import file_facts, list_videos, real, sha256
+from common.data import file_facts, real, sha256
 from common.errors import UsageError
-from common.names import printable
 from common.values import at_least, shard
 from runs.captions import captioned
 from runs.identity import ROOT, plain_arguments
+from runs.lists import list_videos
+from runs.names import printable
 from runs.results import read_record
 
 

@@ -6,7 +6,7 @@ import unicodedata
 import yaml
 
 from common.errors import UsageError
-from common.names import printable
+from runs.names import printable
 
 KEYS = {"baseline", "shared", "rows"}
 ROW_KEYS = {"name", "script", "flags", "over"}

@@ -11,8 +11,8 @@ from string import Formatter
 
 import runs
 from common.loading import geometry_of
-from common.names import unusable, usable
 from runs.identity import ROOT, plain_arguments
+from runs.names import unusable, usable
 from sweeps.files import LONGEST, load_yaml, short, wrong
 
 COMPARE = "compare.py"  # stands beside the rows where jobs and exit codes are listed

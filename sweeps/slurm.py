@@ -5,8 +5,8 @@ import subprocess
 from pathlib import Path
 
 import common
-from common.names import printable
 from runs.identity import ROOT
+from runs.names import printable
 from runs.results import read_json, write_json
 from sweeps.rows import COMPARE
 from sweeps.status import is_complete, videos_of

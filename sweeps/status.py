@@ -2,11 +2,11 @@
 
 import functools
 
-from common.data import list_videos
 from common.metrics import lpips_sha256
-from common.names import printable
 from runs.claims import is_live
 from runs.identity import difference, fingerprint, plain_arguments, read_config
+from runs.lists import list_videos
+from runs.names import printable
 from runs.results import read_record
 from runs.todo import in_range, other_videos, same_file
 

@@ -169,3 +169,10 @@ def test_without_a_spare_core_all_is_done_at_once(monkeypatch):
     ahead = Ahead(lambda item: item.id, CPU)
     ahead.begin(SimpleNamespace(id="a"))
     assert ahead.take(SimpleNamespace(id="a")) == "a"
+
+
+def test_runs_in_one_process_leave_no_thread(script, tmp_path):
+    before = set(threading.enumerate())
+    for name in ("first", "second"):
+        assert script(adasteer, *QUICK, "--limit", 2, "--out", tmp_path / name) == 0
+    assert set(threading.enumerate()) == before

@@ -19,8 +19,8 @@ from benchmarks import (
     scaling,
     start,
 )
-from common.data import list_videos
 from runs.cli import ROOT
+from runs.lists import list_videos
 
 TINY = ["--hidden", 64, "--depth", 3, "--side", 8, "--repeats", 1]
 CASES = {

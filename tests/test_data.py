@@ -13,10 +13,10 @@ from oracles import SHARED
 from backbones.configs import geometry
 from common import video
 from common.clip import Window
-from common.data import list_videos
 from common.errors import UsageError, VideoError
-from common.names import printable, unusable
 from common.video import read_frames, write_video
+from runs.lists import list_videos
+from runs.names import printable, unusable
 
 BAD = SHARED / "bad_inputs"
 needs_bad_inputs = pytest.mark.skipif(not BAD.is_dir(), reason=f"odd files not found at {BAD}")

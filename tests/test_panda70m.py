@@ -10,10 +10,10 @@ from oracles import SHARED
 from test_prepare import QUICK, manifest_rows, pan, prepared, write_avi
 
 import adasteer
-from common.data import list_videos
 from common.errors import UsageError
 from common.video import read_frames
 from prepare import check, panda70m
+from runs.lists import list_videos
 
 
 @pytest.fixture

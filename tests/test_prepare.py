@@ -17,7 +17,7 @@ import pytest
 import torch
 from oracles import SHARED
 
-from common.data import list_videos, sha256
+from common.data import sha256
 from common.video import read_frames, write_video
 from prepare import check, clips, ucf101
 from prepare.clips import Candidate, Rules, make_clip
@@ -25,6 +25,7 @@ from prepare.select import judged
 from runs.captions import caption_shares, poor_captions
 from runs.exits import run_script
 from runs.identity import ROOT
+from runs.lists import list_videos
 from runs.start import SIGNALS
 
 RULES = Rules((32, 48), None, 46, 300, 0.05, 0.22)

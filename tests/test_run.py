@@ -305,14 +305,18 @@ class AdaSteer:
         parser.add_argument("--start", type=float, default=1.0, help="of the gain")
 
     def __init__(self, model, clip, args):
-        self.model = model
+        self.model, self.args = model, args
         self.gain = torch.tensor(args.start, device=model.device, requires_grad=True)
 
     def named_parameters(self):
         return {"gain": self.gain}
 
-    def optimizer(self, args):
-        return torch.optim.AdamW([self.gain], lr=args.lr)
+    def optimizer(self):
+        optimizer = torch.optim.AdamW([self.gain], lr=self.args.lr)
+        return optimizer, common.constant(optimizer)
+
+    def loss(self, draw):
+        return common.flow_matching_loss(self.model, *draw)
 
     def attached(self):
         return self.model.timestep_embedding(lambda i, e, sigma: e * self.gain)
