@@ -1,6 +1,6 @@
 """adasteer.py on nano, five steps and the continuation of each demo clip: all that it does from the
 loaded model to its summary, against the calls of the DiT and of the autoencoder that this needs,
-timed alone.
+timed alone, and against the same run without the continuation (--no-generate).
 
     python -m benchmarks.end_to_end
 """
@@ -78,12 +78,20 @@ def main():
             stack.enter_context(recorded(module, name, calls))
         whole_run(model, flags)
     model.recompute(model.placement.recomputed)
-    times = [(whole_run(model, flags), seconds(lambda: replay(model, calls), model.device))
-             for _ in range(given.repeats)]  # fmt: skip
-    ours, alone = (median(t) for t in zip(*times, strict=True))
-    print(f"all stages: {ours:.2f} s; its {len(calls)} calls alone: {alone:.2f} s")
-    pairs = median(ours / alone for ours, alone in times)
-    print(f"all stages / calls alone, median of {len(times)} pairs: ratio {pairs:.2f}")
+    ways = {
+        "all stages": lambda: whole_run(model, flags),
+        f"its {len(calls)} calls alone": lambda: seconds(
+            lambda: replay(model, calls), model.device
+        ),
+        "with --no-generate": lambda: whole_run(model, [*flags, "--no-generate"]),
+    }
+    times = [[way() for way in ways.values()] for _ in range(given.repeats)]
+    for name, taken in zip(ways, zip(*times, strict=True), strict=True):
+        print(f"{name}: {median(taken):.2f} s")
+    for i, name in enumerate(ways):
+        ratio = median(taken[0] / taken[i] for taken in times)
+        if i:
+            print(f"all stages / {name}, median of {len(times)}: ratio {ratio:.2f}")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from benchmarks import (
     scaling,
     start,
 )
-from runs.cli import ROOT
+from runs.identity import ROOT
 from runs.lists import list_videos
 
 TINY = ["--hidden", 64, "--depth", 3, "--side", 8, "--repeats", 1]
