@@ -6,7 +6,7 @@ No graph through the DiT is ever built. Each step draws (sigma, noise) as everyw
 closed-form takes the mean residual over --cached-draws draws.
 
     python delta_c.py --solver closed-form
-    python delta_c.py --lr 1e-2 --steps 20
+    python delta_c.py --steps 20
 """
 
 import runs  # first: it says how torch's threads wait
@@ -24,7 +24,7 @@ class DeltaC:
 
     @staticmethod
     def add_arguments(group):
-        group.set_defaults(lr=1e-3)
+        group.set_defaults(lr=5e-3)
         group.add_argument(
             "--solver", choices=("adamw", "closed-form"), default="adamw",
             help="closed-form: the best delta on its draws; --steps other than 0 is then one step",

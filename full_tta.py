@@ -2,7 +2,7 @@
 
 loss + l2 * |w - w0|^2 + ewc * sum(F * (w - w0)^2)        F: diagonal Fisher from the context
 
-python full_tta.py --lr 3e-4 --steps 20
+python full_tta.py --steps 20
 python full_tta.py --optimizer sgd --lr 1e-5 --steps 10            # the study's, see --help
 """
 
@@ -14,7 +14,7 @@ import torch
 import common
 
 FISHER_DRAWS = 4
-RATES = {"adamw": 1e-4, "sgd": 1e-5}
+RATES = {"adamw": 3e-5, "sgd": 1e-5}
 
 
 class FullTTA:
@@ -25,7 +25,7 @@ class FullTTA:
         group.set_defaults(lr=None)
         group.add_argument(
             "--optimizer", choices=tuple(RATES), default="adamw",
-            help="adamw (--lr 1e-4 where not given): float32 copies, at 13.6B 299 GB: weights 27, "
+            help="adamw (--lr 3e-5 where not given): float32 copies, at 13.6B 299 GB: weights 27, "
             "copies 54, gradients 54, moments 109, start 54; more than any one GPU has. sgd (1e-5, "
             "the study's): copies in the weights' type, no momentum, 109 GB: 27 each for weights, "
             "copies, gradients, start. Both: plus activations, and once more the copies with "

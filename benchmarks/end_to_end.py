@@ -7,6 +7,7 @@ timed alone, and against the same run without the continuation (--no-generate).
 
 import argparse
 import contextlib
+import functools
 import io
 import sys
 import tempfile
@@ -78,11 +79,10 @@ def main():
             stack.enter_context(recorded(module, name, calls))
         whole_run(model, flags)
     model.recompute(model.placement.recomputed)
+    again = functools.partial(replay, model, calls)
     ways = {
         "all stages": lambda: whole_run(model, flags),
-        f"its {len(calls)} calls alone": lambda: seconds(
-            lambda: replay(model, calls), model.device
-        ),
+        f"its {len(calls)} calls alone": lambda: seconds(again, model.device),
         "with --no-generate": lambda: whole_run(model, [*flags, "--no-generate"]),
     }
     times = [[way() for way in ways.values()] for _ in range(given.repeats)]

@@ -31,8 +31,10 @@ def add_arguments(group):
         help="updates per video; 0 is the baseline",
     )  # fmt: skip
     group.add_argument(
-        "--lr", type=positive, default=5e-3, changes="adaptation", help="learning rate"
-    )
+        "--lr", type=positive, default=5e-3, changes="adaptation",
+        help="learning rate; where the script does not say otherwise its default was chosen on "
+        "nano, by the loss on the true future (docs/findings.md)",
+    )  # fmt: skip
 
 
 def adapt(model, method, clip, args, show=lambda line: None, stopping=None):

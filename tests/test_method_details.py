@@ -98,7 +98,7 @@ def test_flags_that_contradict_each_other(method, flags, message, capsys):
 
 
 def test_rates_of_full_tuning():
-    assert arguments(FullTTA).lr == 1e-4 and arguments(FullTTA, "--optimizer sgd").lr == 1e-5
+    assert arguments(FullTTA).lr == 3e-5 and arguments(FullTTA, "--optimizer sgd").lr == 1e-5
     assert arguments(FullTTA, "--optimizer sgd --lr 0.5").lr == 0.5
 
 
