@@ -7,8 +7,10 @@ beside it. `optimizer()` gives a torch optimiser and the schedule of its learnin
 """
 
 import difflib
+import dis
 import inspect
 import sys
+from pathlib import Path
 
 from common.errors import UsageError
 
@@ -26,43 +28,56 @@ OPTIONAL = {
     "details": "(): more for the video's JSON",
     "save": "(path): the adapter in a format of its own",
 }
+LOCAL = ("LOAD_FAST", "LOAD_DEREF", "LOAD_CLOSURE")  # opcodes
 
 
 def refuse_misspelt(method):
     """Raises UsageError where the class lacks what a method must have, or has a public function
-    that is no part of a method and that nothing in its own modules calls."""
+    that is no part of a method and whose name its own modules never use."""
     for name, meaning in REQUIRED.items():
         if not hasattr(method, name):
             raise UsageError(f"{method.__name__} has no {name}; it needs {name}{meaning}")
-    classes = [each for each in method.__mro__ if each is not object]
-    modules = [vars(sys.modules[each.__module__]) for each in classes]
-    called = {name for space in [*map(vars, classes), *modules] for name in names_in(space)}
+    classes = [each for each in method.__mro__ if is_written_here(sys.modules[each.__module__])]
+    used = {name for each in {each.__module__ for each in classes} for name in names_in(each)}
     for name in dict.fromkeys(name for each in classes for name in functions(vars(each))):
-        if not name.startswith("_") and name not in {*REQUIRED, *OPTIONAL, *called}:
+        if not name.startswith("_") and name not in {*REQUIRED, *OPTIONAL, *used}:
             (near,) = difflib.get_close_matches(name, [*REQUIRED, *OPTIONAL], 1, 0.0)
             raise UsageError(
                 f"{method.__name__}.{name} is no part of a method, and nothing calls it; did you "
-                f"mean {near}{(REQUIRED | OPTIONAL)[near]}?"
+                f"mean {near}{(REQUIRED | OPTIONAL)[near]}? A helper may begin with _"
             )
 
 
+def is_written_here(module):
+    """Whether it has a file that is neither Python's nor an installed package's."""
+    path = Path(getattr(module, "__file__", None) or "")  # none in a notebook
+    installed = {"site-packages", "dist-packages"} & {*path.parts}
+    return (
+        path.is_file()
+        and not installed
+        and module.__name__.split(".")[0] not in sys.stdlib_module_names
+    )
+
+
 def functions(space):
-    """{name: function} of those that a class or module defines itself."""
-    found, module = {}, space.get("__module__", space.get("__name__"))
+    """Names of the functions that a class defines itself."""
     for name, value in space.items():
         value = value.fget if isinstance(value, property) else inspect.unwrap(value)
         value = getattr(value, "__func__", value)  # of a static or class method
-        if inspect.isfunction(value) and value.__module__ == module:
-            found[name] = value
-    return found
+        if inspect.isfunction(value) and value.__module__ == space["__module__"]:
+            yield name
 
 
-def names_in(space):
-    """Every name that the functions of a class or module use."""
-    todo = [function.__code__ for function in functions(space).values()]
+def names_in(module):
+    """Every name that the code of a module uses, as a text too, as getattr does; no local ones."""
+    path = sys.modules[module].__file__
+    todo = [compile(Path(path).read_bytes(), path, "exec", dont_inherit=True)]
     while todo:
         code = todo.pop()
-        yield from code.co_names
+        for step in dis.get_instructions(code):
+            loads = step.opname.startswith("LOAD_") and not step.opname.startswith(LOCAL)
+            if loads and isinstance(step.argval, str):
+                yield step.argval
         todo += [constant for constant in code.co_consts if inspect.iscode(constant)]
 
 

@@ -84,6 +84,49 @@ def test_helpers_that_a_method_calls_may_have_any_name(cls):
     refuse_misspelt(cls)
 
 
+HELPED = """
+import functools
+import torch
+from adasteer import AdaSteer
+
+
+class Site:
+    def __call__(self, method):
+        return method.by_a_class()
+
+
+def decorated(function):
+    return lambda self: function(self)
+
+
+class Mine(torch.nn.Module, AdaSteer):
+    class Inner:
+        def read(self, method):
+            return method.by_a_nested_class(), method.rate
+
+    @functools.cached_property
+    def rate(self):
+        return self.by_a_property()
+
+    @decorated
+    def attached(self):
+        return Site(), self.Inner().read(self), getattr(self, "by_a_text"), self.by_a_closure()
+
+    def by_a_class(self): ...
+    def by_a_nested_class(self): ...
+    def by_a_property(self): ...
+    def by_a_text(self): ...
+    def by_a_closure(self): ...
+"""
+
+
+def test_a_helper_may_be_called_in_any_way(tmp_path, monkeypatch):
+    """And a class of another package may have what it likes, as torch's Module has `register_*`."""
+    (tmp_path / "helped.py").write_text(HELPED)
+    monkeypatch.syspath_prepend(tmp_path)
+    refuse_misspelt(importlib.import_module("helped").Mine)
+
+
 def test_a_method_with_its_own_draws_sees_those(model, clip):
     class Twice(adasteer.AdaSteer):
         def draws(self):
