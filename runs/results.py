@@ -170,15 +170,15 @@ def save_frames(name, frames, truth):
 def save_adapter(name, method):
     """Writes <name>.safetensors, or the folder <name>.adapter/ where the method has a format of its
     own; gives what it wrote."""
-    if hasattr(method, "save"):
-        path = name.with_name(f"{name.name}.adapter")
-        shutil.rmtree(path, ignore_errors=True)
-        replace_file(path, method.save)
-        return path
-    tensors = {key: p.detach().cpu().contiguous() for key, p in method.named_parameters().items()}
-    path = name.with_name(f"{name.name}.safetensors")
+    path = name.with_name(f"{name.name}.{'adapter' if hasattr(method, 'save') else 'safetensors'}")
     try:
-        replace_file(path, lambda temporary: save_file(tensors, temporary))
+        if hasattr(method, "save"):
+            shutil.rmtree(path, ignore_errors=True)
+            replace_file(path, method.save)
+        else:
+            parts = method.named_parameters().items()
+            tensors = {key: p.detach().cpu().contiguous() for key, p in parts}
+            replace_file(path, lambda temporary: save_file(tensors, temporary))
     except SafetensorError as error:  # its word for a full disk
         raise OSError(f"{path}: {error}") from error
     return path

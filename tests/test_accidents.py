@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from test_run import QUICK, ROOT, demo_rows, results, whole, write_manifest  # noqa: F401
 
 import adasteer
+import lora_tta
 import runs
 from common.errors import UsageError
 from runs import results as files
@@ -138,16 +139,18 @@ def test_results_that_vanish_stop_the_run(tmp_path, script, monkeypatch, capsys)
     assert "adasteer.py: stopped: " in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("module", [adasteer, lora_tta], ids=lambda module: module.__name__)
 @pytest.mark.parametrize("error", [SafetensorError("no space left"), OSError(errno.ENOSPC, "full")])
-def test_a_full_disk_with_save_adapter(error, tmp_path, script, monkeypatch, capsys):
+def test_a_full_disk_with_save_adapter(module, error, tmp_path, script, monkeypatch, capsys):
     def full(*given):
         raise error
 
-    assert script(adasteer, *QUICK, "--limit", 1, "--save-adapter", "--out", tmp_path) == 0
+    assert script(module, *QUICK, "--limit", 1, "--save-adapter", "--out", tmp_path) == 0
     before = results(tmp_path)
-    monkeypatch.setattr(files, "save_file", full)
-    assert script(adasteer, *QUICK, "--save-adapter", "--out", tmp_path) == 1
-    assert "adasteer.py: stopped: " in capsys.readouterr().err
+    writer = files if module is adasteer else module
+    monkeypatch.setattr(writer, "save_file", full)
+    assert script(module, *QUICK, "--save-adapter", "--out", tmp_path) == 1
+    assert f"{module.__name__}.py: stopped: " in capsys.readouterr().err
     assert results(tmp_path) == before and not list(tmp_path.rglob("*.tmp"))
 
 
