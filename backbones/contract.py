@@ -9,6 +9,7 @@ modulation are float32. tests/test_contract.py runs every backbone through this.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -61,6 +62,15 @@ class Backbone(Protocol):
     modulation_parts: tuple[str, ...]  # the names at the modulation site, in the network's order
     prompt_folders: tuple[str, ...]  # of the checkpoint, whose files embedded prompts depend on
     prompt_settings: tuple[Any, ...]  # and what else they depend on but versions of libraries
+    network_sign: int  # by which the network's output is taken; set anew for parity alone
+
+    @classmethod
+    def from_folder(
+        cls, folder: Path, device: str | torch.device, dtype: torch.dtype | None, float8: bool
+    ) -> "Backbone":
+        """The model of a checkpoint folder, its weights on the CPU until `place`. dtype: of dit and
+        text encoder; None: bfloat16 on a GPU, float32 on a CPU. float8: the linear layers of dit
+        are stored so. Raises backbones.CheckpointError."""
 
     # Where the weights are
 

@@ -34,7 +34,7 @@ def add_arguments(group):
     )  # fmt: skip
     group.add_argument(
         "--sampling", nargs="+", action="extend", metavar="KEY=VALUE", changes="generation",
-        help="the model's own options, as enhance_hf=false: no ten even steps at the end",
+        help="options that this model alone has; --dry-run prints them, with their defaults",
     )  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """What must be true of every backbone. A new one joins as a row of BACKBONES, and in toy.py."""
 
 import contextlib
+import importlib
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -98,6 +99,13 @@ def test_it_has_every_name(model):
     assert [name for name in NAMES if not hasattr(model, name)] == []
     assert [n for n in names_of(contract.Geometry) if not hasattr(model.geometry, n)] == []
     assert model.depth == sum(map(len, model.stacks)) > 1
+
+
+def test_it_is_loaded_by_what_the_contract_says(checkpoint, monkeypatch):
+    module, _, name = backbones.BACKBONES[backbones.class_of(checkpoint)[0]].partition(":")
+    own = getattr(importlib.import_module(module), name)
+    monkeypatch.setattr(f"{module}.{name}", Only(own))
+    assert isinstance(backbones.load(checkpoint), own)
 
 
 def test_its_geometry_is_read_without_weights(model, checkpoint, monkeypatch):
