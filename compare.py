@@ -15,8 +15,10 @@ can reach. Runs that differ in the seed only are averaged.
 import argparse
 from pathlib import Path
 
+import runs  # first: signals, and how torch's threads wait
+
+# isort: split
 import common
-import runs
 from report.comparison import compare, table, unmeasured
 from report.metrics import COMPARED, about, main_metric, title
 from report.page import write_page

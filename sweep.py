@@ -19,8 +19,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import runs  # first: signals, and how torch's threads wait
+
+# isort: split
 import common
-import runs
 from report.table import as_text
 from runs.identity import ROOT, plain_arguments
 from runs.results import write_json

@@ -1,3 +1,3 @@
 """What the product costs, and what it did on nano: a script a question."""
 
-import common  # noqa: F401 - before torch: it says how its threads wait
+import runs  # noqa: F401 - before torch: it says how its threads wait

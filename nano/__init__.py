@@ -1,3 +1,3 @@
 """The bundled model: its scenes, its training, its checkpoint."""
 
-import common  # noqa: F401 - before torch: it says how its threads wait
+import runs  # noqa: F401 - before torch: it says how its threads wait

@@ -19,13 +19,15 @@ import subprocess
 from collections import Counter
 from pathlib import Path
 
+from runs.exits import run_script  # first: signals, and how torch's threads wait
+
+# isort: split
 from tqdm import tqdm
 
 from common.errors import UsageError
 from prepare.clips import Candidate, one_line
 from prepare.flags import add_arguments
 from prepare.select import prepare
-from runs.exits import run_script
 from runs.lists import SUFFIXES, read_csv
 from runs.names import unusable
 

@@ -10,11 +10,13 @@ import argparse
 import re
 from pathlib import Path
 
+from runs.exits import run_script  # first: signals, and how torch's threads wait
+
+# isort: split
 from common.errors import UsageError
 from prepare.clips import Candidate, one_line
 from prepare.flags import add_arguments
 from prepare.select import prepare
-from runs.exits import run_script
 
 NAME = re.compile(
     r"v_(?P<action>.+)_g(?P<group>\d+)_c(?P<clip>\d+)\.avi", re.IGNORECASE | re.DOTALL

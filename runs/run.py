@@ -68,7 +68,8 @@ class Run:
             edited = identity.edited_source(self.out, self.config)
             print(f"{self.done} already done, {len(self.todo)} to do{edited}")
         else:
-            results.write_json(self.out / "config.json", self.config)
+            with writing(self.out):
+                results.write_json(self.out / "config.json", self.config)
         print(setting(self.args, self.geometry, self.window))
 
     @contextlib.contextmanager

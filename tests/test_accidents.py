@@ -70,7 +70,7 @@ def test_importing_the_package_leaves_signals_alone():
 
 @pytest.mark.parametrize("set_by_user", [None, "ACTIVE"])
 def test_threads_wait_passively_unless_told_otherwise(set_by_user):
-    code = "import os, common; print(os.environ['OMP_WAIT_POLICY'])"
+    code = "import os, runs; print(os.environ['OMP_WAIT_POLICY'])"
     environment = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
     environment |= {"OMP_WAIT_POLICY": set_by_user} if set_by_user else {}
     done = subprocess.run(
@@ -79,10 +79,14 @@ def test_threads_wait_passively_unless_told_otherwise(set_by_user):
     assert done.stdout.strip() == (set_by_user or "PASSIVE")
 
 
-@pytest.mark.parametrize("name", "adasteer full_tta lora_tta delta_c norm_tta film_tta".split())
+@pytest.mark.parametrize(
+    "name",
+    "adasteer full_tta lora_tta delta_c last_layer_tta norm_tta film_tta compare sweep".split(),
+)
 def test_scripts_set_the_policy_before_torch(name):
     imports = [x for x in (ROOT / f"{name}.py").read_text().splitlines() if x.startswith("import")]
-    assert imports[0].startswith("import common")
+    imports = [x for x in imports if x.split()[1] in ("runs", "common", "torch")]
+    assert imports[0].startswith("import runs")
 
 
 def test_characters_that_a_terminal_lacks_or_obeys(tmp_path):
@@ -159,7 +163,7 @@ def test_a_full_disk_is_no_fault_of_the_videos(tmp_path):
     when there is room."""
 
     def small_files():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))  # enough for every JSON
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))  # enough for every JSON
 
     flags = ["--limit", 2, "--out", tmp_path, "--cache", tmp_path / "cache"]
     done = run(*flags, preexec_fn=small_files)

@@ -11,7 +11,7 @@ import torch
 from test_run import QUICK, demo_rows, results, write_manifest
 
 import adasteer
-from runs import background, records, run
+from runs import background, clips, records
 from runs.background import Ahead, Behind
 from runs.exits import Stopped
 
@@ -128,7 +128,7 @@ def test_a_clip_that_cannot_be_read_ahead_is_skipped(script, tmp_path):
 
 
 def test_the_next_clip_is_read_while_this_one_is_adapted_to(script, tmp_path, monkeypatch):
-    events, read, adapt = [], run.read_footage, adasteer.common.adapt
+    events, read, adapt = [], clips.read_footage, adasteer.common.adapt
 
     def reading(video, *given):
         events.append((f"read {video.id}", threading.current_thread() is threading.main_thread()))
@@ -138,7 +138,7 @@ def test_the_next_clip_is_read_while_this_one_is_adapted_to(script, tmp_path, mo
         events.append((f"adapt {clip.video.id}", True))
         return adapt(model, method, clip, *given)
 
-    monkeypatch.setattr(run, "read_footage", reading)
+    monkeypatch.setattr(clips, "read_footage", reading)
     monkeypatch.setattr(adasteer.common, "adapt", adapting)
     assert script(adasteer, *QUICK, "--out", tmp_path / "out", "--limit", 3) == 0
     names = [name for name, _ in events]

@@ -158,15 +158,17 @@ def test_a_claim_made_meanwhile_is_put_back(tmp_path):
 def test_claims_are_kept_fresh(tmp_path, monkeypatch):
     """Those that this worker still has."""
     monkeypatch.setattr(claims, "REFRESH", 0.05)
-    worker, kept, lost = claims.Claims(tmp_path), tmp_path / "a.claim", tmp_path / "b.claim"
-    worker.take("a")
-    worker.take("b")
-    foreign(lost, key="another")  # it took this one over
-    for _ in range(2):  # what had begun before that has ended after the first
-        os.utime(lost, (0, 0))
-        os.utime(kept, (0, 0))
-        assert wait_for(lambda: kept.stat().st_mtime > time.time() - 60, 60)
-    assert lost.stat().st_mtime == 0
+    kept, lost = tmp_path / "a.claim", tmp_path / "b.claim"
+    with claims.Claims(tmp_path) as worker:
+        worker.take("a")
+        worker.take("b")
+        foreign(lost, key="another")  # it took this one over
+        for _ in range(2):  # what had begun before that has ended after the first
+            os.utime(lost, (0, 0))
+            os.utime(kept, (0, 0))
+            assert wait_for(lambda: kept.stat().st_mtime > time.time() - 60, 60)
+        assert lost.stat().st_mtime == 0
+    assert not kept.exists() and lost.exists()
 
 
 def start(*flags):

@@ -217,7 +217,7 @@ def test_a_file_that_is_replaced_meanwhile_is_not_the_one_that_was_read(
     shutil.copy(rows[0][0], path)
     listed = write_manifest(tmp_path / "list.csv", [("scene.mp4", "a ball")])
     flags = [*QUICK, "--videos", listed]
-    read = runs.run.read_footage
+    read = runs.clips.read_footage
 
     def replaced(*given):
         footage = read(*given)
@@ -225,7 +225,7 @@ def test_a_file_that_is_replaced_meanwhile_is_not_the_one_that_was_read(
         return footage
 
     with monkeypatch.context() as patch:
-        patch.setattr(runs.run, "read_footage", replaced)
+        patch.setattr(runs.clips, "read_footage", replaced)
         assert script(adasteer, *flags, "--out", tmp_path / "out") == 0
     assert script(adasteer, *flags, "--out", tmp_path / "out") == 2
     assert "is not the file that" in capsys.readouterr().err
