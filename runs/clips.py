@@ -1,7 +1,6 @@
 """The videos of a run as clips: read ahead, with the prompts that they need, checked by the
 preflight."""
 
-import functools
 import itertools
 from dataclasses import replace
 
@@ -30,8 +29,7 @@ class Clips:
         self.prompts.get(captions[0], captions)
         model.placement.begin(self.prompts.embedded)
         self.others = self._load_others(others)
-        read = functools.partial(read_footage, window=window, size=model.frame_size)
-        self.ahead = Ahead(read, model.device)
+        self.ahead = Ahead(lambda v: read_footage(v, window, model.frame_size), model.device)
 
     def __enter__(self):
         return self
