@@ -63,23 +63,27 @@ def geometry_of(args):
         raise UsageError(f"--checkpoint: {error}") from error
 
 
-def load_model(args):
-    """The backbone of args.checkpoint on args.device; its `frame_size` is args.size or its own."""
-    device = pick_device(args.device)
+def check(args, geometry):
+    """Raises UsageError where flags contradict each other or the checkpoint."""
     for flag, value in (("--weights", "fp8"), ("--offload", "blocks")):
         if args.compile and value in (args.weights, args.offload):  # a graph keeps what they swap
             raise UsageError(f"--compile: not together with {flag} {value}")
-    try:
-        model = backbones.load(args.checkpoint, device, place=None, float8=args.weights == "fp8")
-    except backbones.CheckpointError as error:
-        raise UsageError(f"--checkpoint: {error}") from error
-    size, multiple = args.size or model.geometry.size, model.geometry.size_multiple
+    size, multiple = args.size or geometry.size, geometry.size_multiple
     if any(side % multiple or side <= 0 for side in size):
         raise UsageError(
             f"--size {size[1]}x{size[0]}: this checkpoint needs multiples of {multiple}"
         )
+
+
+def load_model(args):
+    """The backbone of args.checkpoint on args.device; its `frame_size` is args.size or its own."""
+    device = pick_device(args.device)
+    try:
+        model = backbones.load(args.checkpoint, device, place=None, float8=args.weights == "fp8")
+    except backbones.CheckpointError as error:
+        raise UsageError(f"--checkpoint: {error}") from error
     model.compiled = args.compile and compiles(model)
-    model.frame_size = size
+    model.frame_size = args.size or model.geometry.size
     model.placement = Placement(model, args)
     return model
 

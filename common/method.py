@@ -12,6 +12,8 @@ import inspect
 import sys
 from pathlib import Path
 
+import torch
+
 from common.errors import UsageError
 
 REQUIRED = {
@@ -82,5 +84,14 @@ def names_in(module):
 
 
 def parts(loss):
-    """A method's loss and its penalty, None where there is none."""
-    return loss if isinstance(loss, tuple) else (loss, None)
+    """A method's loss and its penalty, None where there is none. Raises UsageError where they are
+    no scalars, a loss of each draw for instance."""
+    loss, *rest = loss if isinstance(loss, tuple | list) else (loss,)
+    for part in (loss, *rest):
+        if not isinstance(part, torch.Tensor) or part.ndim or len(rest) > 1:
+            given = [list(x.shape) if isinstance(x, torch.Tensor) else x for x in (loss, *rest)]
+            raise UsageError(
+                "loss(draw) must give a scalar tensor, or a pair of two: objective and penalty; "
+                f"it gave tensors shaped, or values, {given}"
+            )
+    return loss, *(rest or [None])

@@ -51,6 +51,7 @@ def parse_args(description, method, argv=None):
     args.out = args.out or Path("results") / Path(sys.argv[0]).stem
     try:
         geometry = loading.geometry_of(args)
+        loading.check(args, geometry)
         clip.fill_window(args, geometry)
         for module in (todo, loss, stopping):
             module.check(args)

@@ -51,6 +51,15 @@ def test_dry_run_prints_the_plan_and_writes_nothing(tmp_path, script, capsys):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("flags", ["--size 60x60", "--compile --offload blocks"])
+def test_what_files_alone_tell_is_refused_before_anything_is_written(
+    tmp_path, script, capsys, flags
+):
+    for more in ([], ["--dry-run"]):
+        assert script(adasteer, *flags.split(), *more, "--out", tmp_path / "out") == 2
+    assert not (tmp_path / "out").exists()
+
+
 def test_help_shows_groups_of_flags_and_defaults(script, capsys):
     assert script(adasteer, "--help") == 0
     said = capsys.readouterr().out

@@ -127,6 +127,21 @@ def test_a_helper_may_be_called_in_any_way(tmp_path, monkeypatch):
     refuse_misspelt(importlib.import_module("helped").Mine)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [lambda loss: loss.expand(2), lambda loss: (loss, 0.0), lambda loss: (loss, loss, loss)],
+    ids=["of each draw", "no tensor", "three"],
+)
+def test_a_loss_that_is_no_scalar_is_said(model, clip, change):
+    class Mine(adasteer.AdaSteer):
+        def loss(self, draw):
+            return change(super().loss(draw))
+
+    method, args = new(Mine, "", model, clip)
+    with method.attached(), pytest.raises(common.UsageError, match=r"loss\(draw\) must give a"):
+        adapt(model, method, clip, args)
+
+
 def test_a_method_with_its_own_draws_sees_those(model, clip):
     class Twice(adasteer.AdaSteer):
         def draws(self):
