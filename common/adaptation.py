@@ -16,7 +16,7 @@ from common.loss import (
     draws,
     random_stream,
 )
-from common.method import parts
+from common.method import parts, with_schedule
 from common.stages import stage
 from common.stopping import early_stopping
 from common.values import at_least, positive
@@ -82,7 +82,7 @@ def adapt(model, method, clip, args, show=lambda line: None, stopping=None):
 def take_steps(model, method, drawn, stopping, steps, watch):
     """The loop. Adds every step to `steps`; returns whether all losses and gradients were finite.
     An update that would not be is not made, and is the last."""
-    optimizer, schedule = within_memory(model, method.optimizer, graph=True)
+    optimizer, schedule = with_schedule(within_memory(model, method.optimizer, graph=True))
     for step, draw in enumerate(drawn, 1):
         loss, penalty = within_memory(
             model, functools.partial(backward, method, optimizer, draw), backward=True

@@ -83,6 +83,16 @@ def names_in(module):
         todo += [constant for constant in code.co_consts if inspect.iscode(constant)]
 
 
+def with_schedule(found):
+    """A method's optimiser and its schedule. Raises UsageError where it is another thing."""
+    if not isinstance(found, tuple | list) or len(found) != 2:
+        raise UsageError(
+            "optimizer() must give two, as in `return optimizer, common.constant(optimizer)`; it "
+            f"gave {type(found).__name__}"
+        )
+    return found
+
+
 def parts(loss):
     """A method's loss and its penalty, None where there is none. Raises UsageError where they are
     no scalars, a loss of each draw for instance."""

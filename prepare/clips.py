@@ -12,8 +12,8 @@ import numpy as np
 
 from common.data import real, sha256
 from common.errors import VideoError
-from common.motion import farneback
 from common.video import announced_frames, decode, fit, opened, seek_before, write_video
+from runs.motion import farneback
 
 MEASURED = (72, 120)  # height and width of the grey frames that motion and cuts are measured on
 # The same bytes every time: x264's macroblock tree with AVX-512 is not the same twice, and other

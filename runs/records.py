@@ -8,12 +8,12 @@ from tqdm import tqdm
 
 from common.clip import mean_change, side_by_side
 from common.errors import PreflightError, StopRun
-from common.evaluate import evaluate, reference_scores
-from common.samples import combined, scores_together
 from common.values import folder
 from common.video import write_video
 from runs import identity, results
+from runs.evaluate import evaluate, reference_scores
 from runs.names import printable
+from runs.samples import combined, scores_together
 
 FOR_LOOKING = {"crf": "12", "preset": "superfast"}  # larger files in a third of the time
 

@@ -8,7 +8,6 @@ import av
 
 from common.clip import Window
 from common.errors import StopRun, UsageError, VideoError
-from common.evaluate import reconstruct
 from common.loading import geometry_of
 from common.metrics import load_lpips, lpips_sha256
 from common.stages import stage, traced
@@ -17,6 +16,7 @@ from runs import identity, results
 from runs.background import Behind
 from runs.claims import Claims
 from runs.clips import Clips
+from runs.evaluate import reconstruct
 from runs.exits import STOPPED
 from runs.names import printable
 from runs.records import Record, Records, writing

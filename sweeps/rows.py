@@ -150,7 +150,7 @@ def by_flag(tokens):
 def setting_of(args):
     """What rows that share a baseline agree in: (name, value) of all that it depends on."""
     return tuple(
-        (name, str(getattr(args, name)))
+        (name, as_text(getattr(args, name)))
         for name, said in args.flags.items()
         if said["changes"] == "generation"
     )
@@ -189,6 +189,12 @@ def baseline_names(settings):
         usable("baseline_" + "_".join(f"{name}-{as_name(value)}" for name, value in pairs))
         for pairs in differ
     ]
+
+
+def as_text(value):
+    if isinstance(value, dict):
+        return ",".join(f"{key}={each}" for key, each in value.items())
+    return str(value)
 
 
 def as_name(value):

@@ -14,7 +14,7 @@ import runs
 from common.future import SIGMAS, future_loss
 from common.loss import Problem
 from common.metrics import psnr_db
-from common.samples import combined, scores_together
+from runs.samples import combined, scores_together
 
 MEAN, SPREAD = 0.7, 0.5  # of the true future, each value on its own
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from common.errors import UsageError
-from common.motion import Motion, motion_scores, optical_flow
 from report.fvd import frechet_distance, fvd, load_network
 from runs.identity import ROOT
+from runs.motion import Motion, motion_scores, optical_flow
 
 
 def shifted(count, dx, dy=0, size=64, seed=0):

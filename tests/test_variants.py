@@ -154,3 +154,13 @@ def test_a_method_with_its_own_draws_sees_those(model, clip):
         record = adapt(model, method, clip, args)
     assert len(record["losses"]) == 2 and record["sigmas"][0] == record["sigmas"][1]
     assert torch.isfinite(torch.tensor(record["losses"])).all()
+
+
+def test_an_optimiser_without_its_schedule_is_one_line(model, clip):
+    class Alone(adasteer.AdaSteer):
+        def optimizer(self):
+            return torch.optim.SGD(self.delta, lr=0.1)
+
+    method, args = new(Alone, "", model, clip)
+    with method.attached(), pytest.raises(common.UsageError, match="common.constant.*gave SGD"):
+        adapt(model, method, clip, args)

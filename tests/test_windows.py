@@ -15,10 +15,10 @@ from adasteer import AdaSteer
 from backbones.configs import geometry
 from common.clip import Footage, Window, load_clip, read_footage, side_by_side
 from common.data import Video
-from common.evaluate import evaluate, reconstruct, reference_scores
 from common.generation import generate
-from common.motion import Motion
 from common.video import write_video
+from runs.evaluate import evaluate, reconstruct, reference_scores
+from runs.motion import Motion
 
 STEP = 3  # levels of grey between a frame and the next
 TEXT = {"prompt": torch.zeros(1, 1)}

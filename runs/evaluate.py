@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 
 from common.metrics import score
-from common.motion import Motion, motion_scores
+from runs.motion import Motion, motion_scores
 
 
 def evaluate(frames, clip, lpips=None):
