@@ -197,7 +197,8 @@ class Run:
             future = results.change(summary["mean_future_loss_before"], summary["mean_future_loss"])
             shown = [] if future == "-" else [f"loss on the true future {future}"]
             shown += [] if psnr is None else [f"mean PSNR {psnr:.2f} dB"]
-            print(f"{done} videos done: {', '.join([*shown, f'{self.out}/summary.json'])}")
+            videos = "video" if done == 1 else "videos"
+            print(f"{done} {videos} done: {', '.join([*shown, f'{self.out}/summary.json'])}")
         for name, reason in skipped.items():
             print(printable(f"skipped {name}: {reason}"), file=sys.stderr)
         here = {video.id for video in self.videos}

@@ -184,7 +184,7 @@ def test_a_summary_of_what_was_not_measured(key, tmp_path, script, capsys):
     record[key] = {k: {} for k in record[key]} if key == "references" else None
     path.write_text(json.dumps(record))
     assert script(adasteer, *flags) == 0
-    assert "1 videos done" in capsys.readouterr().out
+    assert "1 video done" in capsys.readouterr().out
 
 
 json_values = st.recursive(
