@@ -64,7 +64,7 @@ class Draw(NamedTuple):
     """What one loss is taken of: a problem, sigma (K,) and noise (K, C, T, h, w) shaped like its
     target."""
 
-    problem: object
+    problem: Problem
     sigma: torch.Tensor
     noise: torch.Tensor
 

@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 
+import adasteer
 from adasteer import AdaSteer
 from benchmarks import (
     adapt_step,
@@ -18,7 +19,9 @@ from benchmarks import (
     precision,
     scaling,
     start,
+    stopping_study,
 )
+from common.errors import UsageError
 from runs.identity import ROOT
 from runs.lists import list_videos
 
@@ -100,3 +103,26 @@ def test_the_released_size_in_small_and_resumed(tmp_path, monkeypatch, capsys):
     assert placed["offload"] == "none" and placed["compiled"] is False
     _, again = ratios(longcat_h200, flags, monkeypatch, capsys)
     assert again == found  # nothing was measured twice
+
+
+def test_where_early_stopping_stops(script, tmp_path, monkeypatch, capsys):
+    """Of what the records say: the changes at the chosen, the last and the best step."""
+    flags = ["--no-generate", "--limit", 2, "--steps", 4, "--stop-every", 2, "--patience", 9]
+    assert script(adasteer, *flags, "--trace-future", 2, "--out", tmp_path / "run") == 0
+    records = [json.loads(p.read_text()) for p in (tmp_path / "run" / "videos").glob("*.json")]
+    capsys.readouterr()
+    monkeypatch.setattr(sys, "argv", ["stopping_study", str(tmp_path / "run")])
+    stopping_study.main()
+    said = capsys.readouterr().out
+    found = {line.split(":")[0].strip(): line for line in said.splitlines()}
+    shown = {"held-out latents": [r["future_loss"] for r in records]}
+    shown["last"] = [r["future_losses"][-1][1] for r in records]
+    for name, losses in shown.items():
+        pairs = zip(losses, records, strict=True)
+        mean = sum(100 * (x / r["future_loss_before"] - 1) for x, r in pairs) / 2
+        assert f"{mean:+.2f} % (too few sources)" in found[name]
+    assert "best in hindsight" in found and "of 2 videos" in said
+    assert script(adasteer, *flags, "--out", tmp_path / "untraced") == 0
+    monkeypatch.setattr(sys, "argv", ["stopping_study", str(tmp_path / "untraced")])
+    with pytest.raises(UsageError, match="needs --stop-every N --trace-future N"):
+        stopping_study.main()
