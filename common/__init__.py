@@ -1,6 +1,7 @@
 """What the author of a method reads and uses: the loop, the loss, the clip, copies of weights."""
 
 from common.adaptation import adapt, constant, warm_up
+from common.adapters import load_adapter
 from common.errors import UsageError
 from common.generation import generate
 from common.groups import add_groups, chosen_blocks, laid_over, number_of_groups
@@ -38,6 +39,7 @@ __all__ = [
     "flow_matching_loss",
     "generate",
     "laid_over",
+    "load_adapter",
     "load_model",
     "not_negative",
     "number_of_groups",

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from common.errors import UsageError
 from runs.flags import generation, is_table, spelt, tells_apart
-from runs.identity import difference, read_config
+from runs.identity import difference, is_baseline, read_config
 from runs.names import printable, unusable
 from runs.results import read_json, read_record
 
@@ -53,7 +53,7 @@ class RunFolder:
 
     @property
     def is_baseline(self):
-        return self.arguments["steps"] == 0
+        return is_baseline(self.arguments)
 
     @property
     def versions(self):

@@ -5,10 +5,21 @@ import argparse
 import sys
 from pathlib import Path
 
-from common import adaptation, clip, future, generation, loading, loss, metrics, stages, stopping
+from common import (
+    adaptation,
+    adapters,
+    clip,
+    future,
+    generation,
+    loading,
+    loss,
+    metrics,
+    stages,
+    stopping,
+)
 from common.errors import UsageError
 from common.method import refuse_misspelt
-from runs import cache, captions, records, run, todo
+from runs import baseline, cache, captions, records, run, todo
 from runs.flags import Group
 from runs.identity import script_sha256
 
@@ -20,8 +31,8 @@ class Parser(argparse.ArgumentParser):
         super().__init__(formatter_class=Help, allow_abbrev=False, **more)
         self.flags = {}
 
-    def add(self, title, *declare):
-        group = Group(self.add_argument_group(title), self.flags)
+    def add(self, title, *declare, own=False):
+        group = Group(self.add_argument_group(title), self.flags, own)
         for add_arguments in declare:
             add_arguments(group)
 
@@ -47,13 +58,13 @@ def parse_args(description, method, argv=None):
     file = getattr(sys.modules[method.__module__], "__file__", sys.argv[0])  # none in a notebook
     args.method, args.script = method.__name__, Path(file).stem
     args.script_sha256 = script_sha256(method, file)
-    args.flags = parser.flags
+    args.flags, args.given = parser.flags, sys.argv[1:] if argv is None else list(map(str, argv))
     args.out = args.out or Path("results") / Path(sys.argv[0]).stem
     try:
         geometry = loading.geometry_of(args)
         loading.check(args, geometry)
         clip.fill_window(args, geometry)
-        for module in (todo, loss, stopping):
+        for module in (adaptation, todo, loss, stopping):
             module.check(args)
         clip.Window.of(args, geometry)
         args.sampling = generation.sampling_options(args.sampling, geometry.sampling)
@@ -68,13 +79,17 @@ def parser_of(description, method):
     parser = Parser(description=description)
     parser.add("data and model", todo.add_arguments, captions.add_arguments, loading.add_arguments)
     parser.add("frame window", clip.add_arguments)
-    parser.add("adaptation", adaptation.add_arguments, loss.add_arguments, todo.add_other_videos)
+    parser.add(
+        "adaptation", adaptation.add_arguments, loss.add_arguments, adapters.add_arguments,
+        todo.add_other_videos,
+    )  # fmt: skip
     parser.add("loss on the true future", future.add_arguments)
     parser.add("early stopping", stopping.add_arguments)
-    parser.add(f"{method.__name__} (this script)", method.add_arguments)
+    parser.add(f"{method.__name__} (this script)", method.add_arguments, own=True)
     parser.add("sampling", generation.add_arguments)
     parser.add(
-        "run", records.add_arguments, todo.add_range, run.add_arguments, metrics.add_arguments
-    )
+        "run", records.add_arguments, baseline.add_arguments, todo.add_range, run.add_arguments,
+        metrics.add_arguments,
+    )  # fmt: skip
     parser.add("speed and memory", loading.add_speed, cache.add_arguments, stages.add_arguments)
     return parser

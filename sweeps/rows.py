@@ -11,7 +11,8 @@ from string import Formatter
 
 import runs
 from common.loading import geometry_of
-from runs.identity import ROOT, plain_arguments
+from runs.flags import kept_by_baseline
+from runs.identity import ROOT, is_baseline, plain_arguments
 from runs.names import unusable, usable
 from sweeps.files import LONGEST, load_yaml, short, wrong
 
@@ -137,16 +138,6 @@ def method_of(path, module_name):
     return found[0]
 
 
-def by_flag(tokens):
-    """The tokens in pieces, each a flag with its values."""
-    pieces = []
-    for token in tokens:
-        if token.startswith("--") or not pieces:
-            pieces.append([])
-        pieces[-1].append(token)
-    return pieces
-
-
 def setting_of(args):
     """What rows that share a baseline agree in: (name, value) of all that it depends on."""
     return tuple(
@@ -154,17 +145,6 @@ def setting_of(args):
         for name, said in args.flags.items()
         if said["changes"] == "generation"
     )
-
-
-def kept_by_baseline(tokens, flags):
-    """Those of the flags that do not belong to the adaptation."""
-    named = {spelt: name for name, said in flags.items() for spelt in said["names"]}
-    kept = {}
-    for piece in by_flag(tokens):
-        name = named.get(piece[0].partition("=")[0])
-        if name and flags[name]["baseline"]:
-            kept[name] = [*kept.get(name, ()), *piece]
-    return [token for piece in kept.values() for token in piece]
 
 
 def fitting_window(args):
@@ -204,7 +184,7 @@ def as_name(value):
 def refuse_duplicates(path, rows):
     names, runs = {}, {}
     for row in rows:
-        if row.baseline and row.args.steps == 0:
+        if row.baseline and is_baseline(vars(row.args)):
             raise wrong(path, f"row {row.name!r} has no steps; the baseline is there")
         flags = sorted(
             (key, repr(value)) for key, value in plain_arguments(row.args).items() if key != "out"
