@@ -19,6 +19,7 @@ FREQUENCIES = 256  # width of the sinusoids of time and guidance
 PARTS = tuple(f"{of}.{part}" for of in ("attn", "ffn") for part in ("shift", "scale", "gate"))
 DOUBLE_MODULATION = (*PARTS, *(f"text_{part}" for part in PARTS))
 SINGLE_MODULATION = PARTS[:3]
+STAYS = ("img_mod", "txt_mod", "modulation")  # of a block: read outside its forward
 STREAMS = ("img", "txt")
 NORMS = {
     "qk": tuple(

@@ -15,8 +15,8 @@ import torch
 SIGMA_FLOOR = 1e-5  # the path ends in latents + SIGMA_FLOOR * noise
 SIZE_MULTIPLE = 16  # of frames: 8 by the autoencoder, 2 by the patch
 RATIOS = ("2.39:1", "2:1", "16:9", "1.85:1", "9:16", "5:8", "3:2", "4:3", "1:1")  # width:height
-# latents that the prompt's condition shows at the head and at the tail; with a causal autoencoder
-# one more of those counted in eights
+# latents that a condition shows at the head and at the tail; with a causal autoencoder, whose first
+# latent is a picture, one more of those that are not single
 CONDITIONS = {
     "t2v": (0, 0), "i2v_head": (1, 0), "i2v_tail": (0, 1), "i2v_loop": (1, 1), "v2v_head": (8, 0),
     "v2v_head_easy": (16, 0), "v2v_tail": (0, 8), "v2v_tail_easy": (0, 16),
@@ -106,8 +106,7 @@ def shown_latents(kind, latents, causal=True):
         raise ValueError(f"condition must be one of {', '.join(CONDITIONS)}, got {kind}")
     if latents == 1:
         return 0, 0
-    counts = (n + (causal and n % 8 == 0 and n > 0) for n in CONDITIONS[kind])
-    return tuple(min(n, latents) for n in counts)
+    return tuple(min(n + (causal and n > 1), latents) for n in CONDITIONS[kind])
 
 
 def condition(kind, shape, head=None, tail=None, causal=True):
