@@ -2,6 +2,7 @@
 types, names, and refusals."""
 
 import contextlib
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from test_placement import OnDisk, on_disk  # noqa: F401
 from backbones.opensora2_dit import MMDiT
 from backbones.opensora2_layers import NORMS, STAYS, linears
 from devices import offload
+from devices.compiling import compile_blocks
 
 TINY = {
     "in_channels": 16, "vec_in_dim": 20, "context_in_dim": 12, "hidden_size": 32, "num_heads": 2,
@@ -72,10 +74,13 @@ def assert_same(ours, plain):
 @each_projection
 @pytest.mark.parametrize("recompute", [1, 3, 5])
 def test_recomputed_blocks_give_the_same_numbers(fused, recompute):
-    dit = tiny(fused_qkv=fused)
+    dit, runs = tiny(fused_qkv=fused), []
     plain = outcome(dit)
+    for i, block in enumerate(dit.blocks):
+        block.register_forward_pre_hook(lambda *_, i=i: runs.append(i))
     dit.recompute_blocks = recompute
     assert_same(outcome(dit), plain)
+    assert runs == [*range(len(dit.blocks)), *reversed(range(recompute))]
 
 
 @pytest.mark.parametrize("recompute", [0, 2, 5])
@@ -188,3 +193,22 @@ def test_one_line_for_what_is_missing_or_too_much():
         tiny()(**given, guidance=torch.ones(2))
     with pytest.raises(ValueError, match=r"^axes_dim must add up to .* = 16, got \[4, 6, 8\]$"):
         tiny(axes_dim=[4, 6, 8])
+
+
+def test_compiled_blocks_give_the_same_numbers_and_are_share_what_is_traced():
+    torch._dynamo.reset()
+    plain, dit, traces = outcome(tiny()), tiny(), []
+
+    def backend(graph, inputs):
+        traces.append(len(inputs))
+        return graph.forward
+
+    names = [name for name, m in dit.named_modules() if m in set(dit.blocks)]
+    compile_blocks(SimpleNamespace(dit=dit, stacks=(names,)), backend)
+    torch._dynamo.config.suppress_errors = False  # here an error is an error
+    counts = []
+    for _ in range(2):
+        assert_same(outcome(dit), plain)
+        counts.append(len(traces))
+    assert 2 <= counts[0] == counts[1] < len(dit.blocks)
+    torch._dynamo.reset()
