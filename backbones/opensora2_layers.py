@@ -57,15 +57,13 @@ def rotate(x, table, halves):
     """Turns the channel pairs of x (B, heads, N, D) by the table's angles, in float32: channel j
     goes with j + D / 2 where `halves`, else 2j with 2j + 1."""
     cos, sin = table
-    first, second = (
-        x.float().chunk(2, -1) if halves else x.float().unflatten(-1, (-1, 2)).unbind(-1)
-    )
+    shape, pair = ((2, -1), -2) if halves else ((-1, 2), -1)
+    first, second = x.float().unflatten(-1, shape).unbind(pair)
     turned = first * cos - second * sin, second * cos + first * sin
-    out = torch.cat(turned, -1) if halves else torch.stack(turned, -1).flatten(-2)
-    return out.to(x.dtype)
+    return torch.stack(turned, pair).flatten(-2).to(x.dtype)
 
 
-def add_gated(x, gate, h):  # x + gate * h; x, h (B, ..., C); gate (B, 1, C) float32
+def add_gated(x, gate, h):  # x + gate * h; x, h (B, M, C); gate (B, 1, C) float32
     return torch.addcmul(x, gate, h).to(x.dtype)
 
 

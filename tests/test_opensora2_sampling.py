@@ -142,7 +142,7 @@ def recorded_conditions():
 @needs_opensora2
 def test_conditions():
     values = tensors("conditions")
-    assert {kind for kind, _ in recorded_conditions()} == CONDITIONS.keys()
+    assert {kind for kind, _ in recorded_conditions()} <= CONDITIONS.keys()
     for kind, autoencoder in recorded_conditions():
         # the first reference, and for a picture at the end the last
         tail = values["ref_b"] if kind.startswith("i2v") else values["ref_a"]
