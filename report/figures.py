@@ -128,6 +128,7 @@ def gain_against(comparison, metric):
             axis.plot(x, gains, ".", color=colour(i), alpha=0.6, label=label(method.name))
         axis.axhline(0, color=INK, lw=1)
         axis.set_xlabel(name)
+        axis.locator_params(axis="x", nbins=4)
     axes[0].set_ylabel(gain_label(metric))
     axes[0].legend()
     return as_svg(figure)

@@ -10,9 +10,9 @@ from report.verdict import HARMS, HELPS, outcome, verdicts
 from runs.names import printable
 
 KINDS = {HELPS: "good", HARMS: "bad"}  # classes of the style sheet; the rest has no colour
-CLASSES = {"worst": "text", "other flags": "text", "95 %": "pair"}  # of columns that wrap
+CLASSES = {"other flags": "text", "95 %": "pair"}  # of columns that wrap
 LEGEND = (
-    '<p class="legend"><span class="good">blue</span> better and <span class="bad">orange</span> '
+    '<p class="small"><span class="good">blue</span> better and <span class="bad">orange</span> '
     "worse than the baseline: the 95 % interval excludes zero. Without colour: it contains zero, or"
     " the sources are too few for an interval.</p>"
 )
@@ -52,24 +52,34 @@ def result_tables(comparison, tables, shown, name):
             words = f"<p>{escape(about(metric))}</p>" if about(metric) else ""
             opened = " open" if metric == shown else ""
             summary = f"<summary>{title(metric)}</summary>"
-            content = words + wide(html_table(linked(rows, name)))
+            content = words + wide(html_table(coloured(rows))) + worst_videos(rows, name)
             parts.append(f"<details{opened}>{summary}{content}</details>")
     parts += [f"<p>{escape(line)}</p>" for line in unmeasured(comparison)]
     parts.append("<ul>" + "".join(f"<li>{escape(n)}</li>" for n in comparison.notes) + "</ul>")
-    return "".join([*parts, f"<p>{escape(MEANING)}</p>"])
+    return "".join([*parts, f"<p>{escape(MEANING)}</p>" if comparison.methods else ""])
 
 
-def linked(rows, name):
-    """Cells as HTML: gains coloured, the worst videos as links to their rows."""
+def coloured(rows):
+    """Cells as HTML, without the worst videos: these stand below as links."""
     for row, shown in zip(rows, readable(rows), strict=True):
-        cells = {key: escape(str(value)) for key, value in shown.items()}
+        cells = {key: escape(str(value)) for key, value in shown.items() if key != "worst"}
         for key in ("gain", "95 %") if outcome(row) else ():
-            unbroken = re.sub(r" (?=%|to )", "&nbsp;", cells[key])
-            cells[key] = f'<span class="{KINDS.get(outcome(row), "")}">{unbroken}</span>'
-        links = (
+            cells[key] = f'<span class="{KINDS.get(outcome(row), "")}">{cells[key]}</span>'
+        if "95 %" in cells:  # a narrow window breaks it in two lines and no more
+            cells["95 %"] = re.sub(r" (?=%|to )", "&nbsp;", cells["95 %"])
+        yield cells
+
+
+def worst_videos(rows, name):
+    """The videos that lose most, as links to their rows."""
+    lines = []
+    for row in rows:
+        links = [
             f'<a href="#{name}-video-{escape(video)}">{escape(video)}</a>' for video in row["worst"]
-        )
-        yield cells | ({"worst": " ".join(links)} if "worst" in cells else {})
+        ]
+        if links:
+            lines.append(f"<li>{escape(row['method'])} loses most on {', '.join(links)}</li>")
+    return f'<ul class="small">{"".join(lines)}</ul>' if lines else ""
 
 
 def escaped(rows):
@@ -94,7 +104,7 @@ def video_table(comparison, shown, name):
     """One sortable row a video."""
     videos = comparison.scored(shown)
     gains = [comparison.gains(method, shown, videos) for method in comparison.methods]
-    names = ["video", *(m.name for m in comparison.methods), "baseline", "source", "caption"]
+    names = ["video", *(m.name for m in comparison.methods), "baseline", "caption", "source"]
     head = "".join(f"<th><button>{escape(n)}</button></th>" for n in names)
     lines = []
     for i, video in enumerate(videos):
@@ -103,11 +113,12 @@ def video_table(comparison, shown, name):
         cells = [f"<td>{escape(video)}</td>"]
         cells += [f'<td data-value="{g[i]}">{g[i]:+.3f}</td>' for g in gains]
         cells.append(f'<td data-value="{base}">{number(base)}</td>')
-        cells.append(f'<td class="text">{escape(record["source"])}</td>')
         cells.append(f'<td class="text">{escape(record["caption"])}</td>')
+        cells.append(f'<td class="text">{escape(record["source"])}</td>')
         lines.append(f'<tr id="{name}-video-{escape(video)}">{"".join(cells)}</tr>')
+    methods = f", under the methods: {gain_label(shown)}" if gains else ""
     return (
-        f"<p>Under the baseline its {title(shown)}, under the methods: {gain_label(shown)}.</p>"
+        f"<p>Under the baseline its {title(shown)}{methods}.</p>"
         f'<div class="wide tall"><table class="sortable"><thead><tr>{head}</tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table></div>"
     )

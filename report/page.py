@@ -84,7 +84,7 @@ def sections_of(comparison, tables, media, name, count):
     return [
         ("result", result_tables(comparison, tables, shown, name)),
         ("settings", wide(html_table(escaped(settings(comparison))))),
-        *(side_by_side if comparison.generated else []),
+        *(side_by_side if comparison.generated and comparison.methods else []),
         *[(heading, figure(svg, caption)) for heading, svg, caption in draw if svg],
         ("preflight", preflight(comparison)),
         ("videos", video_table(comparison, shown, name)),

@@ -1,6 +1,7 @@
 """With which settings the runs of a comparison were made."""
 
 from report.notes import listed
+from report.table import filled
 from runs.flags import OURS, spelt, tells_apart
 
 MAIN = ("steps", "lr", "draws")
@@ -20,9 +21,7 @@ def settings(comparison):
         row |= {"steps": shown(arguments["steps"]), "seed": listed(method.seeds)}
         row["other flags"] = flags(method.runs[0], names) if adapts else ""
         rows.append(row)
-    if not any(row["other flags"] for row in rows):
-        rows = [{key: row[key] for key in row if key != "other flags"} for row in rows]
-    return rows
+    return filled(rows)
 
 
 def differing(runs):

@@ -17,9 +17,13 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # what a spreadsheet computes 
 
 def readable(rows):
     """The rows of a comparison's table as strings for people, without columns that are empty."""
-    shown = [cells(row) for row in rows]
-    kept = [key for key in shown[0] if any(row[key] != "" for row in shown)]
-    return [{key: row[key] for key in kept} for row in shown]
+    return filled([cells(row) for row in rows])
+
+
+def filled(rows):
+    """Rows of strings without the columns in which none has any."""
+    kept = [key for key in rows[0] if any(row[key] != "" for row in rows)]
+    return [{key: row[key] for key in kept} for row in rows]
 
 
 def cells(row):

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from report.comparison import REFERENCE_NAMES
+from report.metrics import ZERO
 from report.statistics import FEWEST
 
 HELPS, HARMS, UNTOLD, FEW = "helps", "harms", "cannot be told", "too few sources"  # outcomes
@@ -53,7 +54,7 @@ def verdict(row, metric, pictures=None, repeated=None):
     if metric != "future_loss":
         parts.insert(0, f"{CALLED['future_loss']} was not measured in all runs")
     elif pictures and outcome(pictures) and OPPOSITE.get(outcome(row)) == outcome(pictures):
-        parts.append(f"PSNR says the opposite: {moved(pictures, 'psnr_db')}; the two disagree")
+        parts.append(f"but {moved(pictures, 'psnr_db')}: the two disagree")
     if pictures and repeated:
         parts.append(against(pictures, repeated))
     words = {
@@ -69,14 +70,15 @@ def moved(row, metric):
     """By how much, and between what: "PSNR rises by 0.5 dB (95 %: 0.2 to 0.8)"."""
     low, high, unit = row["low"], row["high"], UNITS[metric]
     worse, better = DIRECTIONS[metric]
-    if row["gain"] == 0:
+    scale = max(abs(row[key] or 0) for key in ("gain", "low", "high"))
+    if abs(row["gain"]) < ZERO:
         change = f"{CALLED[metric]} does not change on average"
     else:
         change = f"{CALLED[metric]} {better if row['gain'] > 0 else worse}s by "
-        change += f"{size(row['gain'])} {unit}"
+        change += f"{size(row['gain'], scale)} {unit}"
     if low is None or low == high:
         return change
-    low_shown, high_shown = size(low, row["gain"]), size(high, row["gain"])
+    low_shown, high_shown = size(low, scale), size(high, scale)
     if outcome(row) == UNTOLD:
         return f"{change} (95 %: from a {worse} of {low_shown} to a {better} of {high_shown})"
     ends = (low_shown, high_shown) if low > 0 else (high_shown, low_shown)
@@ -101,12 +103,12 @@ def against(pictures, repeated):
     return f"its PSNR is {size(more)} dB above that of repeating the last frame"
 
 
-def size(value, beside=None):
-    """Without its sign, to as many places as that of the number that it stands beside."""
-    largest = max(abs(value), abs(beside or 0))
-    if largest >= 1000:
+def size(value, scale=None):
+    """Without its sign, to as many places as suit the largest number beside it."""
+    scale = abs(value) if scale is None else scale
+    if scale >= 1000:
         return f"{abs(value):.3g}"
-    shown = f"{abs(value):.{1 if largest >= 1 else 2}f}"
+    shown = f"{abs(value):.{1 if scale >= 1 else 2}f}"
     return shown if float(shown) or not value else f"{abs(value):.1g}"
 
 
@@ -115,7 +117,7 @@ def nothing_to_tell(rows, pictures, repeated):
     if not rows:
         return Verdict(None, "Nothing can be told", "the runs share neither that loss nor PSNR")
     name = rows[0]["method"]
-    parts = ["it adapts nothing; give runs with --steps of 1 or more to compare with it"]
+    parts = ["there are no results of a run with --steps of 1 or more"]
     if name in pictures and repeated:
         parts.append(against(pictures[name], repeated))
-    return Verdict(None, f"{name} is a baseline alone", "; ".join(parts))
+    return Verdict(None, f"Nothing to compare {name} with", "; ".join(parts))

@@ -94,7 +94,7 @@ def test_future_loss_leads(report):
     assert order[:5] == ["future_loss", "kernel_score", "energy_score", "psnr_db", "ssim"]
     page = found["index.html"]
     assert re.findall(r"<details open><summary>(\w+)", page) == ["future_loss"]
-    assert found["printed"].startswith("future_loss") and "psnr_db" not in found["printed"]
+    assert "\n\nfuture_loss (" in found["printed"] and "psnr_db" not in found["printed"]
     assert "gain, psnr_db" not in page.replace(">gain, psnr_db</text>", "", 1)  # two answers
     videos = page.partition('<section id="0-videos">')[2]
     assert '<td data-value="0.2">0.200</td><td data-value="5.' in videos
@@ -256,14 +256,15 @@ def test_parts_of_the_future(runs, monkeypatch):
 @pytest.mark.filterwarnings("error")
 def test_runs_without_pictures(report):
     found = report(BEFORE, AFTER, "--predict", generate=False)
-    assert re.findall(r"^## (\w+)", found["table.md"], re.MULTILINE) == ["future_loss"]
+    order = re.findall(r"^## (\w+)", found["table.md"], re.MULTILINE)
+    assert order == ["future_loss", "settings"]
     page = found["index.html"]
     for words in ("side by side", "No video to show", "cannot be shown", "both better", "mp4"):
         assert words not in page
     assert page.count("ot measured") == 1 and "kernel_score, energy_score, psnr_db, ssim" in page
     assert found["table.md"].count("ot measured") == 1
     headings = re.findall(r"<section [^>]*><h2>([^<]*)</h2>(.{9})", page, re.DOTALL)
-    assert [name for name, _ in headings][:3] == ["result", "learning", "every video"]
+    assert [name for name, _ in headings][:3] == ["result", "settings", "learning"]
     result = json.loads(found["results.json"])["comparisons"]["runs"]["predictions"]["run"]
     assert "preflight loss" in result["features"] and "motion" not in result["features"]
 
