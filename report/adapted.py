@@ -37,7 +37,8 @@ def readable_log(axis, values):
     if min(values) <= 0 or max(values) < 3 * min(values):
         return
     axis.set_yscale("log")
-    subs = range(1, 10) if max(values) < 10 * min(values) else (1, 2, 5)
+    span = max(values) / min(values)
+    subs = range(1, 10) if span < 10 else (1, 2, 5) if span < 1000 else (1,)
     axis.yaxis.set_major_locator(LogLocator(subs=subs))
     axis.yaxis.set_major_formatter("{x:g}")  # matplotlib's own are TeX, which is not parsed here
     axis.yaxis.set_minor_formatter(NullFormatter())

@@ -36,9 +36,10 @@ def wide(content):
 def sentences(tables):
     """The verdicts of all comparisons, of the tables of each."""
     lines = [
-        f'<li class="{KINDS.get(v.outcome, "")}"><b>{escape(v.head)}</b>: {escape(v.body)}.</li>'
+        f'<li class="{KINDS.get(verdict.outcome, "")}"><strong>{escape(verdict.head)}</strong>: '
+        f"{escape(verdict.body)}.</li>"
         for each in tables
-        for v in verdicts(each)
+        for verdict in verdicts(each)
     ]
     unbroken = re.sub(r"(?<=\d) (?=%|dB)", "&nbsp;", "".join(lines))
     return f'<ul class="verdicts">{unbroken}</ul>'

@@ -97,7 +97,7 @@ def test_future_loss_leads(report):
     assert "\n\nfuture_loss (" in found["printed"] and "psnr_db" not in found["printed"]
     assert "gain, psnr_db" not in page.replace(">gain, psnr_db</text>", "", 1)  # two answers
     videos = page.partition('<section id="0-videos">')[2]
-    assert '<td data-value="0.2">0.200</td><td data-value="5.' in videos
+    assert re.search('<td data-value="5[.][^>]*>[+]5.000</td><td data-value="0.2">0.200<', videos)
 
 
 def test_without_it_in_every_run_psnr_leads(runs, report):
