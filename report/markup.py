@@ -67,7 +67,7 @@ def coloured(rows):
         for key in ("gain", "95 %") if outcome(row) else ():
             cells[key] = f'<span class="{KINDS.get(outcome(row), "")}">{cells[key]}</span>'
         if "95 %" in cells:  # a narrow window breaks it in two lines and no more
-            cells["95 %"] = re.sub(r" (?=%|to )", "&nbsp;", cells["95 %"])
+            cells["95 %"] = re.sub(r" (?=%|to |few)", "&nbsp;", cells["95 %"])
         yield cells
 
 

@@ -16,7 +16,7 @@ def settings(comparison):
     rows = []
     for method in methods:
         arguments, adapts = method.runs[0].arguments, method is not comparison.baseline
-        row = {"method": method.name, "script": arguments["script"] or ""}
+        row = {"method": method.name, "script": arguments.get("script") or ""}
         row |= {name: shown(arguments.get(name)) if adapts else "" for name in MAIN}
         row |= {"steps": shown(arguments["steps"]), "seed": listed(method.seeds)}
         row["other flags"] = flags(method.runs[0], names) if adapts else ""

@@ -79,7 +79,7 @@ def heat_maps(keys, panels, metric):
     )
     size = (1.6 + 0.9 * len(across)) * len(panels), 1.4 + 0.5 * len(down)
     figure, axes = drawing(*size, len(panels))
-    limit = max(abs(mean) for gains in panels.values() for mean, *_ in gains.values()) or 1.0
+    limit = 1.5 * max(abs(mean) for gains in panels.values() for mean, *_ in gains.values()) or 1.0
     for axis, (rest, gains) in zip(axes, panels.items(), strict=True):
         told = [[told_mean(gains.get((a, b))) for b in across] for a in down]
         axis.imshow(told, cmap="coolwarm_r", vmin=-limit, vmax=limit, aspect="auto")

@@ -110,6 +110,13 @@ def look(browser, width, scheme, folder):
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     wide = browser.execute_script("return document.documentElement.scrollWidth")
     assert wide <= width, f"{wide} pixels at {width}"
+    edges = browser.execute_script(
+        "return [...document.querySelectorAll('.verdicts li, details[open] th')]"
+        ".map(e => [e.tagName, e.textContent, e.getBoundingClientRect().right])"
+    )
+    first = ("method", "gain", "95 %", "improved")
+    needed = [right for tag, text, right in edges if tag == "LI" or text in first]
+    assert len(needed) == 2 + len(first) and max(needed) <= width
     height = browser.execute_script("return document.documentElement.scrollHeight")
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size | {"height": height})
     browser.save_screenshot(str(folder / f"{width}_{scheme}.png"))

@@ -9,6 +9,7 @@ from folders import FLAGS, change, make_run, runs_in
 import compare as compare_script
 from report.comparison import compare, table
 from report.metrics import COMPARED
+from report.runs import read_runs
 from report.settings import settings
 from report.verdict import outcome, verdicts
 
@@ -200,6 +201,18 @@ def test_settings_are_those_that_differ(runs):
     assert first["other flags"] == "--groups 1"
     assert (second["lr"], second["draws"], second["script"]) == ("0.25", "8", "adasteer")
     assert second["other flags"] == "--groups 4 --antithetic --stop-sigmas 0.25,0.5"
+
+
+def test_records_of_other_versions_are_read(tmp_path):
+    """What a later script writes beside it is no damage, nor that an older one has no script."""
+    more = {"fixed_loss_before": 0.5, "fixed_loss_after": None, "frames_moved_db": 31.0}
+    for name, steps in (("base", 0), ("run", 5)):
+        folder = make_run(tmp_path / name, [0], steps, futures=[0.2])
+        change(folder / "videos" / "v000.json", lambda record: record.update(more))
+        change(folder / "config.json", lambda config: config["arguments"].pop("script"))
+    found = read_runs([tmp_path / "base", tmp_path / "run"])
+    assert not any(run.damaged for run in found)
+    assert [row["steps"] for row in settings(compare(found))] == ["0", "5"]
 
 
 def test_settings_name_every_seed(runs):
