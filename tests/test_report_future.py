@@ -245,9 +245,12 @@ def test_parts_of_the_future(runs, monkeypatch):
         record["future_loss_per_latent"] = [0.05, 0.2, None]
         record["future_loss_per_sigma"] = None
     monkeypatch.setattr(curves, "as_svg", lambda figure: figure)
-    frames, levels = curves.parts_of_the_future(compare(found)).axes
+    (frames,) = curves.parts_of_the_future(compare(found)).axes
     assert points(frames, ".") == [[(1, pytest.approx(50)), (2, pytest.approx(0))]]
-    assert points(levels, ".") == [[]]
+    for record in found[1].done.values():
+        record["future_loss_per_latent"], record["future_loss_per_sigma"] = None, [0.3] * 5
+    (levels,) = curves.parts_of_the_future(compare(found)).axes
+    assert [x for x, _ in points(levels, ".")[0]] == [0.1, 0.25, 0.5, 0.75, 0.9]
     for record in found[1].done.values():
         record["future_loss"] = None
     assert curves.parts_of_the_future(compare(found)) is None
