@@ -3,7 +3,7 @@ import torch
 from oracles import SHARED
 from skimage.metrics import peak_signal_noise_ratio
 
-from common.metrics import ALEXNET, load_lpips, score
+from common.metrics import ALEXNET, FETCH, load_lpips, score
 from common.video import read_frames
 
 
@@ -73,7 +73,9 @@ def test_lpips_from_the_cache_or_the_reason_why_not(tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
     load_lpips.cache_clear()
-    assert load_lpips() == (None, f"AlexNet weights are not in torch hub's cache ({ALEXNET})")
+    lpips, reason = load_lpips()
+    assert lpips is None and "AlexNet weights are not in torch hub's cache" in reason
+    assert ALEXNET in reason and reason.endswith(FETCH)
     frames, truth = pair()
     assert score(frames, truth, None)["lpips"] is None
 

@@ -19,8 +19,8 @@ from oracles import SHARED
 
 from common.data import sha256
 from common.video import read_frames, write_video
-from prepare import check, clips, ucf101
-from prepare.clips import Candidate, Rules, make_clip
+from prepare import check, make, ucf101
+from prepare.make import Candidate, Rules, make_clip
 from prepare.select import judged
 from runs.captions import caption_shares, poor_captions
 from runs.exits import run_script
@@ -101,7 +101,7 @@ def test_ucf101(ucf, tmp_path, monkeypatch, capsys):
     counts = {name: sum(r["category"] == name for r in rows) for name in ("YoYo", "TaiChi")}
     assert counts == {"YoYo": 3, "TaiChi": 1}  # of TaiChi only one group is of use
     (tai,) = [row for row in rows if row["category"] == "TaiChi"]
-    assert tai["source"] == "v_TaiChi_g03" and tai["caption"] == "A video of a person: tai chi."
+    assert tai["source"] == "v_TaiChi_g03" and tai["caption"] == "A person is practising tai chi."
     for reason in ("static", "short", "cut"):
         assert f": {reason}" in said
     for row in rows:
@@ -201,7 +201,7 @@ def test_one_source_in_two_categories_is_chosen_once():
         Candidate(f"{source}_{kind}", None, "", kind, source)
         for source in ("x", "y") for kind in ("people", "vehicles")
     ]  # fmt: skip
-    args = SimpleNamespace(seed=0, out=None)
+    args = SimpleNamespace(seed=0, out=None, per_source=1)
     pool = SimpleNamespace(submit=lambda _, candidate, *rest: Done(candidate))
     for seed in range(20):
         args.seed = seed
@@ -233,26 +233,26 @@ def test_a_late_segment_is_read_from_the_keyframe_before(rate, tmp_path, monkeyp
     path, decoded = tmp_path / "long.mp4", []
     pictures = (torch.from_numpy(p).permute(2, 0, 1) / 255 for p in pan(60, 170, speed=1.5))
     write_video(path, pictures, 25, {"g": "12", "bf": "2"})
-    decode = clips.decode
+    decode = make.decode
 
     def counted(*args):
         for frame in decode(*args):
             decoded.append(frame.pts)
             yield frame
 
-    monkeypatch.setattr(clips, "decode", counted)
+    monkeypatch.setattr(make, "decode", counted)
 
     def read():
         with av.open(str(path)) as container:
             stream = container.streams.video[0]
             rules = replace(RULES, fps=rate)
             late = Candidate("x", path, "", "", "", 4.5, 5.5)
-            found = list(clips.stretch(container, stream, late, rules))
+            found = list(make.stretch(container, stream, late, rules))
             return [(index, frame.pts, frame.to_ndarray().tobytes()) for index, frame in found]
 
     late = read()
     assert len(decoded) < 80
-    monkeypatch.setattr(clips, "MARGIN", 9.0)  # from the start of the file
+    monkeypatch.setattr(make, "MARGIN", 9.0)  # from the start of the file
     assert late == read() and len(late) == (10 if rate else 25)
 
 
