@@ -3,9 +3,12 @@
     python -m prepare.clips videos --out data/mine --length 97
 
 SOURCE is a folder of videos (not recursive), one video, or a CSV with filename,caption. Each video
-is cut into clips that follow one another; one that a scene change cuts in two is rejected. What
-clip.txt beside clip.mp4 says, or --prompt, is the caption of all clips of that video, and the video
-is their source: intervals of a comparison are taken over sources.
+is cut into clips that follow one another; those with a scene change in them are rejected. What
+holiday.txt beside holiday.mp4 says, or --prompt, is the caption of all clips of that video, and the
+video is their source: intervals of a comparison are taken over sources.
+
+MP4 and MOV are entered where a clip begins; other containers are decoded from their first frame for
+each clip, which takes long in long videos.
 """
 
 import argparse
@@ -64,17 +67,19 @@ def main():
     parser.add_argument("source", type=Path, metavar="SOURCE", help="folder, video or CSV")
     parser.add_argument("--prompt", metavar="TEXT", help="caption of videos without a .txt")
     parser.add_argument(
-        "--length", type=at_least(1), default=97,
+        "--length", type=at_least(1), default=97, metavar="N",
         help="frames of a clip (default: 97; a run needs those up to --anchor and --gen-frames "
         "more, by default 46: more leave room for a later anchor or a longer window)",
     )  # fmt: skip
     parser.add_argument(
-        "--stride", type=at_least(1),
-        help="frames from the start of one clip to that of the next (default: --length)",
+        "--stride", type=at_least(1), metavar="N",
+        help="frames from the start of one clip to that of the next; below --length they overlap "
+        "(default: --length)",
     )  # fmt: skip
     parser.add_argument(
-        "--per-video", type=at_least(1), dest="per_source", help="clips of one video, at most"
-    )
+        "--per-video", type=at_least(1), dest="per_source", metavar="N",
+        help="clips of one video, at most (default: all that pass)",
+    )  # fmt: skip
     add_arguments(parser, count=None)
     args = parser.parse_args()
     args.min_frames = args.max_frames = args.length

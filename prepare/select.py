@@ -199,7 +199,7 @@ def finish(chosen, rejected, args):
         return 1
     replace_file(path, lambda temporary: write_manifest(temporary, chosen))
     categories, sources = (len({c[name] for c in chosen}) for name in ("category", "source"))
-    print(f"{len(chosen)} clips of {categories} categories and {sources} sources: {path}")
+    print(f"{len(chosen)} clips, {categories} categories, {sources} sources: {path}")
     return 0
 
 

@@ -86,9 +86,9 @@ def refuse_empty(rows, path, flag):
     if lacking:
         found = [p.name for p in path.glob("*.csv")] if path.is_dir() else []
         hint = f" (or pass {flag} {path / found[0]})" if found else ""
-        others = f", nor have {len(lacking) - 1} others" if len(lacking) > 1 else ""
+        share = f" ({len(lacking)} of {len(rows)} videos lack one)" if len(rows) > 1 else ""
         raise UsageError(
-            f"{flag} {path}: {lacking[0]} has no caption{others}; put it into "
+            f"{flag} {path}: {lacking[0]} has no caption{share}; put it into "
             f"{lacking[0].with_suffix('.txt')} beside it, or say what it shows with --prompt "
             f"TEXT{hint}"
         )

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -142,7 +143,33 @@ def test_too_few_clips_are_an_error(ucf, tmp_path, monkeypatch, capsys):
     ],
 )  # fmt: skip
 def test_class_names_in_words(name, words):
-    assert ucf101.in_words(name) == words
+    assert ucf101.caption_of(name, "It is {action}!") == f"It is {words}!"
+
+
+CLASSES = """
+ApplyEyeMakeup ApplyLipstick Archery BabyCrawling BalanceBeam BandMarching BaseballPitch Basketball
+BasketballDunk BenchPress Biking Billiards BlowDryHair BlowingCandles BodyWeightSquats Bowling
+BoxingPunchingBag BoxingSpeedBag BreastStroke BrushingTeeth CleanAndJerk CliffDiving CricketBowling
+CricketShot CuttingInKitchen Diving Drumming Fencing FieldHockeyPenalty FloorGymnastics FrisbeeCatch
+FrontCrawl GolfSwing Haircut Hammering HammerThrow HandstandPushups HandstandWalking HeadMassage
+HighJump HorseRace HorseRiding HulaHoop IceDancing JavelinThrow JugglingBalls JumpingJack JumpRope
+Kayaking Knitting LongJump Lunges MilitaryParade Mixing MoppingFloor Nunchucks ParallelBars
+PizzaTossing PlayingCello PlayingDaf PlayingDhol PlayingFlute PlayingGuitar PlayingPiano
+PlayingSitar PlayingTabla PlayingViolin PoleVault PommelHorse PullUps Punch PushUps Rafting
+RockClimbingIndoor RopeClimbing Rowing SalsaSpin ShavingBeard Shotput SkateBoarding Skiing Skijet
+SkyDiving SoccerJuggling SoccerPenalty StillRings SumoWrestling Surfing Swing TableTennisShot TaiChi
+TennisSwing ThrowDiscus TrampolineJumping Typing UnevenBars VolleyballSpiking WalkingWithDog
+WallPushups WritingOnBoard YoYo
+""".split()  # of UCF-101's classInd.txt
+
+
+def test_every_class_of_ucf101_has_a_sentence_of_its_own():
+    captions = [ucf101.caption_of(name) for name in CLASSES]
+    assert len(CLASSES) == 101 == len(set(captions))
+    for caption in captions:
+        assert re.fullmatch(r"[A-Z][a-z ,'-]+ (is|are) [a-z ,'-]+\.", caption), caption
+    assert ucf101.caption_of("HandStandPushups") == ucf101.caption_of("HandstandPushups")
+    assert ucf101.caption_of("FlyKite") == "A video of fly kite."
 
 
 def test_a_stopped_and_killed_preparation_ends_with_the_same_manifest(ucf, tmp_path, monkeypatch):
