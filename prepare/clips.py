@@ -80,7 +80,7 @@ def main():
         "--per-video", type=at_least(1), dest="per_source", metavar="N",
         help="clips of one video, at most (default: all that pass)",
     )  # fmt: skip
-    add_arguments(parser, count=None)
+    add_arguments(parser, count=None, max_cut=0.12)  # a data set's stretches have few cuts
     args = parser.parse_args()
     args.min_frames = args.max_frames = args.length
     return prepare(candidates(args), args)

@@ -9,8 +9,8 @@ from prepare.make import FASTEST, SLOWEST
 LONGEST_SIDE = 8192
 
 
-def add_arguments(parser, count=100):
-    """Flags of every preparation. count: how many clips by default, None for all that pass."""
+def add_arguments(parser, count=100, max_cut=0.22):
+    """Flags of every preparation, with defaults. count: how many clips, None for all that pass."""
     parser.add_argument(
         "--out", type=folder, required=True, metavar="DIR", help="clips and manifest"
     )
@@ -30,9 +30,9 @@ def add_arguments(parser, count=100):
         "(default: 0.05)",
     )  # fmt: skip
     parser.add_argument(
-        "--max-cut", type=not_negative, default=0.22,
+        "--max-cut", type=not_negative, default=max_cut,
         help="how far one frame difference, in 0..1, may stand above its neighbours (default: "
-        "0.22; hard cuts give 0.3 and more)",
+        f"{max_cut}; of cuts between real scenes 0.22 finds two in three, 0.12 all but one in 60)",
     )  # fmt: skip
 
 

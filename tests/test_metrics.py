@@ -1,3 +1,5 @@
+import shlex
+
 import pytest
 import torch
 from oracles import SHARED
@@ -79,10 +81,15 @@ def test_lpips_from_the_cache_or_the_reason_why_not(tmp_path, monkeypatch):
     frames, truth = pair()
     assert score(frames, truth, None)["lpips"] is None
 
-    folder = tmp_path / "hub" / "checkpoints"
-    folder.mkdir(parents=True)
-    torch.manual_seed(0)
-    torch.save(torchvision.models.alexnet(weights=None).state_dict(), folder / ALEXNET)
+    def fetched(url, path, *rest, **more):
+        assert url == f"https://download.pytorch.org/models/{ALEXNET}"
+        torch.manual_seed(0)
+        torch.save(torchvision.models.alexnet(weights=None).state_dict(), path)
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", fetched)
+    python, dash_c, code = shlex.split(FETCH)
+    assert (python, dash_c) == ("python", "-c")
+    exec(code, {})  # the command of the message puts the file where it is looked for
     load_lpips.cache_clear()
     lpips, reason = load_lpips()
     frames = torch.nn.functional.interpolate(frames, scale_factor=2)

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from oracles import SHARED
 from test_prepare import RULES, Done, manifest_rows, pan, prepared, write_avi
 
 from common.data import sha256
@@ -73,6 +74,17 @@ def test_clips_follow_one_another_and_none_holds_a_scene_change(videos, whole):
         near, _ = read_frames(videos / name, first - 2, first + 3, (32, 48))
         assert (near - frames[0]).abs().mean((1, 2, 3)).argmin() == 2
         assert sha256(clip) == rows[f"clips/{clip.name}"]["sha256"]
+
+
+@pytest.mark.skipif(not (SHARED / "clips").is_dir(), reason="no real clips")
+def test_a_scene_change_between_real_scenes_alike_in_brightness(tmp_path):
+    """A jump of 0.15: less than what data sets' own stretches are searched for."""
+    names = ("ball_juggle_0090", "drummer_0640")
+    scenes = [read_frames(SHARED / "clips" / f"{n}.mp4", 40, 70, (144, 240))[0] for n in names]
+    write_video(tmp_path / "two.mp4", torch.cat(scenes), 25)
+    flags = ["--length", 60, "--size", "240x144"]
+    said, code = cut(tmp_path / "two.mp4", tmp_path / "out", *flags)
+    assert code == 1 and said == "rejected 1: cut\n"
 
 
 def test_another_number_of_processors_and_a_start_that_ended_early(videos, whole, tmp_path):
