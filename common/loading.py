@@ -56,7 +56,10 @@ def add_speed(group):
 def geometry_of(args):
     """The geometry of args.checkpoint, of which no weight is read. Raises UsageError."""
     if not args.checkpoint.is_dir():
-        raise UsageError(f"--checkpoint {args.checkpoint}: no such folder")
+        raise UsageError(
+            f"--checkpoint {args.checkpoint}: no such folder; LongCat-Video's: hf download "
+            "meituan-longcat/LongCat-Video --local-dir weights/LongCat-Video"
+        )
     try:
         return backbones.geometry(args.checkpoint)
     except backbones.CheckpointError as error:

@@ -25,8 +25,8 @@ from runs.exits import run_script  # first: signals, and how torch's threads wai
 from tqdm import tqdm
 
 from common.errors import UsageError
-from prepare.clips import Candidate, one_line
-from prepare.flags import add_arguments
+from prepare.flags import add_arguments, add_lengths
+from prepare.make import Candidate, one_line
 from prepare.select import prepare
 from runs.lists import SUFFIXES, read_csv
 from runs.names import unusable
@@ -165,6 +165,7 @@ def main():
     parser.add_argument("--videos", type=Path, required=True, metavar="DIR", help="the videos")
     parser.add_argument("--download", action="store_true", help="fetch missing ones with yt-dlp")
     add_arguments(parser)
+    add_lengths(parser)
     args = parser.parse_args()
     if not args.source.is_file():
         raise UsageError(f"SOURCE {args.source}: no such file")

@@ -18,11 +18,12 @@ def add_arguments(group):
     group.add_argument(
         "--videos", type=Path, default=ROOT / "nano" / "demo" / "manifest.csv", metavar="PATH",
         changes="generation", known_by="manifest_sha256",
-        help="CSV with filename,caption; or a folder (not recursive) or a file, with --prompt",
+        help="CSV with filename,caption; or a folder (not recursive) or a file, with a caption in "
+        "clip.txt beside clip.mp4 or as --prompt",
     )  # fmt: skip
     group.add_argument(
         "--prompt", metavar="TEXT", changes="generation",
-        help="caption of a file or of a folder's files",
+        help="caption of a file, or of a folder's files, that has no .txt beside it",
     )  # fmt: skip
 
 
