@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 import backbones
-from common.errors import UsageError
+from common.errors import MisfitError, UsageError
 from common.values import count_of_blocks, frame_size
 from devices.compiling import compiles
 from devices.placement import PLANS, Placement
@@ -70,7 +70,7 @@ def check(args, geometry):
             raise UsageError(f"--compile: not together with {flag} {value}")
     size, multiple = args.size or geometry.size, geometry.size_multiple
     if any(side % multiple or side <= 0 for side in size):
-        raise UsageError(
+        raise MisfitError(
             f"--size {size[1]}x{size[0]}: this checkpoint needs multiples of {multiple}"
         )
 

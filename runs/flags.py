@@ -9,7 +9,8 @@ from common.errors import UsageError
 
 CHANGES = ("generation", "adaptation", None)
 FACTS = ("manifest_sha256", "forgetting_sha256", "checkpoint_sha256", "lpips_sha256")
-OURS = ("method", "script", "script_sha256", "flags")  # of the arguments, beside the flags
+TABLES = ("flags", "headings")  # of the arguments: about the others, no arguments of a run
+OURS = ("method", "script", "script_sha256", *TABLES)  # of the arguments, beside the flags
 
 
 class Group:
