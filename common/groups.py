@@ -10,13 +10,13 @@ def add_groups(group):
     """--groups and what goes with it, for methods whose consecutive blocks share parameters."""
     group.add_argument(
         "--groups", type=groups, default=1, metavar="G|auto", changes="adaptation",
-        help="block i of L uses set floor(i * G / L) of G sets of parameters (the study's Delta-B: "
-        "min(i // ceil(L / G), G - 1), another map where G does not divide L, as 5 of 48); auto: "
-        "as many as the clip's target latents feed, max(1, values // (R * parameters of a group))",
+        help="block i of L uses set floor(i * G / L) of G sets of parameters; auto: as many as the "
+        "clip's target latents feed",
     )  # fmt: skip
     group.add_argument(
         "--values-per-parameter", type=positive, metavar="R", changes="adaptation",
-        help=f"for auto (default: {RATIO:g})",
+        help="for --groups auto: max(1, values of the target // (R * parameters of a group)) groups "
+        f"(default: {RATIO:g})",
     )  # fmt: skip
 
 

@@ -47,9 +47,10 @@ def go_on(parser, args, out):
     for name in SETTLED:
         given, before = getattr(args, name), getattr(old, name)
         if given and not same(given, before):
+            then = spelt(name, before) if before else shlex.join(tokens_of(old))
             raise UsageError(
-                f"{spelt(name, given)}: {out} was started with {spelt(name, before)}; leave the "
-                "flag out to go on with that, or give another folder with --out"
+                f"{spelt(name, given)}: {out} was started with {then}; leave the flag out to go on "
+                "with that, or give another folder with --out"
             )
         setattr(args, name, before)
     for name in ("limit", "array"):
@@ -82,6 +83,4 @@ def same(given, before):
 
 
 def spelt(name, value):
-    if not value:
-        return f"no --{name}"
     return shlex.join([f"--{name}"] if value is True else [f"--{name}", str(value)])
