@@ -15,7 +15,7 @@ def add_groups(group):
     )  # fmt: skip
     group.add_argument(
         "--values-per-parameter", type=positive, metavar="R", changes="adaptation",
-        help="for --groups auto: max(1, values of the target // (R * parameters of a group)) groups "
+        help="for --groups auto: max(1, values of the target // (R * parameters of a group)) "
         f"(default: {RATIO:g})",
     )  # fmt: skip
 

@@ -65,6 +65,12 @@ class Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFo
         columns = shutil.get_terminal_size().columns
         super().__init__(prog, max_help_position=26, width=min(WIDEST, columns) - 2)
 
+    def _get_default_metavar_for_optional(self, action):
+        if action.type is None:
+            return super()._get_default_metavar_for_optional(action)
+        whole = action.type is int or getattr(action.type, "__name__", "") == "whole number"
+        return "N" if whole else "X"
+
     def _get_help_string(self, action):
         default, words = action.default, action.help
         if default is None or isinstance(default, bool) or default == "" or "(default" in words:

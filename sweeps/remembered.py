@@ -67,10 +67,10 @@ def remembered(parser, file, out):
     content = read_json(path) if path.exists() else {}
     tokens = content.get("flags", ()) if isinstance(content, dict) else None
     try:
-        if tokens is None or not all(isinstance(token, str) for token in tokens):
+        if not isinstance(tokens, list | tuple) or not all(isinstance(x, str) for x in tokens):
             raise UsageError("its flags are no list of text")
         return parser.parse_args([str(file), *tokens]) if tokens else None
-    except (UsageError, TypeError) as error:
+    except UsageError as error:
         raise UsageError(
             f"{path}: is damaged ({error}); delete it and give the flags again"
         ) from error

@@ -63,13 +63,19 @@ def test_status_alone_goes_on_with_the_flags(call):
 def test_the_file_alone_goes_on_with_the_flags(call):
     code, out, err = call("--dry-run")
     assert code == 0 and out.count("--batch-end 1") == out.count("list.csv") == 2
-    code, out, err = call()
-    assert "goes on with --nano --local --checkpoint" not in err
-    assert code == 0 and "goes on with --nano --local --videos list.csv --limit 1" in err
+    done = run_here()
+    assert done.returncode == 0 and "[2/2] one" in done.stdout
+    assert "goes on with --nano --local --videos list.csv --limit 1" in done.stderr
+
+
+def run_here(*flags):
+    """As a program of its own: the rows are forks of it."""
+    line = [sys.executable, ROOT / "sweep.py", "three.yaml", *flags]
+    return subprocess.run([*map(str, line)], capture_output=True, text=True)
 
 
 def test_more_videos_go_on_and_are_remembered(call):
-    assert call("--nano", "--local", "--limit", 2)[0] == 0
+    assert run_here("--nano", "--local", "--limit", 2).returncode == 0
     _, out, _ = call("--status")
     assert out.startswith("results/nano_three: --nano --videos list.csv --limit 2\n")
     assert "one       2     0        0        0" in out
