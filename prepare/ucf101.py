@@ -17,6 +17,7 @@ from common.errors import UsageError
 from prepare.clips import Candidate, one_line
 from prepare.flags import add_arguments
 from prepare.select import prepare
+from runs.parser import Parser
 
 NAME = re.compile(
     r"v_(?P<action>.+)_g(?P<group>\d+)_c(?P<clip>\d+)\.avi", re.IGNORECASE | re.DOTALL
@@ -56,9 +57,7 @@ def template(text):
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__, "%(prog)s SOURCE --out DIR [flags]")
     parser.add_argument("source", type=Path, metavar="SOURCE", help="folder of class folders")
     parser.add_argument(
         "--caption-template", type=template, metavar="TEXT",

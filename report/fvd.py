@@ -8,7 +8,6 @@ StyleGAN-V published. Below a few hundred videos the figure says little; it is p
 number.
 """
 
-import argparse
 import math
 import warnings
 import zipfile
@@ -24,6 +23,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from common.errors import UsageError
+from runs.parser import Parser
 from runs.results import read_json
 
 SIZE, FEW = 224, 256
@@ -129,9 +129,7 @@ def status_of(path):
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__, "%(prog)s RUN --weights FILE")
     parser.add_argument("folder", type=Path, metavar="RUN")
     parser.add_argument("--weights", type=Path, required=True, help="I3D as TorchScript")
     args = parser.parse_args()

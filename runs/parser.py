@@ -13,6 +13,10 @@ from runs.names import printable
 
 ROOT = Path(__file__).resolve().parents[1]
 WIDEST = 100  # columns of the help
+NUMBERS = {  # how the help shows one, by the name of its type
+    **dict.fromkeys(("int", "whole number"), "N"),
+    **dict.fromkeys(("float", "finite", "positive", "not_negative"), "X"),
+}
 
 
 class Parser(argparse.ArgumentParser):
@@ -66,10 +70,8 @@ class Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFo
         super().__init__(prog, max_help_position=26, width=min(WIDEST, columns) - 2)
 
     def _get_default_metavar_for_optional(self, action):
-        if action.type is None:
-            return super()._get_default_metavar_for_optional(action)
-        whole = action.type is int or getattr(action.type, "__name__", "") == "whole number"
-        return "N" if whole else "X"
+        usual = super()._get_default_metavar_for_optional(action)
+        return NUMBERS.get(getattr(action.type, "__name__", None), usual)
 
     def _get_help_string(self, action):
         default, words = action.default, action.help

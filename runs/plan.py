@@ -2,6 +2,7 @@
 tell."""
 
 import math
+import shlex
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -60,7 +61,7 @@ def spelt_value(name, value):
         return BETWEEN.get(name, ",").join(map(str, values))
     if isinstance(value, list):
         return " ".join(map(str, value))
-    return shown(value) if isinstance(value, Path) else str(value)
+    return shlex.quote(shown(value) if isinstance(value, Path) else str(value))
 
 
 def memory(args, geometry):
@@ -72,12 +73,12 @@ def memory(args, geometry):
         for part, count in weights_in(args.checkpoint).items()
     }
     parts = ", ".join(f"{part} {gigabytes(size)}" for part, size in sizes.items())
-    words = f"memory: {parts} of weights by the checkpoint's files"
-    words += " (text encoders while prompts are embedded)"
+    words = f"memory: weights by the checkpoint's files: {parts}"
     if args.weights == "fp8":
-        words += "; --weights fp8 halves linear layers, which is not counted"
+        words += " (--weights fp8, which halves linear layers, is not counted)"
+    words += "\n        text encoders go once prompts are embedded; what is adapted comes on top"
     if not on_gpu:
-        return f"{words}; activations and what is adapted come on top, not known beforehand"
+        return f"{words}, and activations: not known before the first video"
     # tokens are squares of this side, as in all backbones so far
     height, width = args.size or geometry.size
     work = working_bytes(args, geometry, height * width // geometry.size_multiple**2)
@@ -87,8 +88,8 @@ def memory(args, geometry):
     if plan == "auto":
         plan = fitting(free, dit, sizes.get("vae", 0), work)
     return (
-        f"{words}; a step is planned with {gigabytes(work)} beside them, of {gigabytes(free)} free "
-        f"on {device}: --offload {plan}; what is adapted is not counted"
+        f"{words}\n        {gigabytes(free)} are free on {device}, a step is planned with "
+        f"{gigabytes(work)}: --offload {plan}"
     )
 
 
