@@ -29,14 +29,15 @@ from report.settings import settings
 from report.table import MEANING, as_markdown, as_text, readable, write_csv
 from report.verdict import verdicts
 from runs.names import printable
+from runs.parser import Parser
 from runs.results import write_json
 
 
 def parse_args():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = Parser(__doc__, "%(prog)s RUN RUN ... --out FOLDER [flags]")
+    parser.add_argument(
+        "runs", nargs="*", type=Path, metavar="RUN", help="folders of runs, one with --steps 0"
     )
-    parser.add_argument("runs", nargs="*", type=Path, help="folders of runs, one with --steps 0")
     parser.add_argument("--sweep", type=Path, metavar="FOLDER", help="all runs of a sweep")
     parser.add_argument("--out", type=folder, required=True, help="folder of the report")
     parser.add_argument(

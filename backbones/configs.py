@@ -15,6 +15,7 @@ SIZE, FPS = (480, 832), 15.0  # of LongCat's release
 WINDOW = {
     "anchor": 32, "cond_frames": 13, "tta_frames": 29, "context_latents": 4, "gen_frames": 14
 }  # fmt: skip
+WIDTHS = {"depth": 48, "adaln_tembed_dim": 512, "hidden_size": 4096}
 
 
 def longcat_geometry(folder):
@@ -22,17 +23,23 @@ def longcat_geometry(folder):
     return geometry(*check_checkpoint(folder))
 
 
-def geometry(stated, size_multiple):
-    """Of what model_index.json states; both autoencoders make a latent of four frames."""
+def geometry(stated, size_multiple, dit=WIDTHS):
+    """Of what model_index.json and dit/config.json state; both autoencoders make a latent of four
+    frames."""
     size = stated.get("height", SIZE[0]), stated.get("width", SIZE[1])
     name, options = "LongCatVideoTransformer3DModel", {"enhance_hf": True}
-    return EveryK(name, 4, size, size_multiple, FPS, WINDOW, options)
+    widths = {
+        "depth": dit["depth"],
+        "embedding_width": dit["adaln_tembed_dim"],
+        "hidden_width": dit["hidden_size"],
+    }
+    return EveryK(name, 4, size, size_multiple, FPS, WINDOW, options, **widths)
 
 
 def check_checkpoint(folder):
     """Checks every configuration of a folder in the official layout, and which files hold the
-    weights; gives what model_index.json says, and of what frames' sides are multiples. Raises
-    CheckpointError."""
+    weights; gives what model_index.json says, of what frames' sides are multiples, and
+    dit/config.json. Raises CheckpointError."""
     for name in ("dit", "vae", "text_encoder", "tokenizer", "scheduler"):
         if not (folder / name).is_dir():
             raise CheckpointError(f"{folder} has no folder {name}/; the official layout has one")
@@ -50,7 +57,7 @@ def check_checkpoint(folder):
             refuse(folder / "model_index.json", name, native[name], f"a multiple of {multiple}")
     for name, stem in WEIGHTS.items():
         check_files(folder / name, stem)
-    return {name: native[name] for name in NATIVE if name in native}, multiple
+    return {name: native[name] for name in NATIVE if name in native}, multiple, dit
 
 
 def refuse(path, key, value, right):

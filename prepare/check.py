@@ -26,6 +26,7 @@ from prepare.make import MEASURED, largest_cut, mean_motion, shrink
 from runs.captions import LIMITS, caption_shares, distinct, poor_captions
 from runs.lists import list_videos
 from runs.names import printable
+from runs.parser import Parser
 
 BINS = (0, 0.05, 0.1, 0.3, 1, 3, float("inf"))  # of motion, pixels per frame at 120x72
 PICTURES = 400  # at most, of a contact sheet
@@ -134,9 +135,7 @@ def png(text):
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__, "%(prog)s MANIFEST [flags]")
     parser.add_argument("manifest", type=Path, metavar="MANIFEST")
     parser.add_argument("--sheet", type=png, help="PNG; by default contact_sheet.png beside it")
     args = parser.parse_args()

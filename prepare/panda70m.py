@@ -8,7 +8,6 @@ SOURCE is one of the official CSVs, in which `timestamp` and `caption` are lists
 row is a video of several clips. --videos holds the videos as <videoID>.<suffix>.
 """
 
-import argparse
 import ast
 import hashlib
 import heapq
@@ -30,6 +29,7 @@ from prepare.make import Candidate, one_line
 from prepare.select import prepare
 from runs.lists import SUFFIXES, read_csv
 from runs.names import unusable
+from runs.parser import Parser
 
 CATEGORIES = {  # by the first word found; others are "other"
     "people": "man woman person people boy girl hands baby crowd",
@@ -158,9 +158,7 @@ def unfetchable(video, url):
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__, "%(prog)s SOURCE --videos DIR --out DIR [flags]")
     parser.add_argument("source", type=Path, metavar="SOURCE", help="an official CSV")
     parser.add_argument("--videos", type=Path, required=True, metavar="DIR", help="the videos")
     parser.add_argument("--download", action="store_true", help="fetch missing ones with yt-dlp")

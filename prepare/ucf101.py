@@ -18,6 +18,7 @@ from prepare.flags import add_arguments, add_lengths
 from prepare.make import Candidate, one_line
 from prepare.select import prepare
 from prepare.ucf101_captions import CAPTIONS
+from runs.parser import Parser
 
 NAME = re.compile(
     r"v_(?P<action>.+)_g(?P<group>\d+)_c(?P<clip>\d+)\.avi", re.IGNORECASE | re.DOTALL
@@ -65,9 +66,7 @@ def template(text):
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__, "%(prog)s SOURCE --out DIR [flags]")
     parser.add_argument("source", type=Path, metavar="SOURCE", help="folder of class folders")
     parser.add_argument(
         "--caption-template", type=template, metavar="TEXT",

@@ -11,7 +11,6 @@ StyleGAN-V published:
 Below a few hundred videos the figure says little; it is printed with the number.
 """
 
-import argparse
 import math
 import warnings
 import zipfile
@@ -27,6 +26,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from common.errors import UsageError
+from runs.parser import Parser
 from runs.results import read_json
 
 SIZE, FEW = 224, 256
@@ -136,9 +136,7 @@ def status_of(path):
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__, "%(prog)s RUN --weights FILE")
     parser.add_argument("folder", type=Path, metavar="RUN")
     parser.add_argument("--weights", type=Path, required=True, help="I3D as TorchScript")
     args = parser.parse_args()

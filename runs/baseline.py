@@ -15,8 +15,8 @@ SHARED = ("manifest_sha256", "checkpoint_sha256")  # facts that a run and its ba
 def add_arguments(group):
     group.add_argument(
         "--baseline", type=Path, metavar="FOLDER", changes=None,
-        help="a run with --steps 0, to show beside this one's means at the end (by default one in "
-        "baseline* beside --out); of one with --save-frames each JSON says how far frames moved",
+        help="a run with --steps 0, shown beside this one's means (default: baseline* beside "
+        "--out); with its --save-frames, how far frames moved",
     )  # fmt: skip
 
 
