@@ -17,7 +17,7 @@ from common.data import real, sha256
 from common.errors import StopRun, UsageError
 from prepare.make import Rules, make_clip
 from prepare.workers import start_workers, submit
-from runs.names import unusable
+from runs.names import printable, unusable
 from runs.results import read_json, replace_file, write_json
 
 COLUMNS = (
@@ -40,7 +40,7 @@ def prepare(candidates, args):
     refuse_overwriting(candidates, args)
     folder.mkdir(parents=True, exist_ok=True)
     same_rules(args, rules)
-    chosen, rejected = [], Counter(unusable_names(candidates))
+    chosen, rejected = [], unusable_names(candidates)
     candidates = [c for c in candidates if unusable(c.name) is None]
     try:
         choose(candidates, rules, args, chosen, rejected)
@@ -74,19 +74,18 @@ def refuse_overwriting(candidates, args):
 
 
 def unusable_names(candidates):
-    reasons = (unusable(c.name) for c in candidates)
-    return (f"its name {why}" for why in reasons if why)
+    return [f"its name {why}" for c in candidates if (why := unusable(c.name))]
 
 
 def choose(candidates, rules, args, chosen, rejected):
-    """Fills the list `chosen` with rows of the manifest and counts the reasons of the others."""
+    """Fills the lists `chosen` with rows of the manifest and `rejected` with why others are not."""
     with (
         start_workers() as pool,
         tqdm(total=args.count, unit="clip", desc="preparing") as bar,
     ):
         for verdict in judged(candidates, rules, args, pool):
             if "rejected" in verdict:
-                rejected[verdict["rejected"].split(":")[0]] += 1
+                rejected.append(verdict["rejected"])
             else:
                 chosen.append(verdict)
                 bar.update()
@@ -186,8 +185,14 @@ def still_holds(verdict, clip):
 
 def finish(chosen, rejected, args):
     path = args.out / "manifest.csv"
-    for reason, count in rejected.most_common():
-        print(f"rejected {count}: {reason}")
+    kinds = Counter(reason.partition(":")[0] for reason in rejected)
+    for kind, count in kinds.most_common():
+        first = next(reason for reason in rejected if reason.partition(":")[0] == kind)
+        print(
+            printable(f"rejected {count}: {kind}{first.removeprefix(kind).replace(': ', ', as ')}")
+        )
+    if rejected:
+        print(f"{args.out}/verdicts has the reason of each")
     if len(chosen) < (args.count or 1):
         asked = (
             f"--count {args.count}: only {len(chosen)} clips pass"

@@ -131,7 +131,7 @@ def same_run(out, config):
 
 def is_baseline(arguments):
     """Whether the arguments are those of a run that adapts nothing."""
-    return arguments["steps"] == 0 and arguments.get("adapter") is None
+    return arguments.get("steps") == 0 and arguments.get("adapter") is None
 
 
 def read_config(out):

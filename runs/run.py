@@ -200,7 +200,7 @@ class Run:
             print("--shard {}/{}: holds no video".format(*self.args.shard))
             return 0
         summary = results.summarise(self.out)
-        for line in ending(self.args, summary, self.baseline):
+        for line in ending(self.args, self.config, summary, self.baseline):
             print(printable(line))
         skipped, here = summary["videos_skipped"], {video.id for video in self.videos}
         if here - written(self.out / "videos").keys():

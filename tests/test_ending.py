@@ -173,3 +173,11 @@ def test_a_notebook_runs_what_the_readme_says(tmp_path):
     assert done.returncode == 0, done.stderr
     (record,) = results(tmp_path / "results" / "notebook").values()
     assert record["kept"] == "adapted" and record["psnr_db"] > 10
+
+
+def test_a_baseline_that_comes_after_is_compared_with_what_is_there(tmp_path, script, capsys):
+    for name, flags in (("mine", []), ("other_seed", ["--seed", 1]), ("baseline", ["--steps", 0])):
+        script(adasteer, *TWO, "--no-generate", *flags, "--out", tmp_path / name)
+    *_, last = commands(capsys.readouterr().out)
+    folders = [str(tmp_path / name) for name in ("baseline", "mine", "report")]
+    assert last == ["compare.py", *folders[:2], "--out", folders[2]]
