@@ -20,17 +20,16 @@ import runs  # first: signals, and how torch's threads wait
 
 # isort: split
 import common
-from report.comparison import compare, table, unmeasured
+from report.comparison import compare, table
+from report.files import write_tables
 from report.metrics import COMPARED, about, main_metric, title
 from report.page import write_page
 from report.predict import headline, lines, predict
 from report.runs import read_row, read_rows, read_runs
-from report.settings import settings
-from report.table import MEANING, as_markdown, as_text, readable, write_csv
+from report.table import MEANING, as_text, readable
 from report.verdict import verdicts
 from runs.names import printable
 from runs.parser import Parser
-from runs.results import write_json
 
 
 def parse_args():
@@ -89,16 +88,22 @@ def compared(sets, notes):
 def predictions_of(comparison):
     """By method: from the conditioning frames and the losses before generating."""
     shown = main_metric(comparison)
-    found = {m.name: predict(comparison, m, shown) for m in comparison.methods}
-    for name, result in found.items():
-        print(f"{name}: {headline(result)}")
-        print(as_text(lines(result)), end="\n\n")
-    return found
+    return {m.name: predict(comparison, m, shown) for m in comparison.methods}
 
 
 def tables_of(comparison):
     """The table of each metric, the main one first."""
     return {metric: table(comparison, metric) for metric in COMPARED}
+
+
+def print_verdicts(tables, predictions):
+    for each in tables.values():
+        print(*(verdict.sentence for verdict in verdicts(each)), sep="\n")
+    print()
+    for found in predictions.values():
+        for name, result in found.items():
+            print(f"{name}: {headline(result)}")
+            print(as_text(lines(result)), end="\n\n")
 
 
 def print_tables(comparisons, tables, notes):
@@ -112,42 +117,6 @@ def print_tables(comparisons, tables, notes):
     print(*notes, MEANING, sep="\n")
 
 
-def write_tables(out, comparisons, tables, predictions, notes):
-    """table.md for people, table.csv and results.json for programs."""
-    text, flat, everything = [], [], {}
-    for name, comparison in comparisons.items():
-        everything[name or "runs"] = {
-            "verdicts": [verdict.sentence for verdict in verdicts(tables[name])],
-            "notes": comparison.notes,
-            "settings": settings(comparison),
-            "tables": tables[name],
-            "predictions": predictions.get(name),
-        }
-        text += [f"- {sentence}" for sentence in everything[name or "runs"]["verdicts"]]
-    for name, comparison in comparisons.items():
-        text.append(f"\n# {name}\n" if name else "")
-        text.append(markdown(comparison, tables[name]))
-        for metric, rows in tables[name].items():
-            flat += [{"set": name, "metric": metric, **row} for row in rows]
-    text += [f"- {note}" for note in notes] + [f"\n{MEANING}\n"]
-    (out / "table.md").write_text("\n".join(text), encoding="utf-8")
-    write_csv(out / "table.csv", flat)
-    write_json(out / "results.json", {"comparisons": everything, "notes": notes})
-
-
-def markdown(comparison, tables):
-    """The tables of a comparison, each with what a reader must know of it, the runs' settings, and
-    the notes."""
-    parts = []
-    for metric, rows in tables.items():
-        if rows:
-            parts += [f"## {title(metric)}\n", *([f"{about(metric)}\n"] if about(metric) else [])]
-            parts.append(as_markdown(readable(rows)))
-    parts += ["## settings\n", as_markdown(settings(comparison))]
-    notes = [*comparison.notes, *unmeasured(comparison)]
-    return "\n".join([*parts, *(f"- {note}" for note in notes), ""])
-
-
 def main():
     args = parse_args()
     sets, rows, notes = sets_of(args)
@@ -156,13 +125,11 @@ def main():
         raise common.UsageError("nothing to compare: " + "; ".join(notes))
     args.out.mkdir(parents=True, exist_ok=True)
     tables = {name: tables_of(comparison) for name, comparison in comparisons.items()}
-    for each in tables.values():
-        print(*(verdict.sentence for verdict in verdicts(each)), sep="\n")
-    print()
     found = {n: predictions_of(c) for n, c in comparisons.items()} if args.predict else {}
-    print_tables(comparisons, tables, notes)
     write_tables(args.out, comparisons, tables, found, notes)
     write_page(args.out, comparisons, tables, notes, rows, found, args.show)
+    print_verdicts(tables, found)  # what is printed last may be cut off, as by head
+    print_tables(comparisons, tables, notes)
     print(f"{args.out}/index.html")
     return 0
 

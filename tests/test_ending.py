@@ -181,3 +181,13 @@ def test_a_baseline_that_comes_after_is_compared_with_what_is_there(tmp_path, sc
     *_, last = commands(capsys.readouterr().out)
     folders = [str(tmp_path / name) for name in ("baseline", "mine", "report")]
     assert last == ["compare.py", *folders[:2], "--out", folders[2]]
+
+
+def test_a_report_is_whole_when_nobody_reads_what_is_printed(baseline, tmp_path):
+    command = [sys.executable, ROOT / "compare.py", baseline, "--out", tmp_path / "report"]
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "wb") as closed:
+        subprocess.run([*map(str, command)], stdout=closed, stderr=subprocess.DEVNULL)
+    assert (tmp_path / "report" / "index.html").read_text().rstrip().endswith("</html>")
+    assert (tmp_path / "report" / "table.md").is_file()
