@@ -27,6 +27,7 @@ class Geometry(Protocol):
     context_lengths: Sequence[int] | None  # latents that may precede the predicted; None: any
     window: Mapping[str, int]  # anchor, cond_frames, tta_frames, context_latents, gen_frames
     sampling: Mapping[str, bool | int | float | str]  # generate's own options, with defaults
+    sampling_ranges: Mapping[str, tuple[float, float]]  # least and most of those that have such
 
     def frames_of(self, latents: int) -> int:
         """Frames that so many latents decode to; 0 of 0, and more of more."""

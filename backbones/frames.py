@@ -16,6 +16,7 @@ class EveryK:
     window: dict
     sampling: dict = field(default_factory=dict)
     context_lengths: tuple | None = None
+    sampling_ranges: dict = field(default_factory=dict)
 
     def frames_of(self, latents):
         return 1 + self.k * (latents - 1) if latents else 0

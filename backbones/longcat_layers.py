@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from backbones.blocks import linear_fp32
+
 # in a block, for methods that tune or extend them
 LINEARS = {
     "attention": (
@@ -24,10 +26,6 @@ NORMS = {
     "cross": ("pre_crs_attn_norm",),
     "qk": ("attn.q_norm", "attn.k_norm", "cross_attn.q_norm", "cross_attn.k_norm"),
 }
-
-
-def linear_fp32(layer, x):
-    return F.linear(x.float(), layer.weight.float(), layer.bias.float())
 
 
 def modulate(x, shift, scale):  # x (B, T, S, C); shift, scale (B, T, 1, C) float32

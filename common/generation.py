@@ -38,9 +38,9 @@ def add_arguments(group):
     )  # fmt: skip
 
 
-def sampling_options(given, own):
+def sampling_options(given, own, ranges):
     """The model's `own` options with their defaults, and what the KEY=VALUEs in `given` say in
-    place of these. Raises UsageError."""
+    place of these, each within its range if it has one. Raises UsageError."""
     options = dict(own)
     for text in given or ():
         key, _, value = text.partition("=")
@@ -48,6 +48,9 @@ def sampling_options(given, own):
             known = " ".join(f"{k}={as_text(v)}" for k, v in own.items()) or "none"
             raise UsageError(f"--sampling {text}: this model has no {key}; known are {known}")
         options[key] = as_typed(f"--sampling {text}", value, type(own[key]))
+        low, high = ranges.get(key, (None, None))
+        if low is not None and not low <= options[key] <= high:
+            raise UsageError(f"--sampling {text}: must be from {low:g} to {high:g}")
     return options
 
 

@@ -1,0 +1,44 @@
+"""What the transformers here share around their blocks: sites, recomputing, patches."""
+
+import functools
+
+import torch
+import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
+
+# what modulates a block, in the order of the networks
+MODULATION = tuple(f"{of}.{part}" for of in ("attn", "ffn") for part in ("shift", "scale", "gate"))
+SITES = ("timestep_embedding", "modulation", "block_output")
+
+
+def linear_fp32(layer, x):
+    return F.linear(x.float(), layer.weight.float(), layer.bias.float())
+
+
+def apply(functions, i, value, *more):
+    for function in functions:
+        value = function(i, value, *more)
+    return value
+
+
+def edited(functions, i, m):  # m (B, T, 6C), to the functions by name
+    if not functions:
+        return m
+    parts = dict(zip(MODULATION, m.chunk(len(MODULATION), dim=-1), strict=True))
+    parts = apply(functions, i, parts)
+    return torch.cat([parts[name] for name in MODULATION], dim=-1)
+
+
+def recomputed(dit, i, run, *given):
+    """run(*given), of block i; once more in backward where it is one of the first
+    dit.recompute_blocks."""
+    if i < dit.recompute_blocks and torch.is_grad_enabled():
+        run = functools.partial(checkpoint, run, use_reentrant=False, preserve_rng_state=False)
+    with set_checkpoint_early_stop(not dit.has_weight_hooks):
+        return run(*given)
+
+
+def unpatchify(x, grid, patch):  # (B, T, S, ph * pw * C) -> (B, C, T, H, W); grid (T, H', W')
+    _, ph, pw = patch
+    x = x.unflatten(-1, (ph, pw, -1)).unflatten(2, grid[1:])  # (B, T, H', W', ph, pw, C)
+    return x.permute(0, 6, 1, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4)
