@@ -183,11 +183,15 @@ class SkyReels:
         return latents
 
     def _scheduler(self, steps, shift):
-        """A new one of the checkpoint's kind, with so many steps."""
+        """A new one of the checkpoint's kind, of so many sigmas from 1 on."""
         kind, config = type(self.scheduler), self.scheduler.config
-        name = "flow_shift" if kind is UniPCMultistepScheduler else "shift"
-        scheduler = kind.from_config(config, **{name: shift})
-        scheduler.set_timesteps(steps, device=self.device)
+        if kind is UniPCMultistepScheduler:
+            scheduler = kind.from_config(config, flow_shift=shift)
+            scheduler.set_timesteps(steps, device=self.device)
+        else:
+            scheduler = kind.from_config(config, shift=shift)
+            sigmas = torch.linspace(1, 0.001, steps + 1)[:-1]  # as UniPC's before the shift
+            scheduler.set_timesteps(sigmas=sigmas.tolist(), device=self.device)
         return scheduler
 
 
