@@ -1,4 +1,4 @@
-"""What the transformers here share around their blocks: sites, recomputing, patches."""
+"""What the transformers here share: modulation, sites around blocks, recomputing, patches."""
 
 import functools
 
@@ -13,6 +13,16 @@ SITES = ("timestep_embedding", "modulation", "block_output")
 
 def linear_fp32(layer, x):
     return F.linear(x.float(), layer.weight.float(), layer.bias.float())
+
+
+def modulate(x, shift, scale):  # x (B, T, S, C); shift, scale (B, T, 1, C) float32
+    normed = F.layer_norm(x.float(), x.shape[-1:], eps=1e-6)
+    return torch.addcmul(shift, normed, 1 + scale).to(x.dtype)
+
+
+def add_gated(x, gate, h, frames):  # x + gate * h; x, h (B, N, C); gate (B, T, 1, C) float32
+    out = torch.addcmul(x.unflatten(1, frames), gate, h.unflatten(1, frames))
+    return out.flatten(1, 2).to(x.dtype)
 
 
 def apply(functions, i, value, *more):

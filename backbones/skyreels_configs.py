@@ -45,7 +45,7 @@ TRANSFORMER = {
     "freq_dim": EVEN,
     "ffn_dim": whole(1, 65536),
     "num_layers": whole(1, 256),
-    "eps": number(1e-12, 0.01),
+    "eps": optional(one_of(1e-6)),
     "inject_sample_info": optional(SWITCH),
     "cross_attn_norm": optional(one_of(True)),
     "qk_norm": optional(one_of("rms_norm_across_heads")),

@@ -1,9 +1,10 @@
-"""The transformer of SkyReels-V2-DF: diffusers' own, run block by block so that methods can act
-between its parts, and so that a batch may hold several draws.
+"""The transformer of SkyReels-V2-DF with diffusers' layers, names and weights.
 
-Layers, names and weights are diffusers'; what it approximates is noise - latents. Shape letters: B
-batch, T latent frames, S tokens per frame, N = T * S, C width. One linear layer makes all blocks'
-modulation of the timestep embedding; each block adds its own table to it.
+Its forward is ours: methods act between the parts, a batch may hold several draws, and modulation
+stays one vector a frame where diffusers makes one for every token, six times over in float32. What
+it approximates is noise - latents. One linear layer makes all blocks' modulation of the timestep
+embedding; each block adds its own table to it. Shape letters: B batch, T latent frames, S tokens
+per frame, N = T * S, C width.
 """
 
 import functools
@@ -11,8 +12,17 @@ import functools
 import diffusers
 import torch
 import torch.nn.functional as F
+from diffusers.models.transformers.transformer_skyreels_v2 import SkyReelsV2TransformerBlock
 
-from backbones.blocks import SITES, apply, edited, linear_fp32, recomputed, unpatchify
+from backbones.blocks import (
+    SITES,
+    add_gated,
+    apply,
+    edited,
+    modulate,
+    recomputed,
+    unpatchify,
+)
 
 FPS_24 = 1  # of the two frame rates that were trained with; 0 is 16
 
@@ -32,12 +42,14 @@ class SkyReelsV2Transformer3DModel(diffusers.SkyReelsV2Transformer3DModel):
     """Two attributes are set from outside, as in LongCat's: `sites`, functions that a method
     registers through the backbone, and `recompute_blocks`."""
 
-    recompute_blocks = 0
-    has_weight_hooks = False  # which must see the end of a recomputed block too
-
-    @functools.cached_property
-    def sites(self):
-        return {name: [] for name in SITES}
+    @functools.wraps(diffusers.SkyReelsV2Transformer3DModel.__init__)  # its keys are the config's
+    def __init__(self, *args, **config):
+        super().__init__(*args, **config)
+        for block in self.blocks:
+            block.__class__ = Block
+        self.recompute_blocks = 0
+        self.has_weight_hooks = False  # which must see the end of a recomputed block too
+        self.sites = {name: [] for name in SITES}
 
     def forward(self, latents, timestep, text, context=0):
         """noise - latents (B, C, T', h, w), float32, of all frames but the first `context`.
@@ -49,8 +61,12 @@ class SkyReelsV2Transformer3DModel(diffusers.SkyReelsV2Transformer3DModel):
         x = self.patch_embedding(latents.to(self.weight_dtype)).flatten(2).transpose(1, 2)
         e, m, text, _ = self.condition_embedder(timestep, text.to(self.weight_dtype))
         e, m = e.float(), m + self._frame_rate()
+        projection = self.condition_embedder.time_proj.weight.float()  # once: graphs keep it
         for i in range(len(self.blocks)):
-            x = self._run_block(i, x, e, m, sigma, text=text, rotary=rotary)
+            steered = self._site("timestep_embedding", i, e, sigma)
+            if steered is not e:  # the difference alone: the frame rate's share of m stays
+                change = F.linear(F.silu(steered) - F.silu(e), projection)
+            x = self._run_block(i, x, m if steered is e else m + change, text=text, rotary=rotary)
         e = self._site("timestep_embedding", len(self.blocks), e, sigma)
         x = x.unflatten(1, (grid[0], -1))[:, context:]
         return self.head(x, e[:, context:], (grid[0] - context, *grid[1:]))
@@ -70,20 +86,12 @@ class SkyReelsV2Transformer3DModel(diffusers.SkyReelsV2Transformer3DModel):
         which = torch.tensor([FPS_24], device=self.fps_embedding.weight.device)
         return self.fps_projection(self.fps_embedding(which))
 
-    def _run_block(self, i, x, e, m, sigma, **more):
-        """Block i with its sites; the first recompute_blocks blocks are recomputed in backward."""
-        steered = self._site("timestep_embedding", i, e, sigma)
-        if steered is not e:  # their difference: the frame rate's share of m stays
-            projected = [linear_fp32(self._projection, F.silu(x)) for x in (steered, e)]
-            m = m + (projected[0] - projected[1])
+    def _run_block(self, i, x, m, **more):
+        """Block i; the first recompute_blocks blocks are recomputed in backward."""
         # bound now: a recomputed block must meet the functions that its forward met
         edit = functools.partial(edited, tuple(self.sites["modulation"]), i)
-        run = functools.partial(_modulated, self.blocks[i], edit, **more)
+        run = functools.partial(self.blocks[i], edit=edit, **more)
         return self._site("block_output", i, recomputed(self, i, run, x, m))
-
-    @property
-    def _projection(self):  # of a timestep embedding (width) to the blocks' modulation (6C)
-        return self.condition_embedder.time_proj
 
     def _site(self, name, i, value, *more):
         return apply(tuple(self.sites[name]), i, value, *more)
@@ -96,11 +104,17 @@ class SkyReelsV2Transformer3DModel(diffusers.SkyReelsV2Transformer3DModel):
         return unpatchify(self.proj_out(x), grid, self.config.patch_size).float()
 
 
-def _modulated(block, edit, x, m, text, rotary):
-    """Block of x (B, N, C) with the modulation m (B, T, 6C), to which it adds its own table."""
-    table = block.scale_shift_table.float().flatten(1)  # (1, 6C)
-    whole = m.float() + table
-    m = m + (edit(whole) - whole)  # exactly m where nothing is edited
-    each = x.shape[1] // m.shape[1]  # tokens of a frame
-    m = m.unflatten(-1, (6, -1)).transpose(1, 2)  # (B, 6, T, C)
-    return block(x, text, m.repeat_interleave(each, dim=2), rotary, None)
+class Block(SkyReelsV2TransformerBlock):
+    """diffusers' block with another forward."""
+
+    def forward(self, x, m, edit, text, rotary):
+        """x (B, N, C), m (B, T, 6C), to which the block's own table is added before edit() sees
+        it -> x after the block."""
+        m = edit(m.float() + self.scale_shift_table.flatten(1))
+        frames, m = (m.shape[1], -1), m.unsqueeze(2).chunk(6, dim=-1)  # (B, T, 1, C) each
+        shift_attn, scale_attn, gate_attn, shift_ffn, scale_ffn, gate_ffn = m
+        h = modulate(x.unflatten(1, frames), shift_attn, scale_attn).flatten(1, 2)
+        x = add_gated(x, gate_attn, self.attn1(h, None, None, rotary), frames)
+        x = x + self.attn2(self.norm2(x.float()).to(x.dtype), text, None, None)
+        h = modulate(x.unflatten(1, frames), shift_ffn, scale_ffn).flatten(1, 2)
+        return add_gated(x, gate_ffn, self.ffn(h), frames)

@@ -22,6 +22,7 @@ import backbones
 import compare
 from adasteer import AdaSteer
 from backbones.skyreels_dit import SkyReelsV2Transformer3DModel
+from benchmarks.skyreels_memory import RELEASED
 from lora_tta import LoRA
 from norm_tta import NormTTA
 
@@ -29,11 +30,6 @@ CLIPS = SHARED / "clips" / "metadata.csv"
 needs_clips = pytest.mark.skipif(not CLIPS.is_file(), reason=f"no real clips at {SHARED}")
 DIT, SCHEDULER = "transformer/config.json", "scheduler/scheduler_config.json"
 FILES = (DIT, SCHEDULER, "vae/config.json", "text_encoder/config.json", "model_index.json")
-RELEASED = {  # transformer/config.json of SkyReels-V2-DF-1.3B-540P-Diffusers
-    "num_attention_heads": 12, "attention_head_dim": 128, "in_channels": 16, "out_channels": 16,
-    "text_dim": 4096, "freq_dim": 256, "ffn_dim": 8960, "num_layers": 30,
-    "inject_sample_info": True,
-}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
