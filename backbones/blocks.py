@@ -39,13 +39,20 @@ def edited(functions, i, m):  # m (B, T, 6C), to the functions by name
     return torch.cat([parts[name] for name in MODULATION], dim=-1)
 
 
-def recomputed(dit, i, run, *given):
-    """run(*given), of block i; once more in backward where it is one of the first
-    dit.recompute_blocks."""
+def run_block(dit, i, x, given, **more):
+    """What block i of dit makes of x with the modulation of `given`, edited at that site; once more
+    in backward where it is one of the first dit.recompute_blocks."""
+    # bound now: a recomputed block must meet the functions that its forward met
+    edit = functools.partial(edited, tuple(dit.sites["modulation"]), i)
+    run = functools.partial(modulated, dit.blocks[i], edit, **more)
     if i < dit.recompute_blocks and torch.is_grad_enabled():
         run = functools.partial(checkpoint, run, use_reentrant=False, preserve_rng_state=False)
     with set_checkpoint_early_stop(not dit.has_weight_hooks):
-        return run(*given)
+        return run(x, given)
+
+
+def modulated(block, edit, x, given, **more):
+    return block(x, edit(block.modulation(given)), **more)
 
 
 def unpatchify(x, grid, patch):  # (B, T, S, ph * pw * C) -> (B, C, T, H, W); grid (T, H', W')

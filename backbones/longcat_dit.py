@@ -16,7 +16,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
-from backbones.blocks import SITES, apply, edited, linear_fp32, recomputed, unpatchify
+from backbones.blocks import SITES, apply, linear_fp32, run_block, unpatchify
 from backbones.longcat_layers import Block, FinalLayer, rotary_table, timestep_sinusoid
 
 logger = logging.getLogger(__name__)
@@ -149,10 +149,7 @@ class LongCatVideoTransformer3DModel(ModelMixin, ConfigMixin):
     def _run_block(self, i, x, *, e, sigma, **more):
         """Block i with its sites; the first recompute_blocks blocks are recomputed in backward."""
         e = self._site("timestep_embedding", i, e, sigma)
-        # bound now: a recomputed block must meet the functions that its forward met
-        edit = functools.partial(edited, tuple(self.sites["modulation"]), i)
-        run = functools.partial(_modulated, self.blocks[i], edit, **more)
-        x, fresh = recomputed(self, i, run, x, e)
+        x, fresh = run_block(self, i, x, e, **more)
         return self._site("block_output", i, x), fresh
 
     def _site(self, name, i, value, *more):
@@ -175,7 +172,3 @@ class LongCatVideoTransformer3DModel(ModelMixin, ConfigMixin):
         if self.config.text_tokens_zero_pad:  # padding rows count, as zeros
             return text * mask[..., None].to(text.dtype), None
         return text, mask[:, None, None, :].bool()
-
-
-def _modulated(block, edit, x, e, **more):
-    return block(x, edit(block.modulation(e)), **more)

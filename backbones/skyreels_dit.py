@@ -14,15 +14,7 @@ import torch
 import torch.nn.functional as F
 from diffusers.models.transformers.transformer_skyreels_v2 import SkyReelsV2TransformerBlock
 
-from backbones.blocks import (
-    SITES,
-    add_gated,
-    apply,
-    edited,
-    modulate,
-    recomputed,
-    unpatchify,
-)
+from backbones.blocks import SITES, add_gated, apply, modulate, run_block, unpatchify
 
 FPS_24 = 1  # of the two frame rates that were trained with; 0 is 16
 
@@ -64,9 +56,11 @@ class SkyReelsV2Transformer3DModel(diffusers.SkyReelsV2Transformer3DModel):
         projection = self.condition_embedder.time_proj.weight.float()  # once: graphs keep it
         for i in range(len(self.blocks)):
             steered = self._site("timestep_embedding", i, e, sigma)
+            given = m
             if steered is not e:  # the difference alone: the frame rate's share of m stays
-                change = F.linear(F.silu(steered) - F.silu(e), projection)
-            x = self._run_block(i, x, m if steered is e else m + change, text=text, rotary=rotary)
+                given = m + F.linear(F.silu(steered) - F.silu(e), projection)
+            x = run_block(self, i, x, given, text=text, rotary=rotary)
+            x = self._site("block_output", i, x)
         e = self._site("timestep_embedding", len(self.blocks), e, sigma)
         x = x.unflatten(1, (grid[0], -1))[:, context:]
         return self.head(x, e[:, context:], (grid[0] - context, *grid[1:]))
@@ -86,13 +80,6 @@ class SkyReelsV2Transformer3DModel(diffusers.SkyReelsV2Transformer3DModel):
         which = torch.tensor([FPS_24], device=self.fps_embedding.weight.device)
         return self.fps_projection(self.fps_embedding(which))
 
-    def _run_block(self, i, x, m, **more):
-        """Block i; the first recompute_blocks blocks are recomputed in backward."""
-        # bound now: a recomputed block must meet the functions that its forward met
-        edit = functools.partial(edited, tuple(self.sites["modulation"]), i)
-        run = functools.partial(self.blocks[i], edit=edit, **more)
-        return self._site("block_output", i, recomputed(self, i, run, x, m))
-
     def _site(self, name, i, value, *more):
         return apply(tuple(self.sites[name]), i, value, *more)
 
@@ -107,10 +94,11 @@ class SkyReelsV2Transformer3DModel(diffusers.SkyReelsV2Transformer3DModel):
 class Block(SkyReelsV2TransformerBlock):
     """diffusers' block with another forward."""
 
-    def forward(self, x, m, edit, text, rotary):
-        """x (B, N, C), m (B, T, 6C), to which the block's own table is added before edit() sees
-        it -> x after the block."""
-        m = edit(m.float() + self.scale_shift_table.flatten(1))
+    def modulation(self, m):  # (B, T, 6C) of all blocks -> its own, float32
+        return m.float() + self.scale_shift_table.flatten(1)
+
+    def forward(self, x, m, text, rotary):
+        """x (B, N, C), m (B, T, 6C): what `modulation` gave -> x after the block."""
         frames, m = (m.shape[1], -1), m.unsqueeze(2).chunk(6, dim=-1)  # (B, T, 1, C) each
         shift_attn, scale_attn, gate_attn, shift_ffn, scale_ffn, gate_ffn = m
         h = modulate(x.unflatten(1, frames), shift_attn, scale_attn).flatten(1, 2)
