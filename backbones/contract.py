@@ -144,7 +144,7 @@ class Backbone(Protocol):
 
     def timestep_embedding(self, function: Callable) -> AbstractContextManager:
         """function(i, e, sigma) -> e: the embedding (B, T, embedding_width) that block i is about
-        to use, T may be 1; sigma (B, T), 0 on context. i = depth is the final layer."""
+        to use, T may be 1; sigma (B, T), 0 on clean context. i = depth is the final layer."""
 
     def modulation(self, function: Callable) -> AbstractContextManager:
         """function(i, m) -> m: the modulation of block i by name, {"attn.shift": (B, T,

@@ -355,6 +355,26 @@ def test_every_method_from_the_command_line(name, checkpoint, script, tmp_path):
         assert record["future_loss"] != record["future_loss_before"]
 
 
+@needs_clips
+def test_memory_and_time_are_traded_without_a_number_changing(checkpoint, script, tmp_path):
+    flags = ["--checkpoint", checkpoint, "--videos", CLIPS, "--limit", 1, "--steps", 2]
+    flags += ["--draws", 2, "--groups", 2, "--sampling-steps", 2]
+    ways = {
+        "plain": ["--checkpointing", "none"],
+        "recomputed": ["--checkpointing", "all", "--offload", "vae"],
+        "streamed": ["--checkpointing", "auto", "--offload", "blocks"],
+    }
+    records = []
+    for name, way in ways.items():
+        assert script(adasteer, *flags, *way, "--out", tmp_path / name) == 0
+        (path,) = (tmp_path / name / "videos").glob("*.json")
+        records.append(json.loads(path.read_text()))
+    for key in ("losses", "future_loss", "psnr_db_per_frame", "norms"):
+        assert all(record[key] == records[0][key] for record in records)
+    placed = [(r["placement"]["offload"], r["placement"]["recomputed_blocks"]) for r in records]
+    assert placed == [("none", 0), ("vae", 4), ("blocks", 4)]
+
+
 def test_it_is_not_compared_with_another_model(checkpoint, script, tmp_path, capsys):
     flags = ["--no-generate", "--limit", 1, "--no-preflight", "--anchor", 33, "--gen-frames", 12]
     assert script(adasteer, *flags, "--steps", 0, "--out", tmp_path / "nano") == 0
