@@ -192,6 +192,7 @@ class SkyReels:
             scheduler = kind.from_config(config, shift=shift)
             sigmas = torch.linspace(1, 0.001, steps + 1)[:-1]  # as UniPC's before the shift
             scheduler.set_timesteps(sigmas=sigmas.tolist(), device=self.device)
+        scheduler.set_begin_index(0)  # else looked up by a timestep, which several steps may share
         return scheduler
 
 

@@ -25,6 +25,7 @@ from common.loading import pick_device
 from common.loss import Problem, flow_matching_loss
 from common.values import frame_size
 from devices.placement import release
+from devices.placement import size as weight_bytes
 
 RELEASED = {
     "num_attention_heads": 12, "attention_head_dim": 128, "text_dim": 4096, "freq_dim": 256,
@@ -128,7 +129,7 @@ def stages(model):
 
 
 def predicted(size, small):
-    """{stage: gigabytes}"""
+    """{stage: gigabytes}, and the gigabytes of the blocks' weights."""
     found = {}
     with FakeTensorMode():
         model = random_skyreels(torch.device("cpu"), size, small)
@@ -137,7 +138,7 @@ def predicted(size, small):
             with Alive(model.dit, model.vae) as alive:
                 work()
             found[name] = alive.most / 1e9
-    return found
+        return found, weight_bytes(model.dit.blocks) / 1e9
 
 
 def measured(size, small, device):
@@ -164,7 +165,7 @@ def main():
     args = parser.parse_args()
     device = pick_device(args.device)
     for height, width in args.sizes:
-        rows = predicted((height, width), args.small)
+        rows, blocks = predicted((height, width), args.small)
         real = {}
         if device.type == "cuda":
             real = measured((height, width), args.small, device)
@@ -173,6 +174,9 @@ def main():
             if name in real:
                 line += ", {:.3g} GB and {:.3g} s measured".format(*real[name] or (0, 0))
             print(line, flush=True)
+        *_, decode = rows.values()
+        away = f"{decode - blocks:.3g} GB with --offload blocks"
+        print(f"{width}x{height} peak at the decoder: {decode:.3g} GB, {away}")
 
 
 if __name__ == "__main__":

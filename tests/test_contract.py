@@ -357,6 +357,18 @@ def test_its_own_sampling_options_are_taken(model, clip):
         sample(model, clip, no_option_of_anyone=1)
 
 
+def test_noise_on_the_context_is_said_by_its_timestep(model, clip):
+    """And decided by the initial noise."""
+    if "context_noise" not in model.geometry.sampling:
+        pytest.skip("this model has no such option")
+    seen = []
+    with model.timestep_embedding(lambda i, e, sigma: seen.append(sigma.flatten()) or e):
+        noisy = sample(model, clip, context_noise=0.33)
+    seen = torch.cat(seen)
+    assert (seen - 0.33).abs().min() < 1e-6 and seen.all()
+    assert torch.equal(noisy, sample(model, clip, context_noise=0.33))
+
+
 @pytest.mark.parametrize(
     ("method", "flags"), CASES, ids=lambda x: x.__name__ if isinstance(x, type) else x
 )

@@ -196,6 +196,19 @@ def test_sampling_is_diffusers_scheduler_on_diffusers_transformer(model, theirs,
     assert_near(found, latents, 1e-4)
 
 
+@pytest.mark.parametrize(("steps", "shift"), [(200, 8.0), (20, 100.0)])
+def test_every_sigma_is_visited_where_timesteps_coincide(model, clip, steps, shift):
+    """diffusers keeps UniPC's timesteps as whole numbers: the first ones are all 999 here."""
+    seen = []
+    hook = model.dit.register_forward_pre_hook(lambda _, args: seen.append(args[1][0, -1].item()))
+    model.generate(clip.cond_latents, clip.text, None, clip.target, steps, 1.0, shift)
+    hook.remove()
+    u = torch.linspace(1, 0.001, steps + 1, dtype=torch.float64)[:-1]
+    expected = 1000 * shift * u / (1 + (shift - 1) * u)
+    assert int(expected[1]) == 999
+    assert seen == pytest.approx(expected.tolist(), rel=1e-5)
+
+
 def test_noise_on_the_context(model, clip):
     """Of the stated sigma, at its timestep, another in each step and the same for both branches;
     decided by the initial noise."""
