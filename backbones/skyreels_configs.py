@@ -28,7 +28,7 @@ from backbones.ranges import (
 NAME, FPS = "SkyReelsV2Transformer3DModel", 24.0
 SIZE = (544, 960)  # of the checkpoints named 540P
 # 17 frames are the overlap that its authors continue long videos with; adaptation sees as many
-# context latents (5) and predicts as many (4) as generation. It was trained on up to 97 frames
+# context latents (5) and predicts as many (4) as generation. Its own sampler makes 97 at once
 WINDOW = {
     "anchor": 33, "cond_frames": 17, "tta_frames": 33, "context_latents": 5, "gen_frames": 16
 }  # fmt: skip
