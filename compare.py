@@ -3,6 +3,7 @@
     python compare.py results/baseline results/adasteer --out results/report
     python compare.py --sweep results/groups_5_steps --out results/groups_5_steps/report
 
+First comes a sentence for each method: does it help, by how much, how sure is that?
 Gains are differences to the baseline (--steps 0) on the videos and seeds that all runs share,
 positive where the method is better; in the loss on the true future, which leads, they are relative,
 in per cent of each video's own baseline. The interval is a 95 % BCa bootstrap over sources and says
@@ -24,16 +25,19 @@ from report.metrics import COMPARED, about, main_metric, title
 from report.page import write_page
 from report.predict import headline, lines, predict
 from report.runs import read_row, read_rows, read_runs
+from report.settings import settings
 from report.table import MEANING, as_markdown, as_text, readable, write_csv
+from report.verdict import verdicts
 from runs.names import printable
+from runs.parser import Parser
 from runs.results import write_json
 
 
 def parse_args():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = Parser(__doc__, "%(prog)s RUN RUN ... --out FOLDER [flags]")
+    parser.add_argument(
+        "runs", nargs="*", type=Path, metavar="RUN", help="folders of runs, one with --steps 0"
     )
-    parser.add_argument("runs", nargs="*", type=Path, help="folders of runs, one with --steps 0")
     parser.add_argument("--sweep", type=Path, metavar="FOLDER", help="all runs of a sweep")
     parser.add_argument("--out", type=folder, required=True, help="folder of the report")
     parser.add_argument(
@@ -92,27 +96,39 @@ def predictions_of(comparison):
     return found
 
 
-def write_tables(out, comparisons, predictions, notes):
-    """table.md for people, table.csv and results.json for programs."""
-    text, flat, everything = [], [], {}
+def tables_of(comparison):
+    """The table of each metric, the main one first."""
+    return {metric: table(comparison, metric) for metric in COMPARED}
+
+
+def print_tables(comparisons, tables, notes):
+    """The table of the main metric of each comparison, and what a reader must know."""
     for name, comparison in comparisons.items():
-        tables = {metric: table(comparison, metric) for metric in COMPARED}
-        everything[name or "runs"] = {
-            "notes": comparison.notes,
-            "tables": tables,
-            "predictions": predictions.get(name),
-        }
-        text.append(f"# {name}\n" if name else "")
-        text.append(markdown(comparison, tables))
-        for metric, rows in tables.items():
-            flat += [{"set": name, "metric": metric, **row} for row in rows]
         shown = main_metric(comparison)
-        words = (
-            [title(shown), about(shown), as_text(readable(tables[shown]))] if tables[shown] else []
-        )
+        rows = tables[name][shown]
+        words = [title(shown), about(shown), as_text(readable(rows))] if rows else []
         print(*filter(None, [name, *words]), sep="\n")
         print(*comparison.notes, "", sep="\n")
     print(*notes, MEANING, sep="\n")
+
+
+def write_tables(out, comparisons, tables, predictions, notes):
+    """table.md for people, table.csv and results.json for programs."""
+    text, flat, everything = [], [], {}
+    for name, comparison in comparisons.items():
+        everything[name or "runs"] = {
+            "verdicts": [verdict.sentence for verdict in verdicts(tables[name])],
+            "notes": comparison.notes,
+            "settings": settings(comparison),
+            "tables": tables[name],
+            "predictions": predictions.get(name),
+        }
+        text += [f"- {sentence}" for sentence in everything[name or "runs"]["verdicts"]]
+    for name, comparison in comparisons.items():
+        text.append(f"\n# {name}\n" if name else "")
+        text.append(markdown(comparison, tables[name]))
+        for metric, rows in tables[name].items():
+            flat += [{"set": name, "metric": metric, **row} for row in rows]
     text += [f"- {note}" for note in notes] + [f"\n{MEANING}\n"]
     (out / "table.md").write_text("\n".join(text), encoding="utf-8")
     write_csv(out / "table.csv", flat)
@@ -120,12 +136,14 @@ def write_tables(out, comparisons, predictions, notes):
 
 
 def markdown(comparison, tables):
-    """The tables of a comparison, each with what a reader must know of it, and the notes."""
+    """The tables of a comparison, each with what a reader must know of it, the runs' settings, and
+    the notes."""
     parts = []
     for metric, rows in tables.items():
         if rows:
             parts += [f"## {title(metric)}\n", *([f"{about(metric)}\n"] if about(metric) else [])]
             parts.append(as_markdown(readable(rows)))
+    parts += ["## settings\n", as_markdown(settings(comparison))]
     notes = [*comparison.notes, *unmeasured(comparison)]
     return "\n".join([*parts, *(f"- {note}" for note in notes), ""])
 
@@ -137,9 +155,14 @@ def main():
     if not comparisons:
         raise common.UsageError("nothing to compare: " + "; ".join(notes))
     args.out.mkdir(parents=True, exist_ok=True)
+    tables = {name: tables_of(comparison) for name, comparison in comparisons.items()}
+    for each in tables.values():
+        print(*(verdict.sentence for verdict in verdicts(each)), sep="\n")
+    print()
     found = {n: predictions_of(c) for n, c in comparisons.items()} if args.predict else {}
-    write_tables(args.out, comparisons, found, notes)
-    write_page(args.out, comparisons, notes, rows, found, args.show)
+    print_tables(comparisons, tables, notes)
+    write_tables(args.out, comparisons, tables, found, notes)
+    write_page(args.out, comparisons, tables, notes, rows, found, args.show)
     print(f"{args.out}/index.html")
     return 0
 

@@ -70,6 +70,7 @@ def class_of(folder):
             name = read_config(config).get("_class_name")
             return name if isinstance(name, str) else json.dumps(name), config
     raise CheckpointError(
-        f"{folder} holds no {' or '.join(f'{part}/config.json' for part in TRANSFORMERS)}; "
-        "expected the official folder layout"
+        f"{folder} is no checkpoint: it holds no "
+        f"{' or '.join(f'{part}/config.json' for part in TRANSFORMERS)}; expected is a release's "
+        f"layout, of the classes {', '.join(BACKBONES)}"
     )

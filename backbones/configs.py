@@ -15,6 +15,7 @@ SIZE, FPS = (480, 832), 15.0  # of LongCat's release
 WINDOW = {
     "anchor": 32, "cond_frames": 13, "tta_frames": 29, "context_latents": 4, "gen_frames": 14
 }  # fmt: skip
+WIDTHS = {"depth": 48, "adaln_tembed_dim": 512, "hidden_size": 4096}
 
 
 class Layout(NamedTuple):
@@ -32,18 +33,24 @@ def longcat_geometry(folder):
     return geometry(*check_checkpoint(folder))
 
 
-def geometry(stated, size_multiple):
-    """Of what model_index.json states; both autoencoders make a latent of four frames."""
+def geometry(stated, size_multiple, dit=WIDTHS):
+    """Of what model_index.json and dit/config.json state; both autoencoders make a latent of four
+    frames."""
     size = stated.get("height", SIZE[0]), stated.get("width", SIZE[1])
     name, options = "LongCatVideoTransformer3DModel", {"enhance_hf": True, "context_noise": 0.0}
-    ranges = {"context_noise": CONTEXT_NOISE}
-    return EveryK(name, 4, size, size_multiple, FPS, WINDOW, options, sampling_ranges=ranges)
+    more = {
+        "depth": dit["depth"],
+        "embedding_width": dit["adaln_tembed_dim"],
+        "hidden_width": dit["hidden_size"],
+        "sampling_ranges": {"context_noise": CONTEXT_NOISE},
+    }
+    return EveryK(name, 4, size, size_multiple, FPS, WINDOW, options, **more)
 
 
 def check_checkpoint(folder, layout=None):
     """Checks every configuration of a folder, LongCat's where no other layout is given, and which
-    files hold the weights; gives what model_index.json says, and of what frames' sides are
-    multiples. Raises CheckpointError."""
+    files hold the weights; gives what model_index.json says, of what frames' sides are multiples,
+    and the transformer's configuration. Raises CheckpointError."""
     layout = layout or LONGCAT
     check_files(folder, layout.transformer)
     dit_path = folder / layout.transformer / "config.json"
@@ -59,7 +66,7 @@ def check_checkpoint(folder, layout=None):
     for name in ("height", "width"):
         if native.get(name, 0) % multiple:
             refuse(folder / "model_index.json", name, native[name], f"a multiple of {multiple}")
-    return {name: native[name] for name in NATIVE if name in native}, multiple
+    return {name: native[name] for name in NATIVE if name in native}, multiple, dit
 
 
 def refuse(path, key, value, right):

@@ -21,6 +21,9 @@ class Geometry(Protocol):
     """What the files of a checkpoint say before any weight is read; see backbones.geometry."""
 
     class_name: str  # of the transformer
+    depth: int  # these three as the model has them, see Backbone
+    embedding_width: int
+    hidden_width: int
     size: tuple[int, int]  # native (height, width) of frames in pixels
     size_multiple: int  # of which height and width of frames are multiples
     fps: float  # frames a second that the model was trained at

@@ -38,7 +38,7 @@ class LongCat:
         self.device = torch.device(device or dit.device)
         self.scheduler = scheduler or FlowMatchEulerDiscreteScheduler(shift=12.0)
         self.prompt_tokens, self.guidance_scale = PROMPT_TOKENS, GUIDANCE_SCALE
-        self.geometry = geometry({}, 8 * dit.config.patch_size[1])
+        self.geometry = geometry({}, 8 * dit.config.patch_size[1], dit.config)
         self.network_sign = -1
         self.stacks = (tuple(f"blocks.{i}" for i in range(len(dit.blocks))),)
         self.depth = len(dit.blocks)
@@ -57,7 +57,7 @@ class LongCat:
         model_index.json, if there is one, gives what differs from the release."""
         device = torch.device(device)
         dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
-        stated, multiple = check_checkpoint(folder)
+        stated, multiple, config = check_checkpoint(folder)
         model = cls(
             load_weights(LongCatVideoTransformer3DModel, folder / "dit", dtype),
             # float32: it is small, and bfloat16's rounding would show in every metric (on a GPU
@@ -70,7 +70,7 @@ class LongCat:
         if float8:
             offload.store_float8(model.dit, dtype, NOT_FLOAT8)
             model.dit.has_weight_hooks = True
-        model.geometry = geometry(stated, multiple)
+        model.geometry = geometry(stated, multiple, config)
         model.prompt_tokens = stated.get("max_sequence_length", PROMPT_TOKENS)
         model.guidance_scale = stated.get("guidance_scale", GUIDANCE_SCALE)
         return model

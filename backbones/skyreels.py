@@ -40,9 +40,8 @@ class SkyReels:
         self.prompt_tokens, self.guidance_scale = PROMPT_TOKENS, GUIDANCE_SCALE
         self.network_sign = 1
         self.stacks = (tuple(f"blocks.{i}" for i in range(len(dit.blocks))),)
-        self.depth = len(dit.blocks)
-        self.hidden_width = dit.config.num_attention_heads * dit.config.attention_head_dim
-        self.embedding_width = self.hidden_width
+        self.depth = geometry.depth
+        self.hidden_width, self.embedding_width = geometry.hidden_width, geometry.embedding_width
         self.latent_channels = dit.config.out_channels
         self._velocity_site = []
         self.placed = None
@@ -56,7 +55,7 @@ class SkyReels:
         may say what differs from the release."""
         device = torch.device(device)
         dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
-        stated, multiple = check_checkpoint(folder, SKYREELS)
+        stated, multiple, config = check_checkpoint(folder, SKYREELS)
         sampler = read_config(folder / "scheduler" / "scheduler_config.json")["_class_name"]
         model = cls(
             load_weights(SkyReelsV2Transformer3DModel, folder / "transformer", dtype),
@@ -64,7 +63,7 @@ class SkyReels:
             PromptEncoder(folder, dtype),
             load_part(SCHEDULERS[sampler], folder / "scheduler"),
             device,
-            geometry(folder, stated, multiple),
+            geometry(folder, stated, multiple, config),
         )
         if float8:
             offload.store_float8(model.dit, dtype, NOT_FLOAT8)

@@ -101,8 +101,8 @@ def skyreels_geometry(folder):
     return geometry(folder, *check_checkpoint(folder, SKYREELS))
 
 
-def geometry(folder, stated, size_multiple):
-    """Of a checked folder, and what its model_index.json states."""
+def geometry(folder, stated, size_multiple, config):
+    """Of a checked folder, what its model_index.json states, and its transformer's config."""
     scheduler = read_config(folder / "scheduler" / "scheduler_config.json")
     shift = scheduler.get("flow_shift", scheduler.get("shift", 1.0))
     if shift == 1:  # what diffusers writes where nothing was said
@@ -110,4 +110,11 @@ def geometry(folder, stated, size_multiple):
     size = stated.get("height", SIZE[0]), stated.get("width", SIZE[1])
     options = {"shift": float(shift), "context_noise": 0.0}
     ranges = {"shift": SHIFTS, "context_noise": CONTEXT_NOISE}
-    return EveryK(NAME, 4, size, size_multiple, FPS, WINDOW, options, sampling_ranges=ranges)
+    more = widths(config) | {"sampling_ranges": ranges}
+    return EveryK(NAME, 4, size, size_multiple, FPS, WINDOW, options, **more)
+
+
+def widths(config):
+    """Depth and widths as a Geometry has them: blocks read an embedding as wide as their tokens."""
+    width = config["num_attention_heads"] * config["attention_head_dim"]
+    return {"depth": config["num_layers"], "embedding_width": width, "hidden_width": width}

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from backbones.frames import EveryK
 from backbones.skyreels import SkyReels
-from backbones.skyreels_configs import FPS, NAME, WINDOW
+from backbones.skyreels_configs import FPS, NAME, WINDOW, widths
 from backbones.skyreels_dit import SkyReelsV2Transformer3DModel
 from benchmarks.timing import seconds
 from common.loading import pick_device
@@ -78,7 +78,8 @@ def random_skyreels(device, size, small=False):
     fill(vae, device, lambda name: torch.float32)
     dit.rope = type(dit.rope)(config["attention_head_dim"], (1, 2, 2), 1024).to(device)
     scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
-    model = SkyReels(dit, vae, None, scheduler, device, EveryK(NAME, 4, size, 16, FPS, WINDOW))
+    geometry = EveryK(NAME, 4, size, 16, FPS, WINDOW, **widths(config))
+    model = SkyReels(dit, vae, None, scheduler, device, geometry)
     model.placed = "none"
     return model
 

@@ -1,9 +1,10 @@
 """What the author of a method reads and uses: the loop, the loss, the clip, copies of weights."""
 
 from common.adaptation import adapt, constant, warm_up
-from common.errors import UsageError
+from common.adapters import load_adapter
+from common.errors import MisfitError, UsageError
 from common.generation import generate
-from common.groups import add_groups, chosen_blocks, laid_over, number_of_groups
+from common.groups import add_groups, check_groups, chosen_blocks, laid_over, number_of_groups
 from common.loading import load_model
 from common.loss import (
     Draw,
@@ -23,6 +24,7 @@ from common.values import at_least, blocks, not_negative, positive
 __all__ = [
     "Draw",
     "Masters",
+    "MisfitError",
     "Problem",
     "UsageError",
     "adapt",
@@ -30,6 +32,7 @@ __all__ = [
     "add_noise",
     "at_least",
     "blocks",
+    "check_groups",
     "chosen_blocks",
     "constant",
     "draw_noise",
@@ -38,6 +41,7 @@ __all__ = [
     "flow_matching_loss",
     "generate",
     "laid_over",
+    "load_adapter",
     "load_model",
     "not_negative",
     "number_of_groups",

@@ -7,6 +7,7 @@ import re
 import torch
 from torch.nn.utils import clip_grad_norm_
 
+from common.adapters import adapter_of, load_adapter
 from common.future import Future
 from common.loss import (
     PREFLIGHT_DRAWS,
@@ -14,6 +15,7 @@ from common.loss import (
     anchored_loss,
     draw_noise,
     draws,
+    preflight,
     random_stream,
 )
 from common.method import parts, with_schedule
@@ -27,25 +29,32 @@ MAX_GRAD_NORM = 1.0
 
 def add_arguments(group):
     group.add_argument(
-        "--steps", type=at_least(0, 1_000_000), default=5, changes="adaptation",
-        help="updates per video; 0 is the baseline",
+        "--steps", type=at_least(0, 1_000_000), changes="adaptation",
+        help="updates per video; 0 is the baseline (default: 5, with --adapter 0)",
     )  # fmt: skip
     group.add_argument(
         "--lr", type=positive, default=5e-3, changes="adaptation",
-        help="learning rate; where the script does not say otherwise its default was chosen on "
-        "nano, by the loss on the true future (docs/findings.md)",
+        help="learning rate; where its default comes from is in docs/findings.md",
     )  # fmt: skip
 
 
+def check(args):
+    if args.steps is None:
+        args.steps = 0 if args.adapter else 5
+
+
 def adapt(model, method, clip, args, show=lambda line: None, stopping=None):
-    """Runs args.steps updates of the method's parameters on the clip's target latents.
+    """Runs args.steps updates of the method's parameters on the clip's target latents, from where
+    --adapter puts them.
 
     Returns the record of the video's JSON: loss, penalty and sigmas of every step (before its
-    update), loss on the true future, checks of the early stopping, whether the adaptation diverged
-    (then the best state is put back, or the first), what is kept, parameter count, norms and
-    distances from the start, seconds.
+    update), loss on fixed draws and on the true future before and after, checks of the early
+    stopping, whether the adaptation diverged (then the best state is put back, or the first), what
+    is kept, parameter count, norms and distances from the start, seconds.
     """
     other_loss, costs, future = loss_on_other(model, clip), {}, Future(model, clip, args)
+    if args.adapter:
+        load_adapter(adapter_of(args.adapter, clip.video.id), method, args)
     parameters, steps, finite = method.named_parameters(), Steps(), True
 
     def watch(step, loss):
@@ -62,20 +71,22 @@ def adapt(model, method, clip, args, show=lambda line: None, stopping=None):
             stopping.restore()
     costs["adapt_seconds"] -= future.trace_seconds
     kept_step = stopping.best_step if diverged or stopping.every else len(steps.losses)
+    adapted = kept_step > 0 or args.adapter is not None
     return {
         **vars(steps),
         "anchor_losses": stopping.history,
         "stop_step": stopping.stop_step,
         "best_step": stopping.best_step if stopping.every else None,
         "diverged": diverged,
-        "kept": "adapted" if kept_step else "baseline",
+        "kept": "adapted" if adapted else "baseline",
         "adapted_parameters": sum(p.numel() for p in parameters.values()),
         **(method.details() if hasattr(method, "details") else {}),
         "stop_seconds": stopping.seconds,
         **costs,
         **distances(model, parameters, stopping.start),
         "forgetting": forgetting(model, clip, other_loss),
-        **future.record(adapted=kept_step > 0),
+        **fixed_losses(model, clip, adapted),
+        **future.record(adapted),
     }
 
 
@@ -158,6 +169,15 @@ def distances(model, parameters, start):
             kind: moved / first if first else None for kind, (_, moved, first) in found.items()
         },
     }
+
+
+def fixed_losses(model, clip, adapted):
+    """Loss on the adaptation's own problem before and after, at the same sigmas and noise:
+    those of the preflight."""
+    costs, before = {}, getattr(clip, "preflight", {}).get("loss")
+    with stage(costs, "fixed", model.device):
+        after = within_memory(model, lambda: preflight(model, clip))["loss"] if adapted else before
+    return {"fixed_loss_before": before, "fixed_loss_after": after} | costs
 
 
 def norm(x):

@@ -4,7 +4,7 @@ import argparse
 
 import torch
 
-from common.errors import UsageError
+from common.errors import MisfitError, UsageError
 from common.loss import random_stream
 from common.stages import stage
 from common.values import at_least, finite
@@ -47,7 +47,7 @@ def sampling_options(given, own, ranges):
         key, _, value = text.partition("=")
         if key not in own:
             known = " ".join(f"{k}={as_text(v)}" for k, v in own.items()) or "none"
-            raise UsageError(f"--sampling {text}: this model has no {key}; known are {known}")
+            raise MisfitError(f"--sampling {text}: this model has no {key}; known are {known}")
         options[key] = as_typed(f"--sampling {text}", value, type(own[key]))
         low, high = ranges.get(key, (None, None))
         if low is not None and not low <= options[key] <= high:

@@ -138,18 +138,18 @@ def fit(frame, pixel_aspect, size):
     return x[:, top : top + size[0], left : left + size[1]]
 
 
-def write_video(path, frames, fps, options=None, min_height=0):
+def write_video(path, frames, fps, options=None, comment=""):
     """Writes frames, any iterable of (3, H, W) float in 0..1, as H.264, visually lossless unless
-    the encoder's options say otherwise; lower ones than min_height with each pixel repeated."""
+    the encoder's options say otherwise."""
     # av itself: imageio's writer hands no options to the encoder (imageio/imageio#1062)
     with av.open(str(path), "w", format="mp4") as container:
+        if comment:
+            container.metadata["comment"] = comment
         rate = Fraction(fps).limit_denominator(1001)
         stream = container.add_stream("libx264", rate=rate, options=options or {"crf": "12"})
         stream.pix_fmt = "yuv420p"
         for frame in frames:
             pixels = (frame.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
-            times = -(-min_height // len(pixels))
-            pixels = pixels.repeat(times, 0).repeat(times, 1) if times > 1 else pixels
             if not stream.codec_context.is_open:  # the first frame gives the size
                 stream.height, stream.width = pixels.shape[:2]
             container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from common.errors import VideoError
 from common.video import decode, opened, write_video
+from runs.pictures import rows_of_words
 
 WIDTH = 416  # pixels of a panel at most
 DIFFERENCE = 4.0  # what differences are multiplied by
@@ -57,9 +58,9 @@ def read_pair(path, count):
     frames = []
     try:
         with opened(path) as (container, stream):
-            rate = float(stream.average_rate or 0)
+            rate, rows = float(stream.average_rate or 0), rows_of_words(container)
             for frame in itertools.islice(decode(container, stream, path), count):
-                frames.append(shrunk(frame.to_ndarray(format="rgb24")))
+                frames.append(shrunk(frame.to_ndarray(format="rgb24")[rows:]))
     except (av.FFmpegError, OSError) as error:
         raise VideoError(f"{path}: is no whole video ({error})") from error
     if len(frames) < count or len({frame.shape for frame in frames}) > 1:

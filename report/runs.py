@@ -5,7 +5,7 @@ from pathlib import Path
 
 from common.errors import UsageError
 from runs.flags import generation, is_table, spelt, tells_apart
-from runs.identity import difference, read_config
+from runs.identity import difference, is_baseline, read_config
 from runs.names import printable, unusable
 from runs.results import read_json, read_record
 
@@ -48,12 +48,12 @@ class RunFolder:
     def kind(self):
         """What runs of one method agree in, whatever their seed."""
         names = {name for name in self.arguments if tells_apart(self.flags, name)} - {"seed"}
-        facts = [self.config[name] for name in ("method", *FACTS)]
+        facts = [self.config.get(name) for name in ("method", *FACTS, "adapter_sha256")]
         return *facts, str([(name, self.arguments[name]) for name in sorted(names)])
 
     @property
     def is_baseline(self):
-        return self.arguments["steps"] == 0
+        return is_baseline(self.arguments)
 
     @property
     def versions(self):

@@ -8,8 +8,11 @@ may differ when a run goes on. A flag that does not say is "adaptation".
 from common.errors import UsageError
 
 CHANGES = ("generation", "adaptation", None)
-FACTS = ("manifest_sha256", "forgetting_sha256", "checkpoint_sha256", "lpips_sha256")
-OURS = ("method", "script", "script_sha256", "flags")  # of the arguments, beside the flags
+FACTS = (
+    "manifest_sha256", "forgetting_sha256", "checkpoint_sha256", "lpips_sha256", "adapter_sha256"
+)  # fmt: skip
+TABLES = ("flags", "headings", "given")  # of the arguments: about the others, no arguments of a run
+OURS = ("method", "script", "script_sha256", *TABLES)  # of the arguments, beside the flags
 
 
 class Group:
@@ -17,11 +20,11 @@ class Group:
     arguments.
 
     known_by: the SHA-256 of config.json that is compared in place of the value, a path.
-    baseline: whether a sweep's baseline takes the flag over.
+    baseline: whether a run's baseline takes the flag over. own: whether they are the method's.
     """
 
-    def __init__(self, group, flags):
-        self.group, self.flags = group, flags
+    def __init__(self, group, flags, own=False):
+        self.group, self.flags, self.own = group, flags, own
 
     def add_argument(self, *names, changes="adaptation", known_by=None, baseline=None, **more):
         if changes not in CHANGES:
@@ -36,6 +39,7 @@ class Group:
             "changes": changes,
             "known_by": known_by,
             "baseline": changes == "generation" if baseline is None else baseline,
+            "own": self.own,
         }
         return action
 
@@ -82,3 +86,24 @@ def spelt(flags, name):
     if name in flags:
         return flags[name]["names"][0]
     return name if name in OURS else f"--{name.replace('_', '-')}"
+
+
+def kept_by_baseline(tokens, flags):
+    """Those of the words of a command line that do not belong to the adaptation."""
+    named = {spelt: name for name, said in flags.items() for spelt in said["names"]}
+    kept = {}
+    for piece in by_flag(tokens):
+        name = named.get(piece[0].partition("=")[0])
+        if name and flags[name]["baseline"]:
+            kept[name] = [*kept.get(name, ()), *piece]
+    return [token for piece in kept.values() for token in piece]
+
+
+def by_flag(tokens):
+    """The tokens in pieces, each a flag with its values."""
+    pieces = []
+    for token in tokens:
+        if token.startswith("--") or not pieces:
+            pieces.append([])
+        pieces[-1].append(token)
+    return pieces

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import torch
 
+from common.adapters import adapter_files
 from common.data import sha256
 from common.errors import UsageError
 from runs.claims import is_live
-from runs.flags import FACTS, is_table, spelt, tells_apart
+from runs.flags import FACTS, TABLES, is_table, spelt, tells_apart
 from runs.results import read_json, read_record
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -31,6 +32,7 @@ def describe(args, manifest_sha256, forgetting_sha256, lpips_sha256, no_lpips):
         "forgetting_sha256": forgetting_sha256,
         "checkpoint_sha256": fingerprint(args.checkpoint),
         "lpips_sha256": lpips_sha256,
+        "adapter_sha256": args.adapter and digest_of(adapter_files(args.adapter), args.adapter),
         "source_sha256": source_sha256(),
         "versions": {
             "python": sys.version.split()[0],
@@ -61,10 +63,10 @@ def source_sha256():
 
 
 def plain_arguments(args):
-    """As they are read back from JSON: paths are text, tuples lists. Without what the flags
-    change."""
-    arguments = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
-    arguments.pop("flags", None)
+    """As they are read back from JSON: paths are text, tuples lists. Without the tables about
+    them."""
+    arguments = {k: v for k, v in vars(args).items() if k not in TABLES}
+    arguments = {k: str(v) if isinstance(v, Path) else v for k, v in arguments.items()}
     return json.loads(json.dumps(arguments))
 
 
@@ -73,10 +75,14 @@ def fingerprint(checkpoint):
     evenly spaced samples."""
     if not checkpoint.is_dir():
         raise UsageError(f"--checkpoint {checkpoint}: no such folder")
+    return digest_of(sorted(files_in(checkpoint)), checkpoint)
+
+
+def digest_of(files, folder):
     digest = hashlib.sha256()
-    for path in sorted(files_in(checkpoint)):
+    for path in files:
         size = path.stat().st_size
-        digest.update(f"{path.relative_to(checkpoint).as_posix()}\n{size}\n".encode())
+        digest.update(f"{path.relative_to(folder).as_posix()}\n{size}\n".encode())
         with open(path, "rb") as file:
             step = max(BLOCK, size // BLOCKS)
             for start in range(0, size, step):
@@ -121,6 +127,11 @@ def same_run(out, config):
     if done or begun:
         refuse_other(out, config)
     return done
+
+
+def is_baseline(arguments):
+    """Whether the arguments are those of a run that adapts nothing."""
+    return arguments["steps"] == 0 and arguments.get("adapter") is None
 
 
 def read_config(out):

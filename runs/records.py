@@ -6,16 +6,15 @@ from concurrent.futures import ThreadPoolExecutor
 
 from tqdm import tqdm
 
-from common.clip import mean_change, side_by_side
+from common.clip import mean_change
 from common.errors import PreflightError, StopRun
 from common.values import folder
-from common.video import write_video
 from runs import identity, results
+from runs.baseline import moved
 from runs.evaluate import evaluate, reference_scores
 from runs.names import printable
+from runs.pictures import write_pictures
 from runs.samples import combined, scores_together
-
-FOR_LOOKING = {"crf": "12", "preset": "superfast"}  # larger files in a third of the time
 
 
 def add_arguments(group):
@@ -115,6 +114,9 @@ class Records:
             writing = pool.submit(self._write_pictures, clip, frames[0])
             record |= combined([evaluate(sample, clip, self.lpips) for sample in frames])
             record |= scores_together(frames, clip.truth)
+            if self.args.baseline:
+                name = clip.video.id
+                record["moved_from_baseline"] = moved(self.args.baseline, name, frames[0])
             if reconstruction is not None:
                 record["references"] = reference_scores(clip, reconstruction, self.lpips)
             writing.result()
@@ -132,10 +134,8 @@ class Records:
         name = self.folder / clip.video.id
         if self.args.save_frames:
             results.save_frames(name, frames, clip.truth)
-        pictures = side_by_side(clip, frames)
         results.replace_file(
-            name.with_name(f"{name.name}.mp4"),
-            lambda path: write_video(path, pictures, clip.fps, FOR_LOOKING, min_height=128),
+            name.with_name(f"{name.name}.mp4"), lambda path: write_pictures(path, clip, frames)
         )
 
     def _identity(self, video):

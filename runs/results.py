@@ -7,15 +7,16 @@ import shutil
 import uuid
 
 import numpy as np
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
+from common.adapters import FACTS, facts
 from common.metrics import METRICS, mean
 from common.values import MANY
 
 STAGES = ("encode", "adapt", "generate", "decode", "metrics", "total")  # <stage>_seconds
 REFERENCES = ("repeat_last", "reconstruction")
+OTHERS = ("sample_variance", "fixed_loss_before", "fixed_loss_after", "moved_from_baseline")
 NUMBER = (int, float)
 LARGEST = 1e60
 NEEDED = {  # of a finished video's record, and what each is
@@ -118,7 +119,7 @@ def has_details(record):
         and all(isinstance(text, str | None) for text in texts)
         and isinstance(record.get("source_sha256"), str | None)
         and isinstance(record.get("stop_step"), int | None)
-        and is_score(record.get("sample_variance"))
+        and all(is_score(record.get(name)) for name in OTHERS)
         and all(is_curve(record.get(f"{kind}_losses", [])) for kind in ("anchor", "future"))
         and all(map(is_scores, listed(record)))
     )
@@ -155,10 +156,7 @@ def is_range(value):
 
 def save_frames(name, frames, truth):
     """<name>.npz with `generated` and `truth` (F, H, W, 3), 8 bits."""
-    arrays = {
-        kind: (x * 255).round().byte().permute(0, 2, 3, 1).numpy()
-        for kind, x in (("generated", frames), ("truth", truth))
-    }
+    arrays = {"generated": in_8_bits(frames), "truth": in_8_bits(truth)}
 
     def write(path):
         with open(path, "wb") as file:  # a name without .npz would be changed
@@ -167,29 +165,32 @@ def save_frames(name, frames, truth):
     replace_file(name.with_name(f"{name.name}.npz"), write)
 
 
-def save_adapter(name, method):
+def in_8_bits(frames):
+    """(F, 3, H, W) in 0..1 as (F, H, W, 3)."""
+    return (frames * 255).round().byte().permute(0, 2, 3, 1).numpy()
+
+
+def save_adapter(name, method, args):
     """Writes <name>.safetensors, or the folder <name>.adapter/ where the method has a format of its
-    own; gives what it wrote."""
+    own, either with the method's name and flags; gives what it wrote."""
     path = name.with_name(f"{name.name}.{'adapter' if hasattr(method, 'save') else 'safetensors'}")
+
+    def write_folder(temporary):
+        method.save(temporary)
+        (temporary / FACTS).write_text(facts(method, args), encoding="utf-8")
+
     try:
         if hasattr(method, "save"):
             shutil.rmtree(path, ignore_errors=True)
-            replace_file(path, method.save)
+            replace_file(path, write_folder)
         else:
             parts = method.named_parameters().items()
             tensors = {key: p.detach().cpu().contiguous() for key, p in parts}
-            replace_file(path, lambda temporary: save_file(tensors, temporary))
+            header = {FACTS: facts(method, args)}
+            replace_file(path, lambda temporary: save_file(tensors, temporary, header))
     except SafetensorError as error:  # its word for a full disk
         raise OSError(f"{path}: {error}") from error
     return path
-
-
-@torch.no_grad()
-def load_adapter(path, method):
-    """Puts what save_adapter wrote into a method of the same kind and size."""
-    tensors = load_file(path / "adapter_model.safetensors" if path.is_dir() else path)
-    for name, parameter in method.named_parameters().items():
-        parameter.copy_(tensors[name])
 
 
 def summarise(out):
@@ -205,8 +206,7 @@ def summarise(out):
         "videos_with_lpips": sum(r["lpips"] is not None for r in done),
         **mean_references(done),
         "mean_future_loss_before": mean([r["future_loss_before"] for r in done]),
-        "mean_first_loss": mean([r["losses"][0] for r in done if r["losses"]]),
-        "mean_last_loss": mean([r["losses"][-1] for r in done if r["losses"]]),
+        **{f"mean_{name}": mean([r.get(name) for r in done]) for name in OTHERS},
         **{f"{name}_seconds": sum(r[f"{name}_seconds"] for r in done) for name in STAGES},
         "peak_memory_gb": max((r["peak_memory_gb"] for r in done), default=None),
     }
@@ -228,11 +228,14 @@ def mean_references(done):
 
 def line(result):
     """One finished video in a line for people."""
-    losses = result["losses"]
-    first, last = (f"{losses[i]:.4f}" if losses and losses[i] is not None else "-" for i in (0, -1))
-    parts = [f"{result['id']}: loss {first} -> {last}"]
+    before, after = result["fixed_loss_before"], result["fixed_loss_after"]
+    unchanged = "-" if before is None else f"{before:.4f}"
+    loss = unchanged if result["kept"] == "baseline" else change(before, after)
+    parts = [f"{result['id']}: loss {loss}"]
     if result["future_loss"] is not None:
-        parts.append(f"true future {change(result['future_loss_before'], result['future_loss'])}")
+        future = change(result["future_loss_before"], result["future_loss"])
+        same = f"{result['future_loss']:.4f}"
+        parts.append(f"true future {same if result['kept'] == 'baseline' else future}")
     for name, unit in (("psnr_db", " dB"), ("ssim", ""), ("lpips", "")):
         if result[name] is not None:
             parts.append(f"{name.partition('_')[0].upper()} {result[name]:.2f}{unit}")

@@ -14,13 +14,16 @@ from common.stages import stage, traced
 from devices.placement import within_memory
 from runs import identity, results
 from runs.background import Behind
+from runs.baseline import find_baseline
 from runs.claims import Claims
 from runs.clips import Clips
+from runs.ending import ending
 from runs.evaluate import reconstruct
 from runs.exits import STOPPED
 from runs.names import printable
+from runs.plan import print_plan
 from runs.records import Record, Records, writing
-from runs.todo import chosen_videos, is_done, other_videos, print_plan, setting, written
+from runs.todo import chosen_videos, is_done, other_videos, setting, written
 
 PROBLEMS = (ValueError, RuntimeError, av.FFmpegError)  # of scoring one video
 
@@ -46,6 +49,7 @@ class Run:
         )
         goes_on = identity.same_run(self.out, self.config)
         self.records = Records(args, self.config, self.window, lpips)
+        self.baseline = find_baseline(args, self.config)
         self.before = written(self.out / "videos")
         self.todo = [v for v in self.videos if not self._is_done(v)]
         self.done = len(self.videos) - len(self.todo)
@@ -75,16 +79,21 @@ class Run:
     @contextlib.contextmanager
     def working(self, model):
         """Within it videos are worked on: prompts, placement, claims, progress bar, and the threads
-        beside the model, which all end with it."""
+        beside the model, which all end with it; stopped or not, summary.json is written then."""
         self.model, videos = model, self.out / "videos"
         claims = Claims(videos)
         clips = Clips(self.args, self.window, model, self.todo, self.others, claims.is_free)
         with contextlib.ExitStack() as stack:
+            stack.callback(self._summarise)
             self.claims = stack.enter_context(claims)
             stack.enter_context(self.records.progress(len(self.videos), self.done))
             self.clips = stack.enter_context(clips)
             self.behind = stack.enter_context(Behind(model.device))
             yield
+
+    def _summarise(self):
+        if (self.out / "videos").is_dir():  # it may have vanished
+            results.summarise(self.out)
 
     def pending(self):
         """The videos still to do, one after the other, those that other workers have at the end.
@@ -140,9 +149,9 @@ class Run:
             return
         identity.refuse_other(self.out, self.config)  # one that began beside this one
         if self.args.save_adapter:
-            results.save_adapter(self.out / "videos" / clip.video.id, method)
+            results.save_adapter(self.out / "videos" / clip.video.id, method, self.args)
         again = None  # methods are compared with the baseline's references
-        if frames is not None and not self.args.steps:
+        if frames is not None and identity.is_baseline(vars(self.args)):
             with stage(record, "reference", self.model.device):
                 again = within_memory(self.model, lambda: reconstruct(self.model, clip))
         record |= clip.costs | {
@@ -185,23 +194,15 @@ class Run:
         """Writes and prints the summary; 3 where videos of this range were skipped, else 0. Of a
         --dry-run it prints the plan."""
         if self.args.dry_run:
-            print_plan(self.args, self.window, self.videos, self.todo)
+            print_plan(self.args, self.geometry, self.window, self.videos, self.todo)
             return 0
         if not self.videos:
             print("--shard {}/{}: holds no video".format(*self.args.shard))
             return 0
         summary = results.summarise(self.out)
-        done, skipped = summary["videos_done"], summary["videos_skipped"]
-        psnr = summary["mean_psnr_db"]
-        if done:
-            future = results.change(summary["mean_future_loss_before"], summary["mean_future_loss"])
-            shown = [] if future == "-" else [f"loss on the true future {future}"]
-            shown += [] if psnr is None else [f"mean PSNR {psnr:.2f} dB"]
-            videos = "video" if done == 1 else "videos"
-            print(f"{done} {videos} done: {', '.join([*shown, f'{self.out}/summary.json'])}")
-        for name, reason in skipped.items():
-            print(printable(f"skipped {name}: {reason}"), file=sys.stderr)
-        here = {video.id for video in self.videos}
+        for line in ending(self.args, summary, self.baseline):
+            print(printable(line))
+        skipped, here = summary["videos_skipped"], {video.id for video in self.videos}
         if here - written(self.out / "videos").keys():
             print("other workers have the rest; the same command waits for it", file=sys.stderr)
             return STOPPED

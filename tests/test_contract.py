@@ -129,6 +129,8 @@ def test_it_is_loaded_by_what_the_contract_says(checkpoint, monkeypatch):
 def test_its_geometry_is_read_without_weights(model, checkpoint, monkeypatch):
     monkeypatch.setitem(backbones.BACKBONES, model.geometry.class_name, None)
     assert backbones.geometry(checkpoint) == model.geometry
+    for name in ("depth", "embedding_width", "hidden_width"):
+        assert getattr(model.geometry, name) == getattr(model, name)
 
 
 def test_frames_and_latents_go_forth_and_back(model):

@@ -104,7 +104,7 @@ def test_half_a_snapshot_is_none(lost, cache, skyreels, script, capsys, tmp_path
     asked = fakes_a_download(monkeypatch, lambda: skyreels)
     assert script(adasteer, *plan, "--download") == 0
     assert asked == [(SKYREELS, {"allow_patterns": FILES})]
-    assert f"checkpoint = {skyreels}" in capsys.readouterr().out
+    assert f"--checkpoint {skyreels}" in capsys.readouterr().out
 
 
 def test_what_the_cache_holds_is_not_fetched_again(cache, skyreels, script, monkeypatch, tmp_path):
@@ -130,7 +130,7 @@ def test_a_folder_of_that_name_comes_first(cache, skyreels, script, tmp_path, mo
     (tmp_path / SKYREELS).symlink_to(skyreels)
     monkeypatch.chdir(tmp_path)
     assert script(adasteer, "--checkpoint", SKYREELS, "--dry-run", "--out", "out") == 0
-    assert f"checkpoint = {SKYREELS}" in capsys.readouterr().out
+    assert f"--checkpoint {SKYREELS}" in capsys.readouterr().out
 
 
 def test_only_what_a_backbone_reads_is_fetched(skyreels):

@@ -1,0 +1,92 @@
+"""Adapted parameters that --save-adapter has written, used again."""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from common.errors import UsageError, VideoError
+
+PEFT = "adapter_model.safetensors"  # in a folder of peft's
+FACTS = "adasteer.json"  # beside it, or a key in the header of a plain file: facts()
+
+
+def add_arguments(group):
+    group.add_argument(
+        "--adapter", type=Path, metavar="PATH", changes="adaptation", known_by="adapter_sha256",
+        help="start from saved parameters: a file (of LoRA a folder) for all videos, or another "
+        "run's folder videos with each one's own",
+    )  # fmt: skip
+
+
+def facts(method, args):
+    """What an adapter says of itself: the method and its own flags, as text."""
+    flags = {name: str(getattr(args, name)) for name, said in args.flags.items() if said["own"]}
+    return json.dumps({"method": type(method).__name__, "flags": flags})
+
+
+@torch.no_grad()
+def load_adapter(path, method, args=None):
+    """Puts saved parameters into a method of the same kind and size and, where args are given, of
+    the same flags. Raises UsageError where they are another's."""
+    path = Path(path)
+    tensors, said = read_adapter(path)
+    known = json.loads(facts(method, args)) if args else {"method": type(method).__name__}
+    for name in ("method", *(known.get("flags", {}))):
+        there, here = (found.get(name, found.get("flags", {}).get(name)) for found in (said, known))
+        if there not in (None, here):
+            what = name if name == "method" else args.flags[name]["names"][0]
+            raise UsageError(f"--adapter {path}: was saved with {what} {there}, here it is {here}")
+    parameters = method.named_parameters()
+    for name in dict.fromkeys([*parameters, *tensors]):
+        there, here = (
+            list(found[name].shape) if name in found else "nothing"
+            for found in (tensors, parameters)
+        )
+        if there != here:
+            raise UsageError(
+                f"--adapter {path}: {name} is {there} there, {here} here; give the flags and the "
+                "checkpoint that it was saved with"
+            )
+    for name, parameter in parameters.items():
+        parameter.copy_(tensors[name])
+
+
+def read_adapter(path):
+    """Its tensors by name, and what it says of itself. Raises UsageError."""
+    try:
+        with safe_open(path / PEFT if path.is_dir() else path, "pt") as opened:
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}
+            said = (opened.metadata() or {}).get(FACTS, "{}")
+        if (path / FACTS).is_file():
+            said = (path / FACTS).read_text(encoding="utf-8")
+        return tensors, dict(json.loads(said))
+    except (OSError, SafetensorError, ValueError, TypeError) as error:
+        raise UsageError(
+            f"--adapter {path}: is no adapter ({error}); give what --save-adapter wrote"
+        ) from error
+
+
+def adapter_of(path, video_id):
+    """The file or folder with the video's. Raises VideoError where there is none of it."""
+    if not path.is_dir() or (path / PEFT).is_file():
+        return path
+    for name in (f"{video_id}.safetensors", f"{video_id}.adapter"):
+        if (path / name).exists():
+            return path / name
+    raise VideoError(f"--adapter {path}: has no {video_id}.safetensors or {video_id}.adapter")
+
+
+def adapter_files(path):
+    """All files of --adapter that may be used. Raises UsageError where there is none."""
+    inside = [path, *path.glob("*.adapter")] if path.is_dir() else []
+    files = [file for folder in inside for file in folder.glob("*.safetensors")]
+    if path.is_file():
+        files = [path]
+    if not files:
+        raise UsageError(
+            f"--adapter {path}: holds no adapter; give a .safetensors file or an .adapter folder "
+            "that --save-adapter wrote, or the folder of these"
+        )
+    return sorted(files)

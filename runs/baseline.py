@@ -1,0 +1,70 @@
+"""The baseline beside a run: the same videos and noise, without adaptation."""
+
+from pathlib import Path
+
+import numpy as np
+
+from common.errors import UsageError
+from runs.flags import generation, is_table, spelt
+from runs.identity import is_baseline, read_config
+from runs.results import in_8_bits, read_record
+
+SHARED = ("manifest_sha256", "checkpoint_sha256")  # facts that a run and its baseline agree in
+
+
+def add_arguments(group):
+    group.add_argument(
+        "--baseline", type=Path, metavar="FOLDER", changes=None,
+        help="a run with --steps 0, shown beside this one's means (default: baseline* beside "
+        "--out); with its --save-frames, how far frames moved",
+    )  # fmt: skip
+
+
+def find_baseline(args, config):
+    """The folder of this run's baseline, or None. Raises UsageError where --baseline is another
+    run's."""
+    if args.baseline is None:
+        beside = sorted(path.parent for path in args.out.parent.glob("baseline*/config.json"))
+        return next((path for path in beside if why_not(path, config) is None), None)
+    if why := why_not(args.baseline, config):
+        raise UsageError(f"--baseline {args.baseline}: {why}")
+    return args.baseline
+
+
+def why_not(folder, config):
+    """Why `folder` does not hold the baseline of a run with that config.json, or None."""
+    found = read_config(folder)
+    if found is None or not is_table(found.get("flags")):
+        return "is no run's folder; give that of a run with --steps 0"
+    if found["arguments"].get("steps") != 0 or not is_baseline(found["arguments"]):
+        return "adapts; give a run with --steps 0"
+    flags = found["flags"] | config["flags"]
+    compared = [(name, found.get(name), config[name]) for name in SHARED] + [
+        (spelt(flags, name), found["arguments"].get(name), config["arguments"].get(name))
+        for name in [*generation(flags), "seed"]
+    ]
+    for name, there, here in compared:
+        if there != here:
+            return f"is not this run's: {name} is {there} there, {here} here"
+    return None
+
+
+def moved(folder, video_id, frames):
+    """Root mean square difference of generated frames (F, 3, H, W) from the baseline's from the
+    same noise, in levels of 8 bits; None where it kept none."""
+    path = folder / "videos" / f"{video_id}.npz"
+    if not path.is_file():
+        return None
+    with np.load(path) as arrays:
+        difference = in_8_bits(frames).astype(float) - arrays["generated"]
+    return float(np.sqrt(np.mean(difference**2)))
+
+
+def shared_records(folder, out):
+    """[(the baseline's record, the run's)] of the videos that both have done."""
+    pairs = []
+    for path in sorted((out / "videos").glob("*.json")):
+        both = read_record(folder / "videos" / path.name), read_record(path)
+        if all(record and record["status"] == "done" for record in both):
+            pairs.append(both)
+    return pairs

@@ -1,0 +1,109 @@
+"""What a run says at its end: its means, what they are read against, and what to do next."""
+
+import itertools
+import shlex
+import sys
+from pathlib import Path
+
+from common.metrics import mean
+from runs.baseline import shared_records
+from runs.flags import kept_by_baseline
+from runs.identity import is_baseline
+from runs.results import change
+
+SHOWN = {"psnr_db": ("PSNR", " dB", 2), "ssim": ("SSIM", "", 3), "lpips": ("LPIPS", "", 3)}
+REFERENCES = {
+    "repeat_last": "repeating the last frame", "reconstruction": "autoencoder alone"
+}  # fmt: skip
+
+
+def ending(args, summary, baseline):
+    """All lines. baseline: its folder, or None."""
+    lines, skipped = [], list(summary["videos_skipped"])
+    if done := summary["videos_done"]:
+        lines = [f"{videos(done)} done: {args.out}/summary.json", *means(args, summary, baseline)]
+    if skipped:
+        names = ", ".join(skipped[:10]) + (", ..." if len(skipped) > 10 else "")
+        lines.append(f"{videos(len(skipped))} skipped, summary.json has the reasons: {names}")
+    return [*lines, *(next_steps(args, baseline) if done else [])]
+
+
+def videos(count):
+    return f"{count} {'video' if count == 1 else 'videos'}"
+
+
+def means(args, summary, baseline):
+    """Lines: the loss on the true future and each score, where there are any, from the baseline's
+    to this run's, and what they are read against. baseline: its folder, or None."""
+    lines, alone = [], is_baseline(vars(args))
+    before, after = summary["mean_future_loss_before"], summary["mean_future_loss"]
+    if after is not None:
+        shown = f"{after:.4f}" if alone else change(before, after)
+        lines.append(("loss on the true future", shown, "lower is better"))
+    against = args.out if alone else baseline
+    pairs = shared_records(against, args.out) if against else []
+    for name, (title, unit, digits) in SHOWN.items():
+        if summary[f"mean_{name}"] is not None:
+            shown = f"{summary[f'mean_{name}']:.{digits}f}{unit}"
+            if pairs and not alone:
+                shown = gain(name, pairs, digits, unit)
+            lines.append((title, shown, references(name, [b for b, _ in pairs], digits)))
+    moved = summary["mean_moved_from_baseline"]
+    if moved is not None:
+        lines.append(("frames moved by", f"{moved:.2f} of 255 levels", "root mean square"))
+    widths = [max((len(line[i]) for line in lines), default=0) for i in (0, 1)]
+    return [f"  {a:{widths[0]}}  {b:{widths[1]}}  {c}".rstrip() for a, b, c in lines]
+
+
+def gain(name, pairs, digits, unit):
+    before, after = (mean([record[name] for record in each]) for each in zip(*pairs, strict=True))
+    if before is None or after is None:
+        return "-"
+    return f"{before:.{digits}f} -> {after:.{digits}f}{unit} ({after - before:+.{digits}f})"
+
+
+def references(name, baselines, digits):
+    """What the baseline's records have beside their own score."""
+    found = {
+        words: mean([record["references"].get(kind, {}).get(name) for record in baselines])
+        for kind, words in REFERENCES.items()
+    }
+    return ", ".join(f"{words} {x:.{digits}f}" for words, x in found.items() if x is not None)
+
+
+def next_steps(args, baseline):
+    """Lines: the commands that lead from here to an answer. None within a sweep, which compares its
+    rows itself."""
+    if (args.out.parent / "sweep.json").exists():
+        return []
+    script, kept = f"{args.script}.py", kept_by_baseline(args.given, args.flags)
+    if is_baseline(vars(args)):
+        other = free(args.out.parent / args.script)
+        adapt = command(script, *kept, "--out", other)
+        return ["next: adapt, from the same noise, and compare", adapt, compare(args.out, other)]
+    if baseline:
+        return ["what of it can be believed, with intervals:", compare(baseline, args.out)]
+    baseline = free(args.out.parent / "baseline")
+    return [
+        "next: the baseline, the same noise without adaptation, and the comparison",
+        command(script, *kept, "--steps", "0", "--out", baseline),
+        compare(baseline, args.out),
+    ]
+
+
+def free(path):
+    """The path, or where there is something the first of path_2, path_3, ... where is nothing."""
+    others = (path.with_name(f"{path.name}_{i}") for i in itertools.count(2))
+    return next(each for each in itertools.chain([path], others) if not each.exists())
+
+
+def compare(baseline, out):
+    return command("compare.py", baseline, out, "--out", out.parent / "report")
+
+
+def command(*words):
+    """A line to copy, with this Python as one would type it here."""
+    python = Path(sys.executable)
+    here = Path.cwd()
+    shown = python.relative_to(here) if python.is_relative_to(here) else "python"
+    return "    " + shlex.join(map(str, (shown, *words)))
