@@ -19,6 +19,7 @@ class EveryK:
     hidden_width: int = field(kw_only=True)
     sampling: dict = field(default_factory=dict)
     context_lengths: tuple | None = None
+    sampling_ranges: dict = field(default_factory=dict)
 
     def frames_of(self, latents):
         return 1 + self.k * (latents - 1) if latents else 0

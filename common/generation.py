@@ -34,13 +34,14 @@ def add_arguments(group):
     )  # fmt: skip
     group.add_argument(
         "--sampling", nargs="+", action="extend", metavar="KEY=VALUE", changes="generation",
-        help="options that this model alone has; --dry-run prints them, with their defaults",
+        help="options of the continuation that this model has; no loss is taken with them. "
+        "--dry-run prints them, with their defaults",
     )  # fmt: skip
 
 
-def sampling_options(given, own):
+def sampling_options(given, own, ranges):
     """The model's `own` options with their defaults, and what the KEY=VALUEs in `given` say in
-    place of these. Raises UsageError."""
+    place of these, each within its range if it has one. Raises UsageError."""
     options = dict(own)
     for text in given or ():
         key, _, value = text.partition("=")
@@ -48,6 +49,9 @@ def sampling_options(given, own):
             known = " ".join(f"{k}={as_text(v)}" for k, v in own.items()) or "none"
             raise MisfitError(f"--sampling {text}: this model has no {key}; known are {known}")
         options[key] = as_typed(f"--sampling {text}", value, type(own[key]))
+        low, high = ranges.get(key, (None, None))
+        if low is not None and not low <= options[key] <= high:
+            raise UsageError(f"--sampling {text}: must be from {low:g} to {high:g}")
     return options
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 
 import backbones
+from backbones import hub
 from common.errors import MisfitError, UsageError
 from common.values import count_of_blocks, frame_size
 from devices.compiling import compiles
@@ -17,7 +18,11 @@ def add_arguments(group):
     group.add_argument(
         "--checkpoint", type=Path, default=NANO, metavar="FOLDER",
         changes="generation", known_by="checkpoint_sha256",
-        help="model folder as its authors publish it; its files say which model it is",
+        help="model folder, or OWNER/NAME in the Hugging Face cache",
+    )  # fmt: skip
+    group.add_argument(
+        "--download", action="store_true", changes=None, baseline=True,
+        help="fetch a --checkpoint OWNER/NAME that the cache does not hold",
     )  # fmt: skip
     group.add_argument(
         "--size", type=frame_size, metavar="WxH", changes="generation",
@@ -54,13 +59,17 @@ def add_speed(group):
 
 
 def geometry_of(args):
-    """The geometry of args.checkpoint, of which no weight is read. Raises UsageError."""
-    if not args.checkpoint.is_dir():
+    """The geometry of args.checkpoint, which becomes a folder here where it was a name on the hub;
+    no weight is read. Raises UsageError."""
+    name, is_folder = args.checkpoint.as_posix(), args.checkpoint.is_dir()
+    if not is_folder and not hub.NAME.fullmatch(name):
         raise UsageError(
-            f"--checkpoint {args.checkpoint}: no such folder; LongCat-Video's: hf download "
+            f"--checkpoint {name}: no such folder; LongCat-Video's: hf download "
             "meituan-longcat/LongCat-Video --local-dir weights/LongCat-Video"
         )
     try:
+        if not is_folder:
+            args.checkpoint = hub.hub_folder(name, args.download)
         return backbones.geometry(args.checkpoint)
     except backbones.CheckpointError as error:
         raise UsageError(f"--checkpoint: {error}") from error

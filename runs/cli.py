@@ -46,7 +46,8 @@ def parse_args(description, method, argv=None):
     for module in (adaptation, todo, loss, stopping):
         module.check(args)
     clip.Window.of(args, geometry)
-    args.sampling = generation.sampling_options(args.sampling, geometry.sampling)
+    own = geometry.sampling, geometry.sampling_ranges
+    args.sampling = generation.sampling_options(args.sampling, *own)
     if hasattr(method, "check"):
         method.check(args)
     if hasattr(method, "fits"):

@@ -28,6 +28,7 @@ NANO, DIT = ROOT / "nano" / "checkpoint", "dit/diffusion_pytorch_model.safetenso
         (["--cond-frames", 14], "--cond-frames: frames must number 4k + 1, got 14"),
         (["--sampling", "shine=1"], "--sampling shine=1: this model has no shine; known are enh"),
         (["--sampling", "enhance_hf=maybe"], "enhance_hf=maybe: must be true or false"),
+        (["--sampling", "context_noise=1"], "context_noise=1: must be from 0 to 0.9"),
         (["--steps", -1], "--steps: must be at least 0"),
         (["--steps", "many"], "--steps: invalid whole number value: 'many'"),
         (["--lr", 0], "--lr: must be a positive number"),
@@ -244,7 +245,7 @@ def test_the_checkpoint_says_what_no_flag_does(tmp_path, script, capsys):
     assert script(adasteer, "--dry-run", "--out", tmp_path / "out", *more) == 0
     said = capsys.readouterr().out
     assert "--anchor 32" in said and "--tta-frames 29" in said and "--gen-frames 14" in said
-    assert "--sampling enhance_hf=false" in said
+    assert "--sampling enhance_hf=false context_noise=0.0" in said
 
 
 def test_a_run_begins_with_its_model_and_frames(tmp_path, script, capsys):
