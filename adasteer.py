@@ -55,12 +55,18 @@ class AdaSteer:
         if args.target == "hidden" and (args.final_layer or args.time_slope):
             raise common.UsageError("--final-layer and --time-slope need --target timestep")
 
+    @staticmethod
+    def fits(args, model):
+        width = model.embedding_width if args.target == "timestep" else model.hidden_width
+        if args.dims is not None and args.dims > width:
+            raise common.MisfitError(f"--dims must be in 1..{width}, got {args.dims}")
+        common.check_groups(args, len(common.chosen_blocks(args.blocks, model.depth)))
+
     def __init__(self, model, clip, args):
+        self.fits(args, model)
         self.model, self.args = model, args
         width = model.embedding_width if args.target == "timestep" else model.hidden_width
         dims = width if args.dims is None else args.dims
-        if dims > width:
-            raise common.UsageError(f"--dims must be in 1..{width}, got {dims}")
         size = dims * (2 if args.time_slope else 1)
         blocks = common.chosen_blocks(args.blocks, model.depth)
         groups, self.chosen = common.number_of_groups(args, clip, size, len(blocks))

@@ -3,6 +3,7 @@
     python compare.py results/baseline results/adasteer --out results/report
     python compare.py --sweep results/groups_5_steps --out results/groups_5_steps/report
 
+First comes a sentence for each method: does it help, by how much, how sure is that?
 Gains are differences to the baseline (--steps 0) on the videos and seeds that all runs share,
 positive where the method is better; in the loss on the true future, which leads, they are relative,
 in per cent of each video's own baseline. The interval is a 95 % BCa bootstrap over sources and says
@@ -19,21 +20,23 @@ import runs  # first: signals, and how torch's threads wait
 
 # isort: split
 import common
-from report.comparison import compare, table, unmeasured
+from report.comparison import compare, table
+from report.files import write_tables
 from report.metrics import COMPARED, about, main_metric, title
 from report.page import write_page
 from report.predict import headline, lines, predict
 from report.runs import read_row, read_rows, read_runs
-from report.table import MEANING, as_markdown, as_text, readable, write_csv
+from report.table import MEANING, as_text, readable
+from report.verdict import verdicts
 from runs.names import printable
-from runs.results import write_json
+from runs.parser import Parser
 
 
 def parse_args():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = Parser(__doc__, "%(prog)s RUN RUN ... --out FOLDER [flags]")
+    parser.add_argument(
+        "runs", nargs="*", type=Path, metavar="RUN", help="folders of runs, one with --steps 0"
     )
-    parser.add_argument("runs", nargs="*", type=Path, help="folders of runs, one with --steps 0")
     parser.add_argument("--sweep", type=Path, metavar="FOLDER", help="all runs of a sweep")
     parser.add_argument("--out", type=folder, required=True, help="folder of the report")
     parser.add_argument(
@@ -85,49 +88,33 @@ def compared(sets, notes):
 def predictions_of(comparison):
     """By method: from the conditioning frames and the losses before generating."""
     shown = main_metric(comparison)
-    found = {m.name: predict(comparison, m, shown) for m in comparison.methods}
-    for name, result in found.items():
-        print(f"{name}: {headline(result)}")
-        print(as_text(lines(result)), end="\n\n")
-    return found
+    return {m.name: predict(comparison, m, shown) for m in comparison.methods}
 
 
-def write_tables(out, comparisons, predictions, notes):
-    """table.md for people, table.csv and results.json for programs."""
-    text, flat, everything = [], [], {}
+def tables_of(comparison):
+    """The table of each metric, the main one first."""
+    return {metric: table(comparison, metric) for metric in COMPARED}
+
+
+def print_verdicts(tables, predictions):
+    for each in tables.values():
+        print(*(verdict.sentence for verdict in verdicts(each)), sep="\n")
+    print()
+    for found in predictions.values():
+        for name, result in found.items():
+            print(f"{name}: {headline(result)}")
+            print(as_text(lines(result)), end="\n\n")
+
+
+def print_tables(comparisons, tables, notes):
+    """The table of the main metric of each comparison, and what a reader must know."""
     for name, comparison in comparisons.items():
-        tables = {metric: table(comparison, metric) for metric in COMPARED}
-        everything[name or "runs"] = {
-            "notes": comparison.notes,
-            "tables": tables,
-            "predictions": predictions.get(name),
-        }
-        text.append(f"# {name}\n" if name else "")
-        text.append(markdown(comparison, tables))
-        for metric, rows in tables.items():
-            flat += [{"set": name, "metric": metric, **row} for row in rows]
         shown = main_metric(comparison)
-        words = (
-            [title(shown), about(shown), as_text(readable(tables[shown]))] if tables[shown] else []
-        )
+        rows = tables[name][shown]
+        words = [title(shown), about(shown), as_text(readable(rows))] if rows else []
         print(*filter(None, [name, *words]), sep="\n")
         print(*comparison.notes, "", sep="\n")
     print(*notes, MEANING, sep="\n")
-    text += [f"- {note}" for note in notes] + [f"\n{MEANING}\n"]
-    (out / "table.md").write_text("\n".join(text), encoding="utf-8")
-    write_csv(out / "table.csv", flat)
-    write_json(out / "results.json", {"comparisons": everything, "notes": notes})
-
-
-def markdown(comparison, tables):
-    """The tables of a comparison, each with what a reader must know of it, and the notes."""
-    parts = []
-    for metric, rows in tables.items():
-        if rows:
-            parts += [f"## {title(metric)}\n", *([f"{about(metric)}\n"] if about(metric) else [])]
-            parts.append(as_markdown(readable(rows)))
-    notes = [*comparison.notes, *unmeasured(comparison)]
-    return "\n".join([*parts, *(f"- {note}" for note in notes), ""])
 
 
 def main():
@@ -137,9 +124,12 @@ def main():
     if not comparisons:
         raise common.UsageError("nothing to compare: " + "; ".join(notes))
     args.out.mkdir(parents=True, exist_ok=True)
+    tables = {name: tables_of(comparison) for name, comparison in comparisons.items()}
     found = {n: predictions_of(c) for n, c in comparisons.items()} if args.predict else {}
-    write_tables(args.out, comparisons, found, notes)
-    write_page(args.out, comparisons, notes, rows, found, args.show)
+    write_tables(args.out, comparisons, tables, found, notes)
+    write_page(args.out, comparisons, tables, notes, rows, found, args.show)
+    print_verdicts(tables, found)  # what is printed last may be cut off, as by head
+    print_tables(comparisons, tables, notes)
     print(f"{args.out}/index.html")
     return 0
 

@@ -28,6 +28,10 @@ class FiLM:
         group.add_argument("--mode", choices=tuple(MODES), default="full", help="what is corrected")
         group.add_argument("--weight-decay", type=common.not_negative, default=0.01, help="AdamW's")
 
+    @staticmethod
+    def fits(args, model):
+        common.check_groups(args, model.depth)
+
     def __init__(self, model, clip, args):
         self.model, self.args, kinds = model, args, MODES[args.mode]
         self.parts = [part for part in model.modulation_parts if part.split(".")[-1] in kinds]

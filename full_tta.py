@@ -3,7 +3,13 @@
 loss + l2 * |w - w0|^2 + ewc * sum(F * (w - w0)^2)        F: diagonal Fisher from the context
 
 python full_tta.py --steps 20
-python full_tta.py --optimizer sgd --lr 1e-5 --steps 10            # the study's, see --help
+python full_tta.py --optimizer sgd --lr 1e-5 --steps 10                    # the study's
+
+Memory at 13.6B, beside activations: AdamW on float32 copies 299 GB (weights 27, copies 54,
+gradients 54, moments 109, start 54), more than any one GPU has; SGD on copies in the weights' type
+109 GB (27 each); with --stop-every the copies once more. The study's SGD is inert: gradients of
+norm 1 and lr 1e-5 move 13.6B weights by at most 2e-4 in all in twenty steps, decay scales them by
+1 - 2e-6.
 """
 
 import runs  # first: it says how torch's threads wait
@@ -25,12 +31,7 @@ class FullTTA:
         group.set_defaults(lr=None)
         group.add_argument(
             "--optimizer", choices=tuple(RATES), default="adamw",
-            help="adamw (--lr 3e-5 where not given): float32 copies, at 13.6B 299 GB: weights 27, "
-            "copies 54, gradients 54, moments 109, start 54; more than any one GPU has. sgd (1e-5, "
-            "the study's): copies in the weights' type, no momentum, 109 GB: 27 each for weights, "
-            "copies, gradients, start. Both: plus activations, and once more the copies with "
-            "--stop-every. Gradients of norm 1 and lr 1e-5 move 13.6B weights by at most 2e-4 in "
-            "all in twenty steps, decay scales them by 1 - 2e-6: the study's choice is inert",
+            help="--lr is 3e-5 with adamw, 1e-5 with sgd, where it is not given",
         )  # fmt: skip
         group.add_argument(
             "--weight-decay", type=common.not_negative, default=0.01,
@@ -41,13 +42,12 @@ class FullTTA:
         )
         group.add_argument(
             "--l2-to-start", type=common.not_negative, default=0.0, metavar="W",
-            help="adds W times the squared distance from the pretrained weights to the loss "
-            "(another 54 GB at 13.6B)",
+            help="adds W times the squared distance from the pretrained weights (54 GB at 13.6B)",
         )  # fmt: skip
         group.add_argument(
             "--ewc", type=common.not_negative, default=0.0, metavar="W",
-            help="the same with each weight's diagonal Fisher information on the context latents, "
-            "scaled to mean 1, as factor (another 109 GB)",
+            help="the same, by each weight's diagonal Fisher information of the context, of mean 1 "
+            "(109 GB)",
         )  # fmt: skip
 
     @staticmethod

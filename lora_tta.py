@@ -31,9 +31,7 @@ class LoRA:
     def add_arguments(group):
         group.set_defaults(lr=2e-3)
         group.add_argument("--rank", type=common.at_least(1, 4096), default=1, help="of an update")
-        group.add_argument(
-            "--alpha", type=common.positive, default=2.0, help="updates are scaled by alpha / rank"
-        )
+        group.add_argument("--alpha", type=common.positive, default=2.0, help="scale: alpha / rank")
         group.add_argument(
             "--targets", nargs="+", metavar="LAYER",
             help="linear layers of a block; those of its attentions where not given",
@@ -47,6 +45,12 @@ class LoRA:
         group.add_argument(
             "--warm-up", type=common.at_least(0), default=3, help="steps of rising learning rate"
         )
+
+    @staticmethod
+    def fits(args, model):
+        common.chosen_blocks(args.blocks, model.depth)
+        if args.rank > model.hidden_width:
+            raise common.MisfitError(f"--rank must be in 1..{model.hidden_width}, got {args.rank}")
 
     def __init__(self, model, clip, args):
         self.model, self.dit, self.args = model, model.dit, args

@@ -4,8 +4,11 @@
     python sweep.py sweeps/groups_5_steps.yaml --slurm      # an array a row, then compare.py
     python sweep.py sweeps/groups_5_steps.yaml --status
 
-The same command goes on where it was stopped. Checkpoint and videos come from the flags, from
-sbatch/site.sh, or with --nano from the bundled ones. A sweep file has the keys
+The same command goes on where it was stopped, and so does the file alone: the results' folder
+remembers the flags. Checkpoint and videos come from the flags, from sbatch/site.sh, or with --nano
+from the bundled ones. Rows that this model cannot run (more groups than blocks) are named and left
+out; the exit code is 0 where the others worked, 1 where one failed, 3 where one lacks videos, 2
+where nothing started. A sweep file has the keys
 
     baseline: the script that runs without adaptation (--steps 0)
     shared:   flags of every row
@@ -25,20 +28,22 @@ import runs  # first: signals, and how torch's threads wait
 import common
 from report.table import as_text
 from runs.identity import ROOT, plain_arguments
+from runs.parser import Parser
 from runs.results import write_json
+from sweeps.files import load_yaml
 from sweeps.local import run_here
+from sweeps.remembered import folders_of, go_on, is_started, tokens_of
 from sweeps.rows import read_sweep
 from sweeps.slurm import submit
 from sweeps.status import status
 
 SETTINGS = {"--checkpoint": "CHECKPOINT", "--videos": "VIDEOS"}
+TASKS = 8  # of a row's array
 
 
-def parse_args():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("file", type=Path, help="a sweep, as in sweeps/")
+def parser_of():
+    parser = Parser(__doc__, "%(prog)s FILE [flags]")
+    parser.add_argument("file", type=Path, metavar="FILE", help="a sweep, as in sweeps/")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--local", action="store_true", help="run the rows here, one after the other")
     what.add_argument("--slurm", action="store_true", help="submit an array of jobs for each row")
@@ -47,23 +52,34 @@ def parse_args():
     )
     parser.add_argument("--dry-run", action="store_true", help="print the commands only")
     parser.add_argument("--nano", action="store_true", help="the bundled checkpoint and demo clips")
-    parser.add_argument("--checkpoint", type=Path, metavar="FOLDER")
-    parser.add_argument("--videos", type=Path, metavar="LIST")
-    parser.add_argument("--limit", type=common.at_least(1), metavar="N", help="first N videos only")
     parser.add_argument(
-        "--out",
-        type=folder,
-        help="folder of the rows' folders; results/<file>, with nano_ before it",
+        "--checkpoint", type=Path, metavar="FOLDER", help="model; else that of sbatch/site.sh"
+    )
+    parser.add_argument(
+        "--videos", type=Path, metavar="LIST", help="list of clips; else that of sbatch/site.sh"
+    )
+    parser.add_argument(
+        "--limit", type=common.at_least(1), metavar="N",
+        help="first N videos only; a larger one later goes on with more",
     )  # fmt: skip
     parser.add_argument(
-        "--array", type=common.at_least(1), default=8, metavar="N", help="tasks of a row (slurm)"
-    )
-    args = parser.parse_args()
+        "--out", type=folder, metavar="FOLDER",
+        help="of the rows' folders; results/<file>, with nano_ before it",
+    )  # fmt: skip
+    parser.add_argument(
+        "--array", type=common.at_least(1), metavar="N",
+        help=f"tasks of a row, for --slurm (default: {TASKS})",
+    )  # fmt: skip
+    return parser
+
+
+def check(args):
     if not (args.local or args.slurm or args.status or args.dry_run):
-        parser.error("say what to do: --local, --slurm, --status or --dry-run")
+        raise common.UsageError("say what to do: --local, --slurm, --status or --dry-run")
     if args.nano and args.checkpoint:
-        parser.error("--nano: has its own checkpoint, --checkpoint another; give one of them")
-    return args
+        raise common.UsageError(
+            "--nano: has its own checkpoint, --checkpoint another; give one of them"
+        )
 
 
 def folder(text):
@@ -103,36 +119,73 @@ def site_setting(path, variable):
     return subprocess.run(["bash", "-c", show, path], capture_output=True, text=True).stdout
 
 
-def print_status(rows):
+def print_status(parser, args, out):
+    if go_on(parser, args, out):
+        print(f"{out}: {shlex.join(tokens_of(args))}")
+    elif not is_started(out):
+        print(f"{out}: not started; --local or --slurm starts it")
+        if not (args.nano or args.checkpoint):
+            load_yaml(args.file)  # or what is wrong with it
+            return
+    rows, unfit = read_sweep(args.file, out, *settings(args))
     table = [{"row": row.name, **status(row)} for row in rows]
+    nothing = dict.fromkeys(table[0], "-")
+    table += [nothing | {"row": name, "why": left_out(why)} for name, why in unfit.items()]
     print(as_text(table))
-    return 0
 
 
-def main():
-    args = parse_args()
-    out = args.out or Path("results") / (("nano_" if args.nano else "") + args.file.stem)
-    if out.exists() and not out.is_dir():
-        raise common.UsageError(f"--out {out}: is a file; give a folder")
-    rows = read_sweep(args.file, out, *settings(args))
-    compare = ["--sweep", str(out), "--out", str(out / "report")]
-    if args.status:
-        return print_status(rows)
-    if args.dry_run and not args.slurm:
-        for row in rows:
-            print(shlex.join([sys.executable, row.script, *row.flags, "--out", str(row.out)]))
-        return 0
+def left_out(why):
+    return f"left out, this model cannot run it: {why}"
+
+
+def write_sweep(args, out, rows, unfit):
+    """sweep.json: what the rows are, and with which flags it goes on."""
     keys = ("name", "baseline", "over", "template")
     described = [
         {key: getattr(row, key) for key in keys} | {"arguments": plain_arguments(row.args)}
         for row in rows
     ]
+    out.mkdir(parents=True, exist_ok=True)
+    content = {"file": args.file.name, "flags": tokens_of(args), "rows": described, "unfit": unfit}
+    write_json(out / "sweep.json", content)
+
+
+def run(args, out):
+    """Runs or submits the rows, or prints their commands."""
+    rows, unfit = read_sweep(args.file, out, *settings(args))
+    for name, why in unfit.items():
+        print(f"{name}: {left_out(why)}", file=sys.stderr)
+    if args.dry_run and not args.slurm:
+        for row in rows:
+            print(shlex.join([sys.executable, row.script, *row.flags, "--out", str(row.out)]))
+        return 0
     if not args.dry_run:
-        out.mkdir(parents=True, exist_ok=True)
-        write_json(out / "sweep.json", {"file": args.file.name, "rows": described})
+        write_sweep(args, out, rows, unfit)
+    compare = ["--sweep", str(out), "--out", str(out / "report")]
     if args.slurm:
-        return submit(rows, out, args.array, compare, args.dry_run)
+        return submit(rows, out, args.array or TASKS, compare, args.dry_run)
     return run_here(rows, compare)
+
+
+def main():
+    parser = parser_of()
+    args = parser.parse_args()
+    folders = folders_of(args)
+    for out in folders:
+        if out.exists() and not out.is_dir():
+            raise common.UsageError(f"--out {out}: is a file; give a folder")
+    if args.status:
+        for out in folders:
+            print_status(parser, argparse.Namespace(**vars(args)), out)
+        return 0
+    if len(folders) > 1:
+        both = " and ".join(map(str, folders))
+        raise common.UsageError(f"{both} both hold this sweep; say which with --nano or --out")
+    (out,) = folders
+    if go_on(parser, args, out):
+        print(f"{out} goes on with {shlex.join(tokens_of(args))}", file=sys.stderr)
+    check(args)
+    return run(args, out)
 
 
 if __name__ == "__main__":

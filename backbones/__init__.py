@@ -6,9 +6,15 @@ import json
 from pathlib import Path
 
 # by the class of the transformer; imported when it is needed
-BACKBONES = {"LongCatVideoTransformer3DModel": "backbones.longcat:LongCat"}
+BACKBONES = {
+    "LongCatVideoTransformer3DModel": "backbones.longcat:LongCat",
+    "SkyReelsV2Transformer3DModel": "backbones.skyreels:SkyReels",
+}
 # of the same, what reads the configurations alone: no import of weights' libraries
-GEOMETRIES = {"LongCatVideoTransformer3DModel": "backbones.configs:longcat_geometry"}
+GEOMETRIES = {
+    "LongCatVideoTransformer3DModel": "backbones.configs:longcat_geometry",
+    "SkyReelsV2Transformer3DModel": "backbones.skyreels_configs:skyreels_geometry",
+}
 TRANSFORMERS = ("dit", "transformer")  # folders that hold it
 
 
@@ -64,6 +70,7 @@ def class_of(folder):
             name = read_config(config).get("_class_name")
             return name if isinstance(name, str) else json.dumps(name), config
     raise CheckpointError(
-        f"{folder} holds no {' or '.join(f'{part}/config.json' for part in TRANSFORMERS)}; "
-        "expected the official folder layout"
+        f"{folder} is no checkpoint: it holds no "
+        f"{' or '.join(f'{part}/config.json' for part in TRANSFORMERS)}; expected is a release's "
+        f"layout, of the classes {', '.join(BACKBONES)}"
     )

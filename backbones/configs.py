@@ -3,18 +3,29 @@ and that they fit together."""
 
 import json
 import math
+from collections.abc import Callable
+from typing import NamedTuple
 
 from backbones import CheckpointError
 from backbones.frames import EveryK
-from backbones.ranges import DIT, NATIVE, SCHEDULER, TEXT, VAE
+from backbones.ranges import CONTEXT_NOISE, DIT, EULER, NATIVE, TEXT, VAE
 
-WEIGHTS = {  # files' names without suffix
-    "dit": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"
-}  # fmt: skip
+DIFFUSERS, TRANSFORMERS = "diffusion_pytorch_model", "model"  # names of weight files
 SIZE, FPS = (480, 832), 15.0  # of LongCat's release
 WINDOW = {
     "anchor": 32, "cond_frames": 13, "tta_frames": 29, "context_latents": 4, "gen_frames": 14
 }  # fmt: skip
+WIDTHS = {"depth": 48, "adaln_tembed_dim": 512, "hidden_size": 4096}
+
+
+class Layout(NamedTuple):
+    """What a checkpoint folder of one model holds."""
+
+    transformer: str  # the folder of its transformer
+    rules: dict  # of that one's configuration
+    closed: bool  # whether it may have no other keys
+    schedulers: dict  # rules by class
+    check: Callable  # (path, configuration, z_dim, d_model): that the transformer's parts fit
 
 
 def longcat_geometry(folder):
@@ -22,35 +33,40 @@ def longcat_geometry(folder):
     return geometry(*check_checkpoint(folder))
 
 
-def geometry(stated, size_multiple):
-    """Of what model_index.json states; both autoencoders make a latent of four frames."""
+def geometry(stated, size_multiple, dit=WIDTHS):
+    """Of what model_index.json and dit/config.json state; both autoencoders make a latent of four
+    frames."""
     size = stated.get("height", SIZE[0]), stated.get("width", SIZE[1])
-    name, options = "LongCatVideoTransformer3DModel", {"enhance_hf": True}
-    return EveryK(name, 4, size, size_multiple, FPS, WINDOW, options)
+    name, options = "LongCatVideoTransformer3DModel", {"enhance_hf": True, "context_noise": 0.0}
+    more = {
+        "depth": dit["depth"],
+        "embedding_width": dit["adaln_tembed_dim"],
+        "hidden_width": dit["hidden_size"],
+        "sampling_ranges": {"context_noise": CONTEXT_NOISE},
+    }
+    return EveryK(name, 4, size, size_multiple, FPS, WINDOW, options, **more)
 
 
-def check_checkpoint(folder):
-    """Checks every configuration of a folder in the official layout, and which files hold the
-    weights; gives what model_index.json says, and of what frames' sides are multiples. Raises
-    CheckpointError."""
-    for name in ("dit", "vae", "text_encoder", "tokenizer", "scheduler"):
-        if not (folder / name).is_dir():
-            raise CheckpointError(f"{folder} has no folder {name}/; the official layout has one")
-    dit = check(folder / "dit" / "config.json", DIT, closed=True)
+def check_checkpoint(folder, layout=None):
+    """Checks every configuration of a folder, LongCat's where no other layout is given, and which
+    files hold the weights; gives what model_index.json says, of what frames' sides are multiples,
+    and the transformer's configuration. Raises CheckpointError."""
+    layout = layout or LONGCAT
+    check_files(folder, layout.transformer)
+    dit_path = folder / layout.transformer / "config.json"
+    dit = check(dit_path, layout.rules, layout.closed)
     vae = check_autoencoder(folder / "vae" / "config.json")
     text = check(folder / "text_encoder" / "config.json", TEXT)
-    check(folder / "scheduler" / "scheduler_config.json", SCHEDULER)
+    check_by_class(folder / "scheduler" / "scheduler_config.json", layout.schedulers)
     optional_file(folder / "tokenizer" / "tokenizer_config.json", {})
-    check_dit(folder / "dit" / "config.json", dit, vae["z_dim"], text["d_model"])
+    layout.check(dit_path, dit, vae["z_dim"], text["d_model"])
     check_buckets(folder / "text_encoder" / "config.json", text)
     native = optional_file(folder / "model_index.json", NATIVE)
     multiple = vae.get("scale_factor_spatial", 8) * dit["patch_size"][1]
     for name in ("height", "width"):
         if native.get(name, 0) % multiple:
             refuse(folder / "model_index.json", name, native[name], f"a multiple of {multiple}")
-    for name, stem in WEIGHTS.items():
-        check_files(folder / name, stem)
-    return {name: native[name] for name in NATIVE if name in native}, multiple
+    return {name: native[name] for name in NATIVE if name in native}, multiple, dit
 
 
 def refuse(path, key, value, right):
@@ -97,15 +113,20 @@ def check(path, rules, closed=False):
     return content
 
 
-def check_autoencoder(path):
+def check_by_class(path, tables):
+    """As check, by the rules that `tables` has for the class that the file names."""
     name = read_config(path).get("_class_name")
-    if not isinstance(name, str) or name not in VAE:
-        refuse(path, "_class_name", name, " or ".join(VAE))
-    vae = check(path, VAE[name])
+    if not isinstance(name, str) or name not in tables:
+        refuse(path, "_class_name", name, " or ".join(tables))
+    return check(path, tables[name])
+
+
+def check_autoencoder(path):
+    vae = check_by_class(path, VAE)
     for key in ("latents_mean", "latents_std"):
         if len(vae[key]) != vae["z_dim"]:
             refuse(path, key, vae[key], f"a list of z_dim = {vae['z_dim']} values")
-    if name == "AutoencoderKLWan":
+    if vae["_class_name"] == "AutoencoderKLWan":
         check_wan(path, vae)
     return vae
 
@@ -130,12 +151,19 @@ def check_dit(path, dit, z_dim, d_model):
     if dit["hidden_size"] % (2 * dit["num_heads"]):
         right = f"a multiple of twice num_heads = {dit['num_heads']}"
         refuse(path, "hidden_size", dit["hidden_size"], right)
+    check_channels(path, dit, z_dim)
+    check_width(path, dit, "caption_channels", d_model)
+
+
+def check_channels(path, dit, z_dim):
     for key in ("in_channels", "out_channels"):
         if dit[key] != z_dim:
             refuse(path, key, dit[key], f"{z_dim}, the z_dim of the vae")
-    if dit["caption_channels"] != d_model:
-        right = f"{d_model}, the d_model of the text encoder"
-        refuse(path, "caption_channels", dit["caption_channels"], right)
+
+
+def check_width(path, dit, key, d_model):
+    if dit[key] != d_model:
+        refuse(path, key, dit[key], f"{d_model}, the d_model of the text encoder")
 
 
 def check_buckets(path, text):
@@ -146,7 +174,17 @@ def check_buckets(path, text):
         refuse(path, "relative_attention_max_distance", distance, f"more than {near}")
 
 
-def check_files(folder, stem):
+def check_files(folder, transformer):
+    """That a checkpoint has its folders, and the files of its weights. Raises CheckpointError."""
+    for name in (transformer, "vae", "text_encoder", "tokenizer", "scheduler"):
+        if not (folder / name).is_dir():
+            raise CheckpointError(f"{folder} has no folder {name}/; the official layout has one")
+    check_weights(folder / transformer, DIFFUSERS)
+    check_weights(folder / "vae", DIFFUSERS)
+    check_weights(folder / "text_encoder", TRANSFORMERS)
+
+
+def check_weights(folder, stem):
     """That the weights are safetensors files of this folder."""
     if (folder / "adapter_config.json").exists():
         raise CheckpointError(f"{folder} holds adapter_config.json; merge the adapter first")
@@ -162,3 +200,6 @@ def check_files(folder, stem):
         plain = isinstance(name, str) and not {"/", "\\", "\0"} & set(name)
         if not plain or not name.endswith(".safetensors") or not (folder / name).is_file():
             refuse(index, f"weight_map of {weight}", name, f"a .safetensors file in {folder}")
+
+
+LONGCAT = Layout("dit", DIT, True, EULER, check_dit)

@@ -21,12 +21,16 @@ class Geometry(Protocol):
     """What the files of a checkpoint say before any weight is read; see backbones.geometry."""
 
     class_name: str  # of the transformer
+    depth: int  # these three as the model has them, see Backbone
+    embedding_width: int
+    hidden_width: int
     size: tuple[int, int]  # native (height, width) of frames in pixels
     size_multiple: int  # of which height and width of frames are multiples
     fps: float  # frames a second that the model was trained at
     context_lengths: Sequence[int] | None  # latents that may precede the predicted; None: any
     window: Mapping[str, int]  # anchor, cond_frames, tta_frames, context_latents, gen_frames
     sampling: Mapping[str, bool | int | float | str]  # generate's own options, with defaults
+    sampling_ranges: Mapping[str, tuple[float, float]]  # least and most of those that have such
 
     def frames_of(self, latents: int) -> int:
         """Frames that so many latents decode to; 0 of 0, and more of more."""
@@ -143,7 +147,7 @@ class Backbone(Protocol):
 
     def timestep_embedding(self, function: Callable) -> AbstractContextManager:
         """function(i, e, sigma) -> e: the embedding (B, T, embedding_width) that block i is about
-        to use, T may be 1; sigma (B, T), 0 on context. i = depth is the final layer."""
+        to use, T may be 1; sigma (B, T), 0 on clean context. i = depth is the final layer."""
 
     def modulation(self, function: Callable) -> AbstractContextManager:
         """function(i, m) -> m: the modulation of block i by name, {"attn.shift": (B, T,

@@ -5,17 +5,18 @@ longcat_video/pipeline_longcat_video.py. Its DiT approximates latents - noise; e
 leaves the class is noise - latents.
 """
 
-import contextlib
 import itertools
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
+from backbones import pixels
+from backbones.blocks import MODULATION
 from backbones.configs import check_checkpoint, geometry
-from backbones.longcat_dit import MODULATION, LongCatVideoTransformer3DModel
+from backbones.longcat_dit import LongCatVideoTransformer3DModel
 from backbones.longcat_layers import LINEARS, NORMS
-from backbones.parts import autoencoder_class, load_part, load_weights, registered
-from backbones.sampling import guide, schedule
+from backbones.parts import autoencoder_class, load_part, load_weights, place_weights, registered
+from backbones.sampling import contexts, guide, schedule
 from backbones.text import PromptEncoder
 from devices import offload
 
@@ -37,7 +38,7 @@ class LongCat:
         self.device = torch.device(device or dit.device)
         self.scheduler = scheduler or FlowMatchEulerDiscreteScheduler(shift=12.0)
         self.prompt_tokens, self.guidance_scale = PROMPT_TOKENS, GUIDANCE_SCALE
-        self.geometry = geometry({}, 8 * dit.config.patch_size[1])
+        self.geometry = geometry({}, 8 * dit.config.patch_size[1], dit.config)
         self.network_sign = -1
         self.stacks = (tuple(f"blocks.{i}" for i in range(len(dit.blocks))),)
         self.depth = len(dit.blocks)
@@ -56,7 +57,7 @@ class LongCat:
         model_index.json, if there is one, gives what differs from the release."""
         device = torch.device(device)
         dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
-        stated, multiple = check_checkpoint(folder)
+        stated, multiple, config = check_checkpoint(folder)
         model = cls(
             load_weights(LongCatVideoTransformer3DModel, folder / "dit", dtype),
             # float32: it is small, and bfloat16's rounding would show in every metric (on a GPU
@@ -69,7 +70,7 @@ class LongCat:
         if float8:
             offload.store_float8(model.dit, dtype, NOT_FLOAT8)
             model.dit.has_weight_hooks = True
-        model.geometry = geometry(stated, multiple)
+        model.geometry = geometry(stated, multiple, config)
         model.prompt_tokens = stated.get("max_sequence_length", PROMPT_TOKENS)
         model.guidance_scale = stated.get("guidance_scale", GUIDANCE_SCALE)
         return model
@@ -80,17 +81,7 @@ class LongCat:
 
     def place(self, plan):
         """The "vae" visits the device only while it works; "blocks" are streamed from host."""
-        if plan == "blocks" and self.placed != "blocks":
-            self.dit.to("cpu")
-            for name, part in self.dit.named_children():
-                if name != "blocks":
-                    part.to(self.device)
-            offload.stream_blocks(self.dit, self.dit.blocks, self.device, STAYS)
-            self.dit.has_weight_hooks = True
-        elif plan != "blocks":
-            self.dit.to(self.device)
-        self.vae.to("cpu" if plan != "none" else self.device)
-        self.placed = plan
+        place_weights(self, plan, STAYS)
 
     def tokens_per_latent(self, height, width):
         return height * width // self.geometry.size_multiple**2
@@ -101,37 +92,11 @@ class LongCat:
 
     # Pixels and text
 
-    @torch.no_grad()
-    def encode(self, frames):
-        """frames (B, 3, 1 + 4k, H, W) -> latents (B, C, 1 + k, H / 8, W / 8), float32."""
-        self.geometry.latents_of(frames.shape[2])  # or ValueError
-        with self._vae_on_device() as vae:
-            x = frames.to(self.device, torch.float32) * 2 - 1
-            z = vae.encode(x).latent_dist.mode()
-        return (z - self._moment("latents_mean")) / self._moment("latents_std")
-
-    @torch.no_grad()
-    def decode(self, latents):
-        """latents (B, C, 1 + k, h, w) -> frames (B, 3, 1 + 4k, 8h, 8w), float32."""
-        z = latents.float() * self._moment("latents_std") + self._moment("latents_mean")
-        with self._vae_on_device() as vae:
-            x = vae.decode(z, return_dict=False)[0]
-        return (x / 2 + 0.5).clamp(0, 1)
+    encode, decode = pixels.encode, pixels.decode
 
     def embed_each(self, prompts):
         """Of each prompt {"embeds": (1, 1, L, width), "mask": (1, L)}, on the CPU."""
         return self.prompt_encoder(prompts, self.device, self.prompt_tokens)
-
-    def _moment(self, name):
-        return torch.tensor(self.vae.config[name], device=self.device).view(1, -1, 1, 1, 1)
-
-    @contextlib.contextmanager
-    def _vae_on_device(self):
-        try:
-            yield self.vae.to(self.device)
-        finally:
-            if self.placed != "none":
-                self.vae.to("cpu")
 
     # Sites
 
@@ -210,6 +175,7 @@ class LongCat:
         guidance_scale=4.0,
         enhance_hf=True,
         distill=False,
+        context_noise=0.0,
         use_cache=True,
         on_step=None,
     ):
@@ -217,16 +183,18 @@ class LongCat:
 
         on_step(model_output_velocity, latents) is called after every step. With guidance_scale <= 1
         there is one branch. Without the cache the context is recomputed at every step; the
-        guidance's scale then also sums over it, as officially.
+        guidance's scale then also sums over it, as officially. context_noise is the sigma of noise
+        on the context, drawn once.
         """
         if guidance_scale > 1:
             text = {name: torch.cat([negative_text[name], text[name]]) for name in TEXT}
         latents = noise.to(self.device, torch.float32)
-        cache = self.context_cache(cond_latents) if use_cache else None
+        cond_latents = next(contexts(cond_latents, noise, context_noise))
+        cache = self.context_cache(cond_latents, context_noise) if use_cache else None
         sigmas = schedule(self.scheduler, steps, enhance_hf, distill).to(self.device)
         for sigma, sigma_next in itertools.pairwise(sigmas):
             x = latents if use_cache else torch.cat([cond_latents, latents], dim=2)
-            v = self._branches(x, sigma, text, cond_latents.shape[2], cache)
+            v = self._branches(x, sigma, text, cond_latents.shape[2], cache, context_noise)
             v = guide(v, guidance_scale) if guidance_scale > 1 else v
             v = v[:, :, -latents.shape[2] :]
             latents = latents + (sigma_next - sigma) * v
@@ -234,17 +202,17 @@ class LongCat:
                 on_step(v, latents)
         return latents
 
-    def _branches(self, x, sigma, text, context, cache):
+    def _branches(self, x, sigma, text, context, cache, context_noise):
         """Velocity of x (1, C, T, h, w) for each row of text; without cache it holds context."""
         batch = len(text["mask"])
         timestep = (1000 * sigma).expand(batch, x.shape[2]).clone()
         if cache is None:
-            timestep[:, :context] = 0
+            timestep[:, :context] = 1000 * context_noise
         x = x.expand(batch, -1, -1, -1, -1)
         return self._call(x, timestep, text, num_cond_latents=context, kv_cache_dict=cache)
 
     @torch.no_grad()
-    def context_cache(self, cond_latents):
-        """Keys and values of the context, read at timestep 0 and without text."""
-        timestep = cond_latents.new_zeros(1, cond_latents.shape[2])
+    def context_cache(self, cond_latents, sigma=0.0):
+        """Keys and values of the context, read at its own sigma and without text."""
+        timestep = cond_latents.new_full((1, cond_latents.shape[2]), 1000 * sigma)
         return self.dit(cond_latents, timestep, None, return_kv=True, skip_crs_attn=True)[1]

@@ -11,24 +11,15 @@ import functools
 import logging
 import math
 
-import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
-from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
-from backbones.longcat_layers import (
-    Block,
-    FinalLayer,
-    linear_fp32,
-    rotary_table,
-    timestep_sinusoid,
-)
+from backbones.blocks import SITES, apply, linear_fp32, run_block, unpatchify
+from backbones.longcat_layers import Block, FinalLayer, rotary_table, timestep_sinusoid
 
 logger = logging.getLogger(__name__)
-# what a block's adaLN gives, in its order
-MODULATION = tuple(f"{of}.{part}" for of in ("attn", "ffn") for part in ("shift", "scale", "gate"))
 
 
 class LongCatVideoTransformer3DModel(ModelMixin, ConfigMixin):
@@ -83,7 +74,7 @@ class LongCatVideoTransformer3DModel(ModelMixin, ConfigMixin):
         self.final_layer = FinalLayer(width, math.prod(patch) * out_channels, time)
         self.recompute_blocks = 0
         self.has_weight_hooks = False  # which must see the end of a recomputed block too
-        self.sites = {"timestep_embedding": [], "modulation": [], "block_output": []}
+        self.sites = {name: [] for name in SITES}
 
     def forward(
         self,
@@ -153,22 +144,16 @@ class LongCatVideoTransformer3DModel(ModelMixin, ConfigMixin):
     def head(self, x, e, grid):
         """Raw prediction (B, C, T, H, W) of tokens x (B, T, S, C) that leave the last block, with
         the final layer's timestep embedding e (B, T, width); grid counts the tokens (T, H, W)."""
-        return self._unpatchify(self.final_layer(x, e), grid)
+        return unpatchify(self.final_layer(x, e), grid, self.config.patch_size)
 
     def _run_block(self, i, x, *, e, sigma, **more):
         """Block i with its sites; the first recompute_blocks blocks are recomputed in backward."""
         e = self._site("timestep_embedding", i, e, sigma)
-        # bound now: a recomputed block must meet the functions that its forward met
-        edit = functools.partial(_edited, tuple(self.sites["modulation"]), i)
-        run = functools.partial(_modulated, self.blocks[i], edit, **more)
-        if i < self.recompute_blocks and torch.is_grad_enabled():
-            run = functools.partial(checkpoint, run, use_reentrant=False, preserve_rng_state=False)
-        with set_checkpoint_early_stop(not self.has_weight_hooks):
-            x, fresh = run(x, e)
+        x, fresh = run_block(self, i, x, e, **more)
         return self._site("block_output", i, x), fresh
 
     def _site(self, name, i, value, *more):
-        return _apply(tuple(self.sites[name]), i, value, *more)
+        return apply(tuple(self.sites[name]), i, value, *more)
 
     def _embed_timestep(self, timestep):  # (B, T) -> (B, T, width) float32
         # the cast rounds as the official code does: in bf16, multiples of 4 above 512
@@ -187,26 +172,3 @@ class LongCatVideoTransformer3DModel(ModelMixin, ConfigMixin):
         if self.config.text_tokens_zero_pad:  # padding rows count, as zeros
             return text * mask[..., None].to(text.dtype), None
         return text, mask[:, None, None, :].bool()
-
-    def _unpatchify(self, x, grid):  # (B, T, S, ph * pw * C_out) -> (B, C_out, T, H, W)
-        _, ph, pw = self.config.patch_size
-        x = x.unflatten(-1, (ph, pw, -1)).unflatten(2, grid[1:])  # (B, T, H', W', ph, pw, C_out)
-        return x.permute(0, 6, 1, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4)
-
-
-def _modulated(block, edit, x, e, **more):
-    return block(x, edit(block.modulation(e)), **more)
-
-
-def _edited(functions, i, m):  # m (B, T, 6C), to the functions by name
-    if not functions:
-        return m
-    parts = dict(zip(MODULATION, m.chunk(len(MODULATION), dim=-1), strict=True))
-    parts = _apply(functions, i, parts)
-    return torch.cat([parts[name] for name in MODULATION], dim=-1)
-
-
-def _apply(functions, i, value, *more):
-    for function in functions:
-        value = function(i, value, *more)
-    return value

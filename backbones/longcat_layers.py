@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from backbones.blocks import add_gated, linear_fp32, modulate
+
 # in a block, for methods that tune or extend them
 LINEARS = {
     "attention": (
@@ -24,20 +26,6 @@ NORMS = {
     "cross": ("pre_crs_attn_norm",),
     "qk": ("attn.q_norm", "attn.k_norm", "cross_attn.q_norm", "cross_attn.k_norm"),
 }
-
-
-def linear_fp32(layer, x):
-    return F.linear(x.float(), layer.weight.float(), layer.bias.float())
-
-
-def modulate(x, shift, scale):  # x (B, T, S, C); shift, scale (B, T, 1, C) float32
-    normed = F.layer_norm(x.float(), x.shape[-1:], eps=1e-6)
-    return torch.addcmul(shift, normed, 1 + scale).to(x.dtype)
-
-
-def add_gated(x, gate, h, frames):  # x + gate * h; x, h (B, N, C); gate (B, T, 1, C) float32
-    out = torch.addcmul(x.unflatten(1, frames), gate, h.unflatten(1, frames))
-    return out.flatten(1, 2).to(x.dtype)
 
 
 def timestep_sinusoid(timestep, width):  # (M,) -> (M, width): cosines, then sines

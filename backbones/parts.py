@@ -1,4 +1,5 @@
-"""What backbones share: loading a part of a checkpoint, registering a function at a site."""
+"""What backbones share: loading a part of a checkpoint, where its weights are, registering a
+function at a site."""
 
 import contextlib
 
@@ -8,6 +9,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from backbones import CheckpointError
 from backbones.configs import read_config
 from backbones.linear_autoencoder import LinearVideoAutoencoder
+from devices import offload
 
 AUTOENCODERS = {cls.__name__: cls for cls in (AutoencoderKLWan, LinearVideoAutoencoder)}
 
@@ -60,3 +62,20 @@ def refuse_weights(folder, words, found):
 
 def autoencoder_class(folder):
     return AUTOENCODERS[read_config(folder / "vae" / "config.json")["_class_name"]]
+
+
+def place_weights(model, plan, stays):
+    """As Backbone.place. Of a block's matrices, which the plan "blocks" streams, those stay on the
+    device whose names begin with `stays`."""
+    dit, device = model.dit, model.device
+    if plan == "blocks" and model.placed != "blocks":
+        dit.to("cpu")
+        for name, part in dit.named_children():
+            if name != "blocks":
+                part.to(device)
+        offload.stream_blocks(dit, dit.blocks, device, stays)
+        dit.has_weight_hooks = True
+    elif plan != "blocks":
+        dit.to(device)
+    model.vae.to("cpu" if plan != "none" else device)
+    model.placed = plan

@@ -48,6 +48,11 @@ def optional(rule):
 
 SWITCH, ANY = one_of(True, False), Rule(lambda v: True, "", needed=False)
 NO, ABSENT = optional(one_of(False)), Rule(lambda v: False, "left out", needed=False)
+EVEN = Rule(lambda v: type(v) is int and v in range(2, 4097, 2), "an even number from 2 to 4096")
+PATCH = Rule(
+    lambda v: v in [[1, n, n] for n in (1, 2, 4, 8)] and all(type(n) is int for n in v),
+    "[1, n, n] with n 1, 2, 4 or 8",
+)
 
 DIT = {
     "_class_name": one_of("LongCatVideoTransformer3DModel"),
@@ -59,13 +64,8 @@ DIT = {
     "caption_channels": whole(1, 16384),
     "mlp_ratio": number(0.1, 16),
     "adaln_tembed_dim": whole(1, 16384),
-    "frequency_embedding_size": Rule(
-        lambda v: type(v) is int and v in range(2, 4097, 2), "an even number from 2 to 4096"
-    ),
-    "patch_size": Rule(
-        lambda v: v in [[1, n, n] for n in (1, 2, 4, 8)] and all(type(n) is int for n in v),
-        "[1, n, n] with n 1, 2, 4 or 8",
-    ),
+    "frequency_embedding_size": EVEN,
+    "patch_size": PATCH,
     "text_tokens_zero_pad": optional(SWITCH),
     # kernels and their settings, which change nothing here
     **dict.fromkeys(("enable_flashattn3", "enable_flashattn2", "enable_xformers"), ANY),
@@ -136,4 +136,6 @@ NATIVE = {
     "max_sequence_length": optional(whole(1, 4096)),
     "guidance_scale": optional(number(0, 100)),
 }
+EULER = {"FlowMatchEulerDiscreteScheduler": SCHEDULER}
+CONTEXT_NOISE = (0.0, 0.9)  # of the sampling option of that name, a sigma
 VAE = {"AutoencoderKLWan": WAN, "LinearVideoAutoencoder": LINEAR}

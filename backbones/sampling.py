@@ -1,4 +1,8 @@
-"""Noise schedule and guidance of LongCat-Video's sampler (pipeline_longcat_video.py, 6b3f4b8)."""
+"""Noise schedule and guidance of LongCat-Video's sampler (pipeline_longcat_video.py, 6b3f4b8), and
+noise on the context, which any sampler may add."""
+
+import hashlib
+import itertools
 
 import torch
 
@@ -34,3 +38,15 @@ def guide(v, scale):
     weight = (negative * positive).sum(1) / (negative.square().sum(1) + 1e-8)
     scaled = weight.view(-1, 1, 1, 1, 1) * v[:1]
     return scaled + scale * (v[1:] - scaled)
+
+
+def contexts(cond_latents, noise, sigma):
+    """cond_latents with noise at sigma, a new one each time, without end. The initial noise alone
+    decides which, so that two methods that continue from one see the same contexts."""
+    if not sigma:
+        yield from itertools.repeat(cond_latents)
+    digest = hashlib.sha256(noise.cpu().contiguous().numpy().tobytes()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    while True:
+        drawn = torch.randn(cond_latents.shape, generator=generator).to(cond_latents.device)
+        yield (1 - sigma) * cond_latents + sigma * drawn

@@ -2,9 +2,9 @@
 
 from common.adaptation import adapt, constant, warm_up
 from common.adapters import load_adapter
-from common.errors import UsageError
+from common.errors import MisfitError, UsageError
 from common.generation import generate
-from common.groups import add_groups, chosen_blocks, laid_over, number_of_groups
+from common.groups import add_groups, check_groups, chosen_blocks, laid_over, number_of_groups
 from common.loading import load_model
 from common.loss import (
     Draw,
@@ -24,6 +24,7 @@ from common.values import at_least, blocks, not_negative, positive
 __all__ = [
     "Draw",
     "Masters",
+    "MisfitError",
     "Problem",
     "UsageError",
     "adapt",
@@ -31,6 +32,7 @@ __all__ = [
     "add_noise",
     "at_least",
     "blocks",
+    "check_groups",
     "chosen_blocks",
     "constant",
     "draw_noise",

@@ -34,8 +34,7 @@ def add_arguments(group):
     )  # fmt: skip
     group.add_argument(
         "--lr", type=positive, default=5e-3, changes="adaptation",
-        help="learning rate; where the script does not say otherwise its default was chosen on "
-        "nano, by the loss on the true future (docs/findings.md)",
+        help="learning rate; where its default comes from is in docs/findings.md",
     )  # fmt: skip
 
 

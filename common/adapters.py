@@ -15,8 +15,8 @@ FACTS = "adasteer.json"  # beside it, or a key in the header of a plain file: fa
 def add_arguments(group):
     group.add_argument(
         "--adapter", type=Path, metavar="PATH", changes="adaptation", known_by="adapter_sha256",
-        help="start from saved parameters, with 0 for --steps unless it is given: a file (of LoRA "
-        "a folder) for all videos, or another run's folder videos, with each one's own",
+        help="start from saved parameters: a file (of LoRA a folder) for all videos, or another "
+        "run's folder videos with each one's own",
     )  # fmt: skip
 
 

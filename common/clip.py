@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import torch
 
 from common.data import Video, file_facts, sha256
-from common.errors import UsageError, VideoError
+from common.errors import MisfitError, UsageError, VideoError
 from common.stages import stage
 from common.values import at_least
 from common.video import read_frames
@@ -66,7 +66,7 @@ class Window:
             try:
                 counts[name] = geometry.latents_of(frames)
             except ValueError as error:
-                raise UsageError(f"{flag}: {error}") from error
+                raise MisfitError(f"{flag}: {error}") from error
             if frames > args.anchor:
                 raise UsageError(
                     f"{flag} {frames} reaches before the clip: at most --anchor {args.anchor}"
@@ -104,14 +104,14 @@ def check_context(args, geometry, known, seen):
     if not 1 <= args.context_latents < seen:
         least = geometry.frames_of(2)
         right = f"must be in 1..{seen - 1}" if seen > 1 else f"needs --tta-frames {least} or more"
-        raise UsageError(
+        raise MisfitError(
             f"--context-latents {right}, got {args.context_latents}: --tta-frames "
             f"{args.tta_frames} are {seen} latents"
         )
     lengths = geometry.context_lengths
     for flag, latents in (("--context-latents", args.context_latents), ("--cond-frames", known)):
         if lengths is not None and latents not in lengths:
-            raise UsageError(
+            raise MisfitError(
                 f"{flag}: {latents} latents of context; this model was made for "
                 f"{' or '.join(map(str, lengths))}"
             )

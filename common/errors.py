@@ -5,6 +5,11 @@ class UsageError(Exception):
     """A flag, manifest or checkpoint that cannot work: ends the program with exit code 2."""
 
 
+class MisfitError(UsageError):
+    """A flag that this checkpoint's model cannot follow, another one's may: a sweep skips the
+    row."""
+
+
 class VideoError(Exception):
     """One video cannot be used: it is recorded as skipped with this reason and the run goes on."""
 

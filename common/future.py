@@ -22,12 +22,11 @@ PARTS = ("future_loss_per_sigma", "future_loss_per_latent")  # of a record
 def add_arguments(group):
     group.add_argument(
         "--future-draws", type=at_least(0, 1024), default=4, metavar="K", changes="generation",
-        help="draws of noise for each of the sigmas 0.1, 0.25, 0.5, 0.75, 0.9 at which the loss on "
-        "the true future is measured, before and after adapting; 0: not measured",
+        help="draws of noise for each of five sigmas, before and after adapting; 0: not measured",
     )  # fmt: skip
     group.add_argument(
         "--trace-future", type=at_least(0), default=0, metavar="N", changes=None,
-        help="measure it after every Nth update too, to look at; nothing is chosen by it",
+        help="measure it after every Nth update too; nothing is chosen by it",
     )  # fmt: skip
 
 

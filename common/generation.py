@@ -4,7 +4,7 @@ import argparse
 
 import torch
 
-from common.errors import UsageError
+from common.errors import MisfitError, UsageError
 from common.loss import random_stream
 from common.stages import stage
 from common.values import at_least, finite
@@ -34,20 +34,24 @@ def add_arguments(group):
     )  # fmt: skip
     group.add_argument(
         "--sampling", nargs="+", action="extend", metavar="KEY=VALUE", changes="generation",
-        help="options that this model alone has; --dry-run prints them, with their defaults",
+        help="options of the continuation that this model has; no loss is taken with them. "
+        "--dry-run prints them, with their defaults",
     )  # fmt: skip
 
 
-def sampling_options(given, own):
+def sampling_options(given, own, ranges):
     """The model's `own` options with their defaults, and what the KEY=VALUEs in `given` say in
-    place of these. Raises UsageError."""
+    place of these, each within its range if it has one. Raises UsageError."""
     options = dict(own)
     for text in given or ():
         key, _, value = text.partition("=")
         if key not in own:
             known = " ".join(f"{k}={as_text(v)}" for k, v in own.items()) or "none"
-            raise UsageError(f"--sampling {text}: this model has no {key}; known are {known}")
+            raise MisfitError(f"--sampling {text}: this model has no {key}; known are {known}")
         options[key] = as_typed(f"--sampling {text}", value, type(own[key]))
+        low, high = ranges.get(key, (None, None))
+        if low is not None and not low <= options[key] <= high:
+            raise UsageError(f"--sampling {text}: must be from {low:g} to {high:g}")
     return options
 
 

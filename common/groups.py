@@ -1,6 +1,6 @@
 """How many parameters a method gets: groups of blocks, chosen by hand or from the clip's size."""
 
-from common.errors import UsageError
+from common.errors import MisfitError, UsageError
 from common.values import groups, positive
 
 RATIO = 100.0
@@ -10,29 +10,36 @@ def add_groups(group):
     """--groups and what goes with it, for methods whose consecutive blocks share parameters."""
     group.add_argument(
         "--groups", type=groups, default=1, metavar="G|auto", changes="adaptation",
-        help="block i of L uses set floor(i * G / L) of G sets of parameters (the study's Delta-B: "
-        "min(i // ceil(L / G), G - 1), another map where G does not divide L, as 5 of 48); auto: "
-        "as many as the clip's target latents feed, max(1, values // (R * parameters of a group))",
+        help="block i of L uses set floor(i * G / L) of G sets of parameters; auto: as many as the "
+        "clip's target latents feed",
     )  # fmt: skip
     group.add_argument(
         "--values-per-parameter", type=positive, metavar="R", changes="adaptation",
-        help=f"for auto (default: {RATIO:g})",
+        help="for --groups auto: max(1, values of the target // (R * parameters of a group)) "
+        f"(default: {RATIO:g})",
     )  # fmt: skip
 
 
 def number_of_groups(args, clip, size, blocks):
     """The groups to lay over `blocks` blocks when each has `size` parameters, and what the record
     says of the choice. Raises UsageError."""
+    check_groups(args, blocks)
     if args.groups == "auto":
         values, ratio = clip.target.numel(), args.values_per_parameter or RATIO
         count = min(blocks, max(1, int(values / (ratio * size))))
         inputs = {"target_values": values, "values_per_parameter": ratio, "blocks": blocks}
         return count, {"capacity": inputs | {"group_parameters": size, "groups": count}}
+    return args.groups, {}
+
+
+def check_groups(args, blocks):
+    """Raises UsageError where --groups cannot be laid over so many blocks."""
+    if args.groups == "auto":
+        return
     if args.values_per_parameter:
         raise UsageError(f"--values-per-parameter is for --groups auto, got {args.groups}")
     if not 1 <= args.groups <= blocks:
-        raise UsageError(f"--groups must be in 1..{blocks}, got {args.groups}")
-    return args.groups, {}
+        raise MisfitError(f"--groups must be in 1..{blocks}, got {args.groups}")
 
 
 def laid_over(stacks, blocks, groups):
@@ -47,15 +54,15 @@ def laid_over(stacks, blocks, groups):
 
 
 def chosen_blocks(text, depth):
-    """Indices of the blocks that "all", "last:K" or "0,5,7" name. Raises UsageError."""
+    """Indices of the blocks that "all", "last:K" or "0,5,7" name. Raises MisfitError."""
     if text == "all":
         return list(range(depth))
     if text.startswith("last:"):
         count = int(text.removeprefix("last:"))
         if not 1 <= count <= depth:
-            raise UsageError(f"--blocks last:K needs K in 1..{depth}, got {text}")
+            raise MisfitError(f"--blocks last:K needs K in 1..{depth}, got {text}")
         return list(range(depth - count, depth))
     chosen = sorted({int(part) for part in text.split(",")})
     if chosen[-1] >= depth:
-        raise UsageError(f"--blocks must be in 0..{depth - 1}, got {text}")
+        raise MisfitError(f"--blocks must be in 0..{depth - 1}, got {text}")
     return chosen

@@ -5,7 +5,8 @@ from pathlib import Path
 import torch
 
 import backbones
-from common.errors import UsageError
+from backbones import hub
+from common.errors import MisfitError, UsageError
 from common.values import count_of_blocks, frame_size
 from devices.compiling import compiles
 from devices.placement import PLANS, Placement
@@ -17,7 +18,11 @@ def add_arguments(group):
     group.add_argument(
         "--checkpoint", type=Path, default=NANO, metavar="FOLDER",
         changes="generation", known_by="checkpoint_sha256",
-        help="model folder as its authors publish it; its files say which model it is",
+        help="model folder, or OWNER/NAME in the Hugging Face cache",
+    )  # fmt: skip
+    group.add_argument(
+        "--download", action="store_true", changes=None, baseline=True,
+        help="fetch a --checkpoint OWNER/NAME that the cache does not hold",
     )  # fmt: skip
     group.add_argument(
         "--size", type=frame_size, metavar="WxH", changes="generation",
@@ -34,30 +39,37 @@ def add_speed(group):
         "--checkpointing", type=count_of_blocks, default="auto", metavar="auto|all|none|N",
         changes=None,
         help="blocks recomputed in backward: less memory, more time, same numbers; auto: as few as "
-        "the free memory needs, by a block measured in the first step",
+        "memory needs",
     )  # fmt: skip
     group.add_argument(
         "--offload", choices=("auto", *PLANS), default="auto", changes=None,
-        help="what waits in host memory: the vae while it has nothing to do, or also the blocks of "
-        "the DiT, streamed while the one before computes; auto: by free memory; same numbers",
+        help="what waits in host memory, the VAE alone or also the DiT's blocks; auto: by free "
+        "memory; same numbers",
     )  # fmt: skip
     group.add_argument(
         "--weights", choices=("bf16", "fp8"), default="bf16", changes="generation",
-        help="fp8 keeps the DiT's linear layers in half the memory; other numbers. On a CPU bf16 "
-        "means float32",
+        help="fp8: the DiT's linear layers in half the memory; other numbers. On a CPU bf16 is "
+        "float32",
     )  # fmt: skip
     group.add_argument(
         "--compile", action="store_true", changes="generation",
-        help="torch.compile of the repeated block, when it is first run; last digits differ; not "
-        "with fp8 or streamed blocks",
+        help="torch.compile of the repeated block; last digits differ; not with fp8 or streamed "
+        "blocks",
     )  # fmt: skip
 
 
 def geometry_of(args):
-    """The geometry of args.checkpoint, of which no weight is read. Raises UsageError."""
-    if not args.checkpoint.is_dir():
-        raise UsageError(f"--checkpoint {args.checkpoint}: no such folder")
+    """The geometry of args.checkpoint, which becomes a folder here where it was a name on the hub;
+    no weight is read. Raises UsageError."""
+    name, is_folder = args.checkpoint.as_posix(), args.checkpoint.is_dir()
+    if not is_folder and not hub.NAME.fullmatch(name):
+        raise UsageError(
+            f"--checkpoint {name}: no such folder; LongCat-Video's: hf download "
+            "meituan-longcat/LongCat-Video --local-dir weights/LongCat-Video"
+        )
     try:
+        if not is_folder:
+            args.checkpoint = hub.hub_folder(name, args.download)
         return backbones.geometry(args.checkpoint)
     except backbones.CheckpointError as error:
         raise UsageError(f"--checkpoint: {error}") from error
@@ -70,7 +82,7 @@ def check(args, geometry):
             raise UsageError(f"--compile: not together with {flag} {value}")
     size, multiple = args.size or geometry.size, geometry.size_multiple
     if any(side % multiple or side <= 0 for side in size):
-        raise UsageError(
+        raise MisfitError(
             f"--size {size[1]}x{size[0]}: this checkpoint needs multiples of {multiple}"
         )
 

@@ -24,8 +24,7 @@ def add_arguments(group):
     group.add_argument(
         "--draws", type=at_least(1, 1024), default=1, metavar="K", changes="adaptation",
         help="draws of (sigma, noise) per step, in one batch: less noise in the update, K times "
-        "the activations; from 2 on sigmas are stratified over all draws of the run. On nano 4, "
-        "with --context varying, help most (docs/findings.md)",
+        "the activations",
     )  # fmt: skip
     group.add_argument(
         "--antithetic", action="store_true", changes="adaptation",

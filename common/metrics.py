@@ -14,6 +14,8 @@ METRICS = {  # the proper ones first, and which values of each are better
     "flow_error_px": "lower", "warping_error": "lower", "truth_warping_error": None,
 }  # fmt: skip
 ALEXNET = "alexnet-owt-7be5be79.pth"  # torchvision's file name
+# puts that file where alexnet_file looks
+FETCH = """python -c "import torchvision; torchvision.models.alexnet(weights='DEFAULT')\""""
 
 
 def add_arguments(group):
@@ -93,7 +95,10 @@ def load_lpips(weights=None):
     """
     path = alexnet_file(weights)
     if path is None:
-        return None, f"AlexNet weights are not in torch hub's cache ({ALEXNET})"
+        return (
+            None,
+            f"AlexNet weights are not in torch hub's cache ({ALEXNET}); fetch them: {FETCH}",
+        )
     import lpips
 
     network = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)
@@ -115,4 +120,7 @@ def load_alexnet(slices, path):
             for name, parameter in own.items():
                 parameter.copy_(saved[name])
     except Exception as error:
-        raise UsageError(f"--lpips-weights {path}: not torchvision's AlexNet ({error})") from error
+        raise UsageError(
+            f"--lpips-weights {path}: not torchvision's AlexNet ({error}); leave the flag out and "
+            f"fetch it: {FETCH}"
+        ) from error

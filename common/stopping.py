@@ -18,9 +18,8 @@ from common.values import at_least, numbers
 def add_arguments(group):
     group.add_argument(
         "--stop-every", type=at_least(0), default=0, metavar="N", changes="adaptation",
-        help="hold out the last quarter of the target latents, measure the loss on them before the "
-        "first and after every Nth update, and put the best back, so that updates after the last "
-        "check are undone; 0: keep the last",
+        help="hold out a quarter of the target latents, measure their loss after every Nth update, "
+        "and put the best state back; 0: keep the last",
     )  # fmt: skip
     group.add_argument(
         "--patience", type=at_least(1), default=3, changes="adaptation",

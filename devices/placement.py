@@ -152,13 +152,22 @@ def choose(model, args):
     """The loosest plan whose weights and working memory fit into what is free."""
     if model.device.type != "cuda":
         return "none"
-    free = free_bytes(model.device)
+    work = working_bytes(args, model.geometry, model.tokens_per_latent(*model.frame_size))
+    return fitting(free_bytes(model.device), size(model.dit), size(model.vae), work)
+
+
+def working_bytes(args, geometry, tokens_per_latent):
+    """Of a step's hidden states on a GPU, about."""
     frames = max(args.tta_frames, args.cond_frames + args.gen_frames)
-    latents = model.geometry.latents_filled(frames)
-    tokens = args.draws * latents * model.tokens_per_latent(*model.frame_size)
-    state = 2 * tokens * model.hidden_width  # bytes in bfloat16
-    needed = size(model.dit) + state * (model.depth + BLOCK_TENSORS)
-    if needed + size(model.vae) <= free:
+    tokens = args.draws * geometry.latents_filled(frames) * tokens_per_latent
+    state = 2 * tokens * geometry.hidden_width  # bytes in bfloat16
+    return state * (geometry.depth + BLOCK_TENSORS)
+
+
+def fitting(free, dit, vae, work):
+    """The loosest plan for so many bytes."""
+    needed = dit + work
+    if needed + vae <= free:
         return "none"
     return "vae" if needed <= free else "blocks"
 

@@ -22,10 +22,11 @@ from tqdm import tqdm
 from common.data import sha256
 from common.errors import VideoError
 from common.video import decode, fit, opened
-from prepare.clips import MEASURED, largest_cut, mean_motion, shrink
-from runs.captions import LIMITS, caption_shares, poor_captions
+from prepare.make import MEASURED, largest_cut, mean_motion, shrink
+from runs.captions import LIMITS, caption_shares, distinct, poor_captions
 from runs.lists import list_videos
 from runs.names import printable
+from runs.parser import Parser
 
 BINS = (0, 0.05, 0.1, 0.3, 1, 3, float("inf"))  # of motion, pixels per frame at 120x72
 PICTURES = 400  # at most, of a contact sheet
@@ -75,7 +76,7 @@ def report(videos, found, broken):
         lines.append(f"frames {min(lengths)} to {max(lengths)}, {seconds:.0f} s in all")
         lines.append("rates " + ", ".join(f"{fps:g} ({n})" for fps, n in rates.most_common(6)))
         lines += ["motion, pixels per frame at 120x72", *histogram(found)]
-    shares = caption_shares([v.caption for v in videos])
+    shares = caption_shares(distinct(videos))
     lines.append("captions")
     lines += [f"  {100 * shares[k]:5.1f} % {k} (limit {100 * LIMITS[k]:.0f} %)" for k in LIMITS]
     lines += [
@@ -134,9 +135,7 @@ def png(text):
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__, "%(prog)s MANIFEST [flags]")
     parser.add_argument("manifest", type=Path, metavar="MANIFEST")
     parser.add_argument("--sheet", type=png, help="PNG; by default contact_sheet.png beside it")
     args = parser.parse_args()
@@ -149,7 +148,7 @@ def main():
             broken[video.id] = str(error)
         if len(found) > PICTURES:  # a long list's would fill the memory
             found[next(reversed(found))]["picture"] = None
-    twice, poor = same_files(videos), poor_captions([v.caption for v in videos])
+    twice, poor = same_files(videos), poor_captions(distinct(videos))
     print("\n".join(map(printable, [*report(videos, found, broken), *twice])))
     if poor:
         print(f"POOR CAPTIONS: {poor}; a run refuses them without --allow-poor-captions")

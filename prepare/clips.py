@@ -1,204 +1,90 @@
-"""One clip out of a source video: every frame decoded once, measured, judged and written."""
+"""Your own long videos -> clips and a manifest.
 
-import itertools
-import os
-import unicodedata
-from dataclasses import dataclass
+    python -m prepare.clips videos --out data/mine --length 97
+
+SOURCE is a folder of videos (not recursive), one video, or a CSV with filename,caption. Each video
+is cut into clips that follow one another; those with a scene change in them are rejected. What
+holiday.txt beside holiday.mp4 says, or --prompt, is the caption of all clips of that video, and the
+video is their source: intervals of a comparison are taken over sources.
+
+MP4 and MOV are entered where a clip begins; other containers are decoded from their first frame for
+each clip, which takes long in long videos.
+"""
+
+import argparse
+import math
 from pathlib import Path
 
+from runs.exits import run_script  # first: signals, and how torch's threads wait
+
+# isort: split
 import av
-import cv2
-import numpy as np
 
-from common.data import real, sha256
 from common.errors import VideoError
-from common.video import announced_frames, decode, fit, opened, seek_before, write_video
-from runs.motion import farneback
-
-MEASURED = (72, 120)  # height and width of the grey frames that motion and cuts are measured on
-# The same bytes every time: x264's macroblock tree with AVX-512 is not the same twice, and other
-# numbers of threads give other pictures.
-ENCODER = {"crf": "12", "threads": "1", "x264-params": "mbtree=0"}
-SLOWEST, FASTEST = 0.1, 1000  # frames per second
-MARGIN = 1.0  # seconds: the index has times of decoding, which are not those of showing
+from common.values import at_least
+from common.video import announced_frames, opened
+from prepare.flags import add_arguments
+from prepare.make import FASTEST, SLOWEST, Candidate, one_line
+from prepare.select import prepare
+from runs.lists import list_videos
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """A stretch of a video that may become a clip. `source` is what must not be chosen twice."""
-
-    name: str
-    path: Path
-    caption: str
-    category: str
-    source: str
-    start: float = 0.0  # seconds
-    stop: float = float("inf")
-
-
-@dataclass(frozen=True)
-class Rules:
-    """What a clip must be: size (height, width), rate (the file's own where None), number of
-    frames, mean motion in pixels per frame at 120x72, and the largest jump between two frames."""
-
-    size: tuple
-    fps: float | None
-    min_frames: int
-    max_frames: int
-    min_motion: float
-    max_cut: float
+def candidates(args):
+    """Stretches of all videos; of one that cannot be read or is too short its beginning, whose
+    verdict says so. Raises UsageError."""
+    videos, _ = list_videos(args.source, args.prompt, flag="SOURCE")
+    return [
+        Candidate(
+            f"{video.id}_{first:06d}", video.path, one_line(video.caption),
+            video.columns.get("category") or video.id, video.source, first=first,
+        )
+        for video in videos
+        for first in first_frames(video.path, args) or [0]
+    ]  # fmt: skip
 
 
-def one_line(text):
-    """A caption without line breaks, other control characters and halves of characters."""
-    shown = (" " if unicodedata.category(c) in ("Cc", "Cs") else c for c in text)
-    return " ".join("".join(shown).split())
-
-
-def make_clip(candidate, rules, folder):
-    """Writes folder/<name>.mp4 and gives its columns of the manifest, or {"rejected": why}."""
-    path, unfinished = (folder / f"{dot}{candidate.name}.mp4" for dot in ("", "."))
+def first_frames(path, args):
+    """Index of the first frame of each clip that the video has room for."""
     try:
-        grey, fps, start_frame = copy_frames(candidate, rules, unfinished)
-        motion, cut = mean_motion(grey), largest_cut(grey)
-        least = min(motion, mean_motion(grey[: rules.min_frames]))  # what a run sees comes first
-        if least < rules.min_motion:
-            raise VideoError(f"static: motion {least:.3f} is below --min-motion")
-        if cut > rules.max_cut:
-            raise VideoError(f"cut: a jump of {cut:.3f} is above --max-cut")
-    except VideoError as error:
-        unfinished.unlink(missing_ok=True)
-        reason = without_path(str(error), candidate.path)
-        known = reason.startswith(("short:", "damaged:", "static:", "cut:"))
-        return {"rejected": reason if known else f"damaged: {reason}"}
-    os.replace(unfinished, path)
-    return {
-        "filename": f"clips/{path.name}",
-        "caption": candidate.caption,
-        "category": candidate.category,
-        "source": candidate.source,
-        "start_frame": start_frame,
-        "frames": len(grey),
-        "fps": round(fps, 3),
-        "width": rules.size[1],
-        "height": rules.size[0],
-        "motion": round(motion, 4),
-        "sha256": sha256(path),
-    }
+        with opened(path) as (container, stream):
+            known = announced_frames(stream) if "mp4" in container.format.name else 0
+            count = known or sum(packet.size > 0 for packet in container.demux(stream))
+            rate = float(stream.average_rate or 24)
+    except (VideoError, av.FFmpegError):
+        return []
+    if not SLOWEST <= rate <= FASTEST:
+        return []
+    pace = rate / (args.fps or rate)  # frames of the video for one of a clip
+    last = count - 1 - (args.length - 1) * pace
+    stride = (args.stride or args.length) * pace
+    return [math.ceil(k * stride) for k in range(math.floor(max(last, -1) / stride) + 1)]
 
 
-def without_path(reason, path):
-    """Of a message about a file what follows its name, or where that leads."""
-    reason = reason.removeprefix(f"{path}: ")
-    return reason.removeprefix(f"{real(path)}: ")
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("source", type=Path, metavar="SOURCE", help="folder, video or CSV")
+    parser.add_argument("--prompt", metavar="TEXT", help="caption of videos without a .txt")
+    parser.add_argument(
+        "--length", type=at_least(1), default=97, metavar="N",
+        help="frames of a clip (default: 97; a run needs those up to --anchor and --gen-frames "
+        "more, by default 46: more leave room for a later anchor or a longer window)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--stride", type=at_least(1), metavar="N",
+        help="frames from the start of one clip to that of the next; below --length they overlap "
+        "(default: --length)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--per-video", type=at_least(1), dest="per_source", metavar="N",
+        help="clips of one video, at most (default: all that pass)",
+    )  # fmt: skip
+    add_arguments(parser, count=None, max_cut=0.12)  # a data set's stretches have few cuts
+    args = parser.parse_args()
+    args.min_frames = args.max_frames = args.length
+    return prepare(candidates(args), args)
 
 
-def copy_frames(candidate, rules, path):
-    """Writes the stretch's frames; gives them grey and small, the rate, and the index of the first
-    in the source. Raises VideoError when one is damaged or they are too few, OSError where they
-    cannot be written."""
-    grey, places, rates = [], [], []
-
-    def pictures():
-        try:
-            for index, picture, fps in wanted(candidate, rules):
-                grey.append(shrink(picture))
-                places.append(index)
-                rates.append(fps)
-                yield picture
-        except av.FFmpegError as error:
-            raise VideoError(f"damaged: {len(grey)} frames decode ({error.strerror})") from error
-
-    rest = pictures()
-    first = list(itertools.islice(rest, 1))
-    try:
-        if first:
-            write_video(path, itertools.chain(first, rest), rates[0], ENCODER)
-    except av.FFmpegError as error:  # of writing: those of reading are a VideoError by now
-        raise OSError(f"{path}: {error.strerror}") from error
-    if len(grey) < rules.min_frames:
-        raise VideoError(f"short: {len(grey)} frames, {rules.min_frames} are needed")
-    return np.stack(grey), rates[0], places[0]
-
-
-def wanted(candidate, rules):
-    """(index in the source, picture, frame rate) of the stretch."""
-    with opened(candidate.path) as (container, stream):
-        fps = rules.fps or float(stream.average_rate or 24)
-        if not SLOWEST <= fps <= FASTEST:
-            raise VideoError(f"damaged: {fps:g} frames a second")
-        for index, frame in stretch(container, stream, candidate, rules):
-            yield index, fit(frame, stream.sample_aspect_ratio, rules.size), fps
-
-
-def stretch(container, stream, candidate, rules):
-    """(index in the source, frame) of the wanted frames: stored ones, or at --fps the newest that
-    is there at each time. Raises VideoError where the file ends before the frames it announces."""
-    kept, index, last, last_time = 0, -1, None, 0.0
-    for index, time, frame in timed(container, stream, candidate):
-        if time >= candidate.stop or kept == rules.max_frames:
-            break
-        if time < candidate.start - 1e-6:
-            continue
-        if not rules.fps:
-            kept += 1
-            yield index, frame
-            continue
-        last = last or (index, frame)
-        while candidate.start + kept / rules.fps < time - 1e-6 and kept < rules.max_frames:
-            kept += 1
-            yield last
-        last, last_time = (index, frame), time
-    else:
-        if (announced := announced_frames(stream)) > index + 1:
-            raise VideoError(f"damaged: {index + 1} of {announced} announced frames decode")
-    if last and kept < rules.max_frames and candidate.start + kept / rules.fps <= last_time + 1e-6:
-        yield last
-
-
-def timed(container, stream, candidate):
-    """(index, seconds after the file's first frame, frame), from a keyframe before the start on
-    where the file has an index (fragmented MP4 has none), else from its first frame."""
-    first, origin = 0, None
-    if candidate.start > MARGIN:
-        with opened(candidate.path) as (again, other):
-            frame = next(again.decode(other), None)
-            if frame is None:
-                raise VideoError("damaged: no frame decodes")
-            origin = frame.time
-        first = seek_before(container, stream, stored_before(stream, candidate.start - MARGIN))
-    for index, frame in enumerate(decode(container, stream, candidate.path, first), first):
-        time = frame.time if frame.time is not None else index / float(stream.average_rate or 24)
-        origin = time if origin is None else origin
-        yield index, time - origin, frame
-
-
-def stored_before(stream, seconds):
-    """How many frames are stored before a time, by the file's index; 0 where it has none."""
-    entries, unit = list(stream.index_entries), float(stream.time_base)
-    return sum((entry.timestamp - entries[0].timestamp) * unit < seconds for entry in entries)
-
-
-def shrink(picture):
-    """(3, H, W) float -> (72, 120) 8-bit grey."""
-    grey = (picture.mean(0) * 255).round().byte().numpy()
-    return cv2.resize(grey, MEASURED[::-1], interpolation=cv2.INTER_AREA)
-
-
-def mean_motion(grey):
-    """Mean length of Farneback's flow, pixels per frame."""
-    lengths = [
-        np.linalg.norm(farneback(a, b), axis=2).mean()
-        for a, b in zip(grey[:-1], grey[1:], strict=True)
-    ]
-    return float(np.mean(lengths)) if lengths else 0.0
-
-
-def largest_cut(grey):
-    """How far the largest frame difference (mean, in 0..1) stands above those beside it: a cut is a
-    single spike, fast motion is not."""
-    d = np.abs(np.diff(grey.astype(np.float32), axis=0)).mean((1, 2)) / 255
-    if len(d) < 3:
-        return 0.0
-    beside = np.maximum(np.r_[0, d[:-1]], np.r_[d[1:], 0])
-    return float((d - beside).max())
+if __name__ == "__main__":
+    run_script(main)

@@ -8,7 +8,6 @@ SOURCE is one of the official CSVs, in which `timestamp` and `caption` are lists
 row is a video of several clips. --videos holds the videos as <videoID>.<suffix>.
 """
 
-import argparse
 import ast
 import hashlib
 import heapq
@@ -25,11 +24,12 @@ from runs.exits import run_script  # first: signals, and how torch's threads wai
 from tqdm import tqdm
 
 from common.errors import UsageError
-from prepare.clips import Candidate, one_line
-from prepare.flags import add_arguments
+from prepare.flags import add_arguments, add_lengths
+from prepare.make import Candidate, one_line
 from prepare.select import prepare
 from runs.lists import SUFFIXES, read_csv
 from runs.names import unusable
+from runs.parser import Parser
 
 CATEGORIES = {  # by the first word found; others are "other"
     "people": "man woman person people boy girl hands baby crowd",
@@ -158,13 +158,12 @@ def unfetchable(video, url):
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__, "%(prog)s SOURCE --videos DIR --out DIR [flags]")
     parser.add_argument("source", type=Path, metavar="SOURCE", help="an official CSV")
     parser.add_argument("--videos", type=Path, required=True, metavar="DIR", help="the videos")
     parser.add_argument("--download", action="store_true", help="fetch missing ones with yt-dlp")
     add_arguments(parser)
+    add_lengths(parser)
     args = parser.parse_args()
     if not args.source.is_file():
         raise UsageError(f"SOURCE {args.source}: no such file")

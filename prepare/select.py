@@ -1,7 +1,9 @@
-"""Choosing clips: one of each category in turn, in a seeded order, no source twice."""
+"""Choosing clips: one of each category in turn, in a seeded order, of each source so many."""
 
 import csv
 import json
+import math
+import os
 import random
 import sys
 from collections import Counter, defaultdict
@@ -13,9 +15,9 @@ from tqdm import tqdm
 
 from common.data import real, sha256
 from common.errors import StopRun, UsageError
-from prepare.clips import Rules, make_clip
+from prepare.make import Rules, make_clip
 from prepare.workers import start_workers, submit
-from runs.names import unusable
+from runs.names import printable, unusable
 from runs.results import read_json, replace_file, write_json
 
 COLUMNS = (
@@ -24,7 +26,7 @@ COLUMNS = (
 
 
 def prepare(candidates, args):
-    """Makes args.count clips and their manifest; gives the exit code.
+    """Makes args.count clips, or all that pass, and their manifest; gives the exit code.
 
     Every verdict is a file in args.out/verdicts, so the same command goes on where it was stopped,
     and ends with the same manifest.
@@ -38,7 +40,7 @@ def prepare(candidates, args):
     refuse_overwriting(candidates, args)
     folder.mkdir(parents=True, exist_ok=True)
     same_rules(args, rules)
-    chosen, rejected = [], Counter(unusable_names(candidates))
+    chosen, rejected = [], unusable_names(candidates)
     candidates = [c for c in candidates if unusable(c.name) is None]
     try:
         choose(candidates, rules, args, chosen, rejected)
@@ -72,19 +74,18 @@ def refuse_overwriting(candidates, args):
 
 
 def unusable_names(candidates):
-    reasons = (unusable(c.name) for c in candidates)
-    return (f"its name {why}" for why in reasons if why)
+    return [f"its name {why}" for c in candidates if (why := unusable(c.name))]
 
 
 def choose(candidates, rules, args, chosen, rejected):
-    """Fills the list `chosen` with rows of the manifest and counts the reasons of the others."""
+    """Fills the lists `chosen` with rows of the manifest and `rejected` with why others are not."""
     with (
         start_workers() as pool,
         tqdm(total=args.count, unit="clip", desc="preparing") as bar,
     ):
         for verdict in judged(candidates, rules, args, pool):
             if "rejected" in verdict:
-                rejected[verdict["rejected"].split(":")[0]] += 1
+                rejected.append(verdict["rejected"])
             else:
                 chosen.append(verdict)
                 bar.update()
@@ -105,9 +106,12 @@ def same_rules(args, rules):
 
 def judged(candidates, rules, args, pool):
     """Verdicts in the order in which clips are chosen: rounds over the categories, in each the
-    next candidate that passes and whose source is new. The next of every category are made ahead.
+    next candidate that passes and whose source has not given args.per_source clips yet. The next
+    of every category are made ahead, and some more where there are more processors.
     """
-    queues, used, jobs = in_order(candidates, args.seed), set(), {}
+    queues, jobs = in_order(candidates, args.seed), {}
+    left = defaultdict(lambda: args.per_source or math.inf)
+    ahead = (os.cpu_count() or 1) // max(1, len(queues))
 
     def job(candidate):
         if candidate.name not in jobs:
@@ -115,32 +119,33 @@ def judged(candidates, rules, args, pool):
         return jobs[candidate.name]
 
     while any(queues):
-        turns = [next_of(queue, used) for queue in queues]
-        for candidate in filter(None, turns):
-            job(candidate)
+        turns = [next_of(queue, left) for queue in queues]
+        for candidate in [*filter(None, turns), *(c for queue in queues for c in queue[:ahead])]:
+            if left[candidate.source]:
+                job(candidate)
         for queue, candidate in zip(queues, turns, strict=True):
-            yield from until_accepted(candidate, queue, used, job)
+            yield from until_accepted(candidate, queue, left, job)
 
 
-def next_of(queue, used):
+def next_of(queue, left):
     while queue:
         candidate = queue.pop(0)
-        if candidate.source not in used:
+        if left[candidate.source]:
             return candidate
     return None
 
 
-def until_accepted(candidate, queue, used, job):
+def until_accepted(candidate, queue, left, job):
     while candidate is not None:
-        if candidate.source in used:  # by another category in this round
-            candidate = next_of(queue, used)
+        if not left[candidate.source]:  # taken by another category in this round
+            candidate = next_of(queue, left)
             continue
         verdict = job(candidate).result()
         yield verdict
         if "rejected" not in verdict:
-            used.add(candidate.source)
+            left[candidate.source] -= 1
             return
-        candidate = next_of(queue, used)
+        candidate = next_of(queue, left)
 
 
 def in_order(candidates, seed):
@@ -180,17 +185,26 @@ def still_holds(verdict, clip):
 
 def finish(chosen, rejected, args):
     path = args.out / "manifest.csv"
-    for reason, count in rejected.most_common():
-        print(f"rejected {count}: {reason}")
-    if len(chosen) < args.count:
+    kinds = Counter(reason.partition(":")[0] for reason in rejected)
+    for kind, count in kinds.most_common():
+        first = next(reason for reason in rejected if reason.partition(":")[0] == kind)
         print(
-            f"--count {args.count}: only {len(chosen)} clips pass; more videos or looser rules",
-            file=sys.stderr,
+            printable(f"rejected {count}: {kind}{first.removeprefix(kind).replace(': ', ', as ')}")
         )
+    if rejected:
+        print(f"{args.out}/verdicts has the reason of each")
+    if len(chosen) < (args.count or 1):
+        asked = (
+            f"--count {args.count}: only {len(chosen)} clips pass"
+            if args.count
+            else ("no clip passes")
+        )
+        print(f"{asked}; more videos or looser rules", file=sys.stderr)
         path.unlink(missing_ok=True)
         return 1
     replace_file(path, lambda temporary: write_manifest(temporary, chosen))
-    print(f"{len(chosen)} clips of {len({c['category'] for c in chosen})} categories: {path}")
+    categories, sources = (len({c[name] for c in chosen}) for name in ("category", "source"))
+    print(f"{len(chosen)} clips, {categories} categories, {sources} sources: {path}")
     return 0
 
 

@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+from matplotlib.ticker import LogLocator, NullFormatter
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
@@ -27,11 +28,20 @@ def distances_figure(comparison):
         line.set_color(colour(i))
     axis.set_ylabel("distance from the start")
     axis.tick_params(axis="x", rotation=20)
-    if all(value > 0 for values in found for value in values):
-        axis.set_yscale("log")
-        for ticks in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
-            ticks("{x:g}")  # matplotlib's own are TeX, which labels of others must not be
+    readable_log(axis, [value for values in found for value in values])
     return as_svg(figure)
+
+
+def readable_log(axis, values):
+    """A logarithmic scale with plain numbers, where the values span enough for one."""
+    if min(values) <= 0 or max(values) < 3 * min(values):
+        return
+    axis.set_yscale("log")
+    span = max(values) / min(values)
+    subs = range(1, 10) if span < 10 else (1, 2, 5) if span < 1000 else (1,)
+    axis.yaxis.set_major_locator(LogLocator(subs=subs))
+    axis.yaxis.set_major_formatter("{x:g}")  # matplotlib's own are TeX, which is not parsed here
+    axis.yaxis.set_minor_formatter(NullFormatter())
 
 
 def cosines(run, videos):

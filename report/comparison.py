@@ -169,7 +169,8 @@ def table(comparison, metric):
     found = [signed_rank(gain, sources) for gain in gains]
     p_values = holm([p for p, _ in found])
     count = {"sources": len(set(sources)), "gain_unit": unit(metric).strip()}
-    rows = [describe(comparison.baseline, metric, videos) | count]
+    idle = {"adapt_seconds": None, "parameters": None}  # a baseline does not adapt
+    rows = [describe(comparison.baseline, metric, videos) | count | idle]
     for i, (method, gain) in enumerate(zip(comparison.methods, gains, strict=True)):
         mean, low, high = clustered_interval(gain, sources)
         worst = [videos[i] for i in np.argsort(gain, kind="stable")[:WORST] if gain[i] < 0]

@@ -101,26 +101,44 @@ def by_frame(comparison, metric):
     return as_svg(figure)
 
 
+PARTS = {"latent": "latent frame after the given ones", "sigma": "noise level sigma"}
+
+
 def parts_of_the_future(comparison):
-    """Relative gain in the mean loss on the true future by latent frame and by noise level; None
-    where it was not measured."""
+    """Relative gain in the mean loss on the true future by latent frame and by noise level, a panel
+    for each that was measured; None without any."""
     videos = comparison.scored("future_loss")
-    if not videos or not comparison.methods:
+    found = {part: gains_of_parts(comparison, part, videos) for part in PARTS if videos}
+    found = {part: gains for part, gains in found.items() if any(gains)}
+    if not found:
         return None
-    figure, (frames, levels) = drawing(8, 3.2, 2, sharey=True)
-    for axis, part in ((frames, "latent"), (levels, "sigma")):
-        before = means_of(comparison.baseline, part, videos)
-        for i, method in enumerate(comparison.methods):
-            after = means_of(method, part, videos)
-            places = [x for x in before if x in after and before[x] > 0]
-            gains = [100 * (before[x] - after[x]) / before[x] for x in places]
-            axis.plot(places, gains, ".-", color=colour(i), label=label(method.name))
+    figure, axes = drawing(4 * len(found), 3.2, len(found), sharey=True)
+    for axis, (part, gains) in zip(axes, found.items(), strict=True):
+        for i, (method, points) in enumerate(zip(comparison.methods, gains, strict=True)):
+            places = list(points)
+            values = list(points.values())
+            axis.plot(places, values, ".-", color=colour(i), label=label(method.name))
         axis.axhline(0, color=INK, lw=1)
-    frames.set(xlabel="latent frame after the given ones", ylabel=gain_label("future_loss"))
-    levels.set(xlabel="noise level sigma")
-    whole_numbers(frames)
-    frames.legend()
+        axis.set_xlabel(PARTS[part])
+        if part == "latent":
+            whole_numbers(axis)
+    axes[0].set_ylabel(gain_label("future_loss"))
+    axes[0].legend()
     return as_svg(figure)
+
+
+def gains_of_parts(comparison, part, videos):
+    """{place: gain in per cent} of each method."""
+    before = means_of(comparison.baseline, part, videos)
+    after = [means_of(method, part, videos) for method in comparison.methods]
+    return [
+        {
+            x: 100 * (before[x] - means[x]) / before[x]
+            for x in before
+            if x in means and before[x] > 0
+        }
+        for means in after
+    ]
 
 
 def whole_numbers(axis):

@@ -28,6 +28,7 @@ matplotlib.rcParams.update(STYLE)
 COLOURS = ["#4c8fd6", "#e0803a", "#45a565", "#c65353", "#9a77c9", "#a5744f", "#d678b4", "#8a8f3c"]
 LONGEST = 60  # characters of a name
 ACROSS = 4  # panels in a row
+NARROWEST = 55  # pixels an inch: what is narrower cannot be read, a narrow window scrolls
 MANY = 30  # videos: from here on no bars with names below them
 
 
@@ -41,6 +42,8 @@ def as_svg(figure):
     figure.savefig(text, format="svg", metadata={"Date": None})
     svg = text.getvalue()
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    narrowest = round(NARROWEST * figure.get_size_inches()[0])
+    svg = svg.replace("<svg", f'<svg style="min-width: {narrowest}px"', 1)
     return svg.replace(INK, "currentColor")
 
 
@@ -60,12 +63,13 @@ def colour(index):
 
 
 def sorted_gains(comparison, metric):
-    """A bar for each video, sorted, a panel for each method; None where no video has the score."""
+    """A bar for each video, sorted, a panel for each method with a scale of its own; None where no
+    video has the score."""
     videos = comparison.scored(metric)
-    if not videos:
+    if not videos or not comparison.methods:
         return None
-    count = max(1, len(comparison.methods))
-    figure, axes = drawing(min(3.4 * count, 14), 3, count, sharey=True)
+    count = len(comparison.methods)
+    figure, axes = drawing(min(3.4 * count, 14), 3, count)
     for i, (axis, method) in enumerate(zip(axes, comparison.methods, strict=False)):
         gains = comparison.gains(method, metric, videos)
         order = np.argsort(gains)
@@ -83,7 +87,7 @@ def sorted_gains(comparison, metric):
 def gains_by_category(comparison, metric):
     """Box plots; None where the manifest has no categories."""
     videos = comparison.scored(metric)
-    if not videos:
+    if not videos or not comparison.methods:
         return None
     categories = defaultdict(list)
     for i, video in enumerate(videos):
@@ -106,44 +110,59 @@ def gains_by_category(comparison, metric):
     middle = [j * (count + 1) + (count - 1) / 2 for j in range(len(names))]
     axis.set_xticks(middle, map(label, names), rotation=90, fontsize=7)
     axis.set_ylabel(gain_label(metric))
-    if comparison.methods:
-        axis.legend()
+    axis.legend()
     return as_svg(figure)
 
 
 def gain_against(comparison, metric):
     """Gain of every video against motion (of the conditioning frames), caption length, the
-    baseline's score and values per parameter, where the records have them."""
+    baseline's score and values per parameter; what is the same for all videos is left out."""
     videos = comparison.scored(metric)
-    if not videos:
+    features = features_of(comparison, metric, videos)
+    if not features:
         return None
+    figure, axes = drawing(min(3.2 * len(features) + 0.6, 11), 2.8, len(features), sharey=True)
+    for axis, (name, values) in zip(axes, features.items(), strict=True):
+        for i, (method, x) in enumerate(zip(comparison.methods, values, strict=True)):
+            gains = comparison.gains(method, metric, videos)
+            axis.plot(x, gains, ".", color=colour(i), alpha=0.6, label=label(method.name))
+        axis.axhline(0, color=INK, lw=1)
+        axis.set_xlabel(name)
+        axis.locator_params(axis="x", nbins=4)
+    axes[0].set_ylabel(gain_label(metric))
+    axes[0].legend()
+    return as_svg(figure)
+
+
+def features_of(comparison, metric, videos):
+    """{name: (methods, videos)} of what differs between the videos or the methods."""
     records = [comparison.baseline.record(video) for video in videos]
-    features = {
+    found = {
         "mean change between given frames": [r.get("cond_motion", np.nan) for r in records],
         "words in the caption": [len(r["caption"].split()) for r in records],
         f"{metric} of the baseline": [r[metric] for r in records],
     }
-    features = {name: x for name, x in features.items() if np.isfinite(x).any()}
-    figure, axes = drawing(10, 2.8, len(features) + 1, sharey=True)
-    for i, method in enumerate(comparison.methods):
-        gains = comparison.gains(method, metric, videos)
-        own = [method.record(v) for v in videos]
-        values = [r.get("target_values") or np.nan for r in own]
-        ratios = np.divide(values, [max(1, r["adapted_parameters"]) for r in own])
-        for axis, x in zip(axes, [*features.values(), np.log10(ratios)], strict=True):
-            axis.plot(x, gains, ".", color=colour(i), alpha=0.6, label=label(method.name))
-    for axis, name in zip(axes, [*features, "log10 of values per parameter"], strict=True):
-        axis.set_xlabel(name)
-    axes[0].set_ylabel(gain_label(metric))
-    if comparison.methods:
-        axes[0].legend()
-    return as_svg(figure)
+    found = {name: [x] * len(comparison.methods) for name, x in found.items()}
+    found["log10 of values per parameter"] = [
+        [values_per_parameter(method.record(video)) for video in videos]
+        for method in comparison.methods
+    ]
+    return {name: x for name, x in found.items() if varies(np.ravel(x))}
+
+
+def varies(values):
+    return len(np.unique(values[np.isfinite(values)])) > 1
+
+
+def values_per_parameter(record):
+    values = record.get("target_values") or np.nan
+    return np.log10(values / max(1, record["adapted_parameters"]))
 
 
 def quality_against_cost(comparison, metric):
     """Mean gain and its interval against adaptation time; ringed: no other is better for less."""
     videos = comparison.scored(metric)
-    if not videos:
+    if not videos or not comparison.methods:
         return None
     sources = comparison.sources(videos)
     figure, (axis,) = drawing()
@@ -158,8 +177,7 @@ def quality_against_cost(comparison, metric):
         axis.plot(seconds, mean, "o", ms=12, mfc="none", color=INK)
     axis.axhline(0, color=INK, lw=1)
     axis.set(xlabel="adaptation, seconds a video", ylabel=gain_label(metric))
-    if points:
-        axis.legend()
+    axis.legend()
     return as_svg(figure)
 
 
@@ -191,11 +209,11 @@ def one_against_other(comparison, across="future_loss", up="psnr_db"):
 
 
 def grid(count):
-    """Axes that share their scales, at most ACROSS beside each other."""
+    """Axes with scales of their own, at most ACROSS beside each other."""
     rows, columns = -(-count // ACROSS), min(count, ACROSS)
     size = (max(4.4, 3.4 * columns), 3.2 * rows)
     figure = Figure(size, layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis in axes[count:]:
         axis.remove()
     return figure, axes[:count]

@@ -4,11 +4,13 @@
 
 The run needs --save-frames. WEIGHTS is an I3D network as TorchScript that takes videos (B, 3, T,
 224, 224) in -1..1 and the keyword arguments rescale, resize and return_features, as the one that
-StyleGAN-V published. Below a few hundred videos the figure says little; it is printed with the
-number.
+StyleGAN-V published:
+
+    curl -Lo i3d_torchscript.pt "https://www.dropbox.com/s/ge9e5ujwgetktms/i3d_torchscript.pt?dl=1"
+
+Below a few hundred videos the figure says little; it is printed with the number.
 """
 
-import argparse
 import math
 import warnings
 import zipfile
@@ -24,9 +26,12 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from common.errors import UsageError
+from runs.parser import Parser
 from runs.results import read_json
 
 SIZE, FEW = 224, 256
+URL = "https://www.dropbox.com/s/ge9e5ujwgetktms/i3d_torchscript.pt?dl=1"  # StyleGAN-V's
+FETCH = f'fetch the I3D that StyleGAN-V published: curl -Lo i3d_torchscript.pt "{URL}"'
 DAMAGE = (  # what reading an npz file raises
     OSError, ValueError, KeyError, EOFError, RuntimeError, MemoryError, TypeError, AttributeError,
     zipfile.BadZipFile, zlib.error,
@@ -59,12 +64,14 @@ def features(network, frames):
 def load_network(path):
     """Raises UsageError where the file is no TorchScript."""
     if not path.is_file():
-        raise UsageError(f"--weights {path}: no such file")
+        raise UsageError(f"--weights {path}: no such file; {FETCH}")
     try:
         with warnings.catch_warnings(action="ignore", category=FutureWarning):  # what I3D comes as
             return torch.jit.load(path, map_location="cpu").eval()
     except (RuntimeError, ValueError) as error:
-        raise UsageError(f"--weights {path}: is no TorchScript ({last_line(error)})") from error
+        raise UsageError(
+            f"--weights {path}: is no TorchScript ({last_line(error)}); {FETCH}"
+        ) from error
 
 
 def last_line(error):
@@ -94,7 +101,7 @@ def checked_features(network, path):
     try:
         found = [features(network, frames) for frames in pair]
     except (RuntimeError, TypeError, AttributeError, ValueError) as error:
-        raise UsageError(f"--weights: fails on {path} ({last_line(error)})") from error
+        raise UsageError(f"--weights: fails on {path} ({last_line(error)}); {FETCH}") from error
     if not all(x.size and np.isfinite(x).all() for x in found):
         raise UsageError(f"--weights: gives {path} no finite features")
     return found
@@ -129,9 +136,7 @@ def status_of(path):
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__, "%(prog)s RUN --weights FILE")
     parser.add_argument("folder", type=Path, metavar="RUN")
     parser.add_argument("--weights", type=Path, required=True, help="I3D as TorchScript")
     args = parser.parse_args()

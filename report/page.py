@@ -1,6 +1,5 @@
 """The report as one page, index.html, that opens from disk and needs no network."""
 
-import html
 import re
 from pathlib import Path
 
@@ -8,20 +7,29 @@ import av
 
 from common.errors import VideoError
 from report import adapted, curves, figures
-from report.comparison import table, unmeasured
+from report.markup import (
+    escape,
+    escaped,
+    figure,
+    html_table,
+    result_tables,
+    sentences,
+    video_table,
+    wide,
+)
 from report.media import chosen_videos, write_panels
-from report.metrics import COMPARED, about, gain_label, main_metric, title
+from report.metrics import main_metric
 from report.predict import headline, lines
+from report.settings import settings
 from report.statistics import FEWEST
 from report.swept import swept_figures
-from report.table import MEANING, number, readable
-from runs.names import printable
 
 HERE = Path(__file__).parent
 
 
-def write_page(out, comparisons, notes, rows, predictions, count):
-    """Writes index.html and media/ into `out`. comparisons by name; rows: those of a sweep;
+def write_page(out, comparisons, tables, notes, rows, predictions, count):
+    """Writes index.html and media/ into `out`. comparisons by name, and the tables of each by
+    metric; rows: those of a sweep;
     predictions by name, then method; count: clips of each comparison to show side by side."""
     (out / "media").mkdir(parents=True, exist_ok=True)
     parts, links = [], []
@@ -31,7 +39,7 @@ def write_page(out, comparisons, notes, rows, predictions, count):
         heading = f"<h2>{escape(template)}</h2>"
         parts.append(f'<section id="swept-{place}">{heading}{figure(svg, SWEPT)}</section>')
     for place, (name, comparison) in enumerate(comparisons.items()):
-        sections = sections_of(comparison, out / "media", f"{place}", count)
+        sections = sections_of(comparison, tables[name], out / "media", f"{place}", count)
         if name in predictions:
             sections.insert(-1, ("who benefits", predicted(predictions[name])))
         if name:
@@ -47,6 +55,7 @@ def write_page(out, comparisons, notes, rows, predictions, count):
         "title": "Does the adaptation help?",
         "style": (HERE / "page.css").read_text(encoding="utf-8"),
         "script": (HERE / "page.js").read_text(encoding="utf-8"),
+        "verdicts": sentences(tables.values()),
         "navigation": " ".join(links),
         "body": "\n".join(parts),
     }
@@ -54,12 +63,7 @@ def write_page(out, comparisons, notes, rows, predictions, count):
     (out / "index.html").write_text(page, encoding="utf-8")
 
 
-def escape(text):
-    """Text that others wrote, for HTML and its attributes; control characters as escapes."""
-    return html.escape(printable(text))
-
-
-def sections_of(comparison, media, name, count):
+def sections_of(comparison, tables, media, name, count):
     """(title, HTML) in the order of the page."""
     shown = main_metric(comparison)
     horizon = curves.parts_of_the_future(comparison), PARTS
@@ -78,8 +82,9 @@ def sections_of(comparison, media, name, count):
     ]
     side_by_side = [("side by side", players(comparison, shown, media, name, count))]
     return [
-        ("result", result_tables(comparison, shown, name)),
-        *(side_by_side if comparison.generated else []),
+        ("result", result_tables(comparison, tables, shown, name)),
+        ("settings", wide(html_table(escaped(settings(comparison))))),
+        *(side_by_side if comparison.generated and comparison.methods else []),
         *[(heading, figure(svg, caption)) for heading, svg, caption in draw if svg],
         ("preflight", preflight(comparison)),
         ("videos", video_table(comparison, shown, name)),
@@ -94,15 +99,17 @@ LEARNING = (
 )
 EVERY = (
     "Each bar is a video: its gain over its own baseline with the same noise. Above zero is better."
+    " Each method has its own scale."
 )
 TWO = (
     "Each dot is a video. To the right the true future is predicted better, upwards a sample has "
     "the better PSNR, which it also has where the model lost its spread. In the corners how many "
-    "videos gain in which."
+    "videos gain in which. Each method has its own scales."
 )
 SWEPT = (
     "Mean gain of each row over its own baseline (above zero is better); where there are bars they "
-    f"are 95 % intervals, which need {FEWEST} sources."
+    f"are 95 % intervals, which need {FEWEST} sources. A cell has colour where its interval "
+    "excludes zero: blue is better, red is worse."
 )
 HORIZON = "The further from the given frames, the harder."
 PARTS = (
@@ -125,56 +132,6 @@ PREDICTED = (
 )
 
 
-def figure(svg, caption=""):
-    return f"<figure>{svg}<figcaption>{caption}</figcaption></figure>"
-
-
-def result_tables(comparison, shown, name):
-    """The table of the main metric, the others folded below, and what is left out."""
-    parts = ["<ul>" + "".join(f"<li>{escape(n)}</li>" for n in comparison.notes) + "</ul>"]
-    parts.append(f"<p>{escape(MEANING)}</p>")
-    for metric in COMPARED:
-        rows = table(comparison, metric)
-        if rows:
-            words = f"<p>{escape(about(metric))}</p>" if about(metric) else ""
-            wide = f'<div class="wide">{html_table(linked(rows, name))}</div>'
-            opened = " open" if metric == shown else ""
-            summary = f"<summary>{title(metric)}</summary>"
-            parts.append(f"<details{opened}>{summary}{words}{wide}</details>")
-    parts += [f"<p>{escape(line)}</p>" for line in unmeasured(comparison)]
-    return "".join(parts)
-
-
-def linked(rows, name):
-    """Cells as HTML: gains coloured, the worst videos as links to their rows."""
-    for row, shown in zip(rows, readable(rows), strict=True):
-        worst = row["worst"]
-        cells = {key: escape(str(value)) for key, value in shown.items()}
-        cells["gain"] = coloured(shown["gain"])
-        cells["worst"] = " ".join(
-            f'<a href="#{name}-video-{escape(video)}">{escape(video)}</a>' for video in worst
-        )
-        yield cells
-
-
-def escaped(rows):
-    return [{key: escape(value) for key, value in row.items()} for row in rows]
-
-
-def coloured(text):
-    kind = {"+": "good", "-": "bad"}.get(str(text)[:1], "")
-    return f'<span class="{kind}">{text}</span>'
-
-
-def html_table(rows):
-    rows = list(rows)
-    head = "".join(f"<th>{escape(key)}</th>" for key in rows[0])
-    body = "".join(
-        "<tr>" + "".join(f"<td>{cell}</td>" for cell in row.values()) + "</tr>" for row in rows
-    )
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-
-
 def preflight(comparison):
     """Loss of the unadapted model against predicting zero: is the sign right?"""
     found = [comparison.baseline.record(video)["preflight"] for video in comparison.videos]
@@ -193,32 +150,8 @@ def predicted(found):
     parts = [f"<p>{PREDICTED}</p>"]
     for name, result in found.items():
         heading = escape(f"{name}: {headline(result)}".removesuffix(": "))
-        parts.append(
-            f'<h3>{heading}</h3><div class="wide">{html_table(escaped(lines(result)))}</div>'
-        )
+        parts.append(f"<h3>{heading}</h3>{wide(html_table(escaped(lines(result))))}")
     return "".join(parts)
-
-
-def video_table(comparison, shown, name):
-    """One sortable row a video."""
-    videos = comparison.scored(shown)
-    gains = [comparison.gains(method, shown, videos) for method in comparison.methods]
-    names = ["video", "source", "baseline", *(m.name for m in comparison.methods), "caption"]
-    head = "".join(f"<th><button>{escape(n)}</button></th>" for n in names)
-    lines = []
-    for i, video in enumerate(videos):
-        record = comparison.baseline.record(video)
-        base = float(comparison.baseline.scores(shown, [video]).mean())
-        cells = [f"<td>{escape(video)}</td><td>{escape(record['source'])}</td>"]
-        cells.append(f'<td data-value="{base}">{number(base)}</td>')
-        cells += [f'<td data-value="{g[i]}">{coloured(f"{g[i]:+.3f}")}</td>' for g in gains]
-        cells.append(f'<td class="text">{escape(record["caption"])}</td>')
-        lines.append(f'<tr id="{name}-video-{escape(video)}">{"".join(cells)}</tr>')
-    return (
-        f"<p>Under the baseline its {title(shown)}, under the methods: {gain_label(shown)}.</p>"
-        f'<div class="wide tall"><table class="sortable"><thead><tr>{head}</tr></thead>'
-        f"<tbody>{''.join(lines)}</tbody></table></div>"
-    )
 
 
 def players(comparison, shown, media, name, count):

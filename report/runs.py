@@ -48,7 +48,7 @@ class RunFolder:
     def kind(self):
         """What runs of one method agree in, whatever their seed."""
         names = {name for name in self.arguments if tells_apart(self.flags, name)} - {"seed"}
-        facts = [self.config[name] for name in ("method", *FACTS)]
+        facts = [self.config.get(name) for name in ("method", *FACTS, "adapter_sha256")]
         return *facts, str([(name, self.arguments[name]) for name in sorted(names)])
 
     @property

@@ -51,7 +51,7 @@ def figure_of(keys, series, metric):
     panels = {}
     for values, gain in series:
         rest = ", ".join(f"{label(key)} {values[key]}" for key in keys[2:])
-        panels.setdefault(rest, {})[values[keys[0]], values[keys[1]]] = gain[0]
+        panels.setdefault(rest, {})[values[keys[0]], values[keys[1]]] = gain
     return heat_maps(keys, panels, metric)
 
 
@@ -66,20 +66,27 @@ def line(key, series, metric):
     return as_svg(figure)
 
 
+def told_mean(gain):
+    """The mean of a gain whose interval excludes zero: what has a colour. NaN of the others."""
+    mean, low, high = gain or (np.nan, None, None)
+    return mean if low is not None and (low > 0 or high < 0) else np.nan
+
+
 def heat_maps(keys, panels, metric):
     down, across = (
-        list(dict.fromkeys(place[i] for means in panels.values() for place in means))
+        list(dict.fromkeys(place[i] for gains in panels.values() for place in gains))
         for i in (0, 1)
     )
     size = (1.6 + 0.9 * len(across)) * len(panels), 1.4 + 0.5 * len(down)
     figure, axes = drawing(*size, len(panels))
-    limit = max(abs(mean) for means in panels.values() for mean in means.values()) or 1.0
-    for axis, (rest, means) in zip(axes, panels.items(), strict=True):
-        grid = np.array([[means.get((a, b), np.nan) for b in across] for a in down])
-        axis.imshow(grid, cmap="coolwarm", vmin=-limit, vmax=limit, aspect="auto")
-        for (i, j), mean in np.ndenumerate(grid):
-            if np.isfinite(mean):
-                axis.text(j, i, f"{mean:+.2f}", ha="center", va="center", color="black", size=8)
+    limit = 1.5 * max(abs(mean) for gains in panels.values() for mean, *_ in gains.values()) or 1.0
+    for axis, (rest, gains) in zip(axes, panels.items(), strict=True):
+        told = [[told_mean(gains.get((a, b))) for b in across] for a in down]
+        axis.imshow(told, cmap="coolwarm_r", vmin=-limit, vmax=limit, aspect="auto")
+        for (a, b), (mean, *_) in gains.items():
+            i, j = down.index(a), across.index(b)
+            ink = INK if np.isnan(told[i][j]) else "black"
+            axis.text(j, i, f"{mean:+.2f}", ha="center", va="center", color=ink, size=8)
         axis.set_xticks(range(len(across)), across)
         axis.set_yticks(range(len(down)), down)
         axis.set(xlabel=label(keys[1]), ylabel=label(keys[0]), title=rest or gain_label(metric))

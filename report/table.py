@@ -16,30 +16,35 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # what a spreadsheet computes 
 
 
 def readable(rows):
-    """The rows of a comparison's table as strings for people."""
-    measured = any(row["spread_ratio"] is not None for row in rows)
-    return [cells(row, ["spread_ratio"] if measured else []) for row in rows]
+    """The rows of a comparison's table as strings for people, without columns that are empty."""
+    return filled([cells(row) for row in rows])
 
 
-def cells(row, more):
+def filled(rows):
+    """Rows of strings without the columns in which none has any."""
+    kept = [key for key in rows[0] if any(row[key] != "" for row in rows)]
+    return [{key: row[key] for key in kept} for row in rows]
+
+
+def cells(row):
     known = row["gain"] is not None
     unit = f" {row['gain_unit']}" if known and row["gain_unit"] else ""
     return {
         "method": row["method"],
+        "gain": number(row["gain"], "+") + unit,
+        "95 %": interval(row["low"], row["high"], unit=unit) if known else "",
+        "improved": f"{100 * row['improved']:.0f} %" if known else "",
         "videos": row["videos"],
         "sources": row["sources"],
         "mean": number(row["mean"]),
-        "gain": number(row["gain"], "+") + unit,
-        "95 %": interval(row["low"], row["high"], unit=unit) if known else "",
         "p": number(row["p"]),
         "smallest p": number(row["smallest_p"]),
-        "improved": f"{100 * row['improved']:.0f} %" if known else "",
-        **{name: number(row[name]) for name in more},
+        "spread_ratio": number(row["spread_ratio"]),
         "noise": number(row["noise"]) + (unit if row["noise"] is not None else ""),
-        "worst": " ".join(row["worst"]),
         "adapt s": number(row["adapt_seconds"]),
         "GB": number(row["peak_memory_gb"]),
         "parameters": "" if row["parameters"] is None else f"{row['parameters']:,}",
+        "worst": " ".join(row["worst"]),
     }
 
 

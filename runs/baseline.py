@@ -15,8 +15,8 @@ SHARED = ("manifest_sha256", "checkpoint_sha256")  # facts that a run and its ba
 def add_arguments(group):
     group.add_argument(
         "--baseline", type=Path, metavar="FOLDER", changes=None,
-        help="a run with --steps 0, to show beside this one's means at the end (by default one in "
-        "baseline* beside --out); of one with --save-frames each JSON says how far frames moved",
+        help="a run with --steps 0, shown beside this one's means (default: baseline* beside "
+        "--out); with its --save-frames, how far frames moved",
     )  # fmt: skip
 
 
@@ -31,21 +31,39 @@ def find_baseline(args, config):
     return args.baseline
 
 
+def adapted_runs(baseline, config):
+    """Folders beside a baseline with that config.json of runs that it is the baseline of."""
+    found = {
+        path.parent: read_config(path.parent) for path in baseline.parent.glob("*/config.json")
+    }
+    return [
+        folder
+        for folder, its in sorted(found.items())
+        if its and is_table(its.get("flags")) and not is_baseline(its["arguments"])
+        and difference_of(config, its) is None
+    ]  # fmt: skip
+
+
 def why_not(folder, config):
     """Why `folder` does not hold the baseline of a run with that config.json, or None."""
     found = read_config(folder)
     if found is None or not is_table(found.get("flags")):
         return "is no run's folder; give that of a run with --steps 0"
-    if found["arguments"].get("steps") != 0 or not is_baseline(found["arguments"]):
+    if not is_baseline(found["arguments"]):
         return "adapts; give a run with --steps 0"
-    flags = found["flags"] | config["flags"]
-    compared = [(name, found.get(name), config[name]) for name in SHARED] + [
-        (spelt(flags, name), found["arguments"].get(name), config["arguments"].get(name))
+    return difference_of(found, config)
+
+
+def difference_of(there, here):
+    """Words on the first thing in which the continuations of two configs differ, or None."""
+    flags = there["flags"] | here["flags"]
+    compared = [(name, there.get(name), here.get(name)) for name in SHARED] + [
+        (spelt(flags, name), there["arguments"].get(name), here["arguments"].get(name))
         for name in [*generation(flags), "seed"]
     ]
-    for name, there, here in compared:
-        if there != here:
-            return f"is not this run's: {name} is {there} there, {here} here"
+    for name, its, mine in compared:
+        if its != mine:
+            return f"is not this run's: {name} is {its} there, {mine} here"
     return None
 
 

@@ -43,6 +43,11 @@ def is_one_word(caption):
     return caption != "" and " " not in caption and caption.isascii()
 
 
+def distinct(videos):
+    """Their captions; what is said of several clips of one source stands once."""
+    return [caption for _, caption in dict.fromkeys((v.source, v.caption) for v in videos)]
+
+
 def poor_captions(captions):
     """Why these captions should not be used, or None."""
     if len(captions) < ENOUGH:
@@ -63,7 +68,7 @@ def captioned(videos, args):
         return [replace(video, caption=args.caption) for video in videos]
     if args.prompt:
         return videos
-    poor = poor_captions([video.caption for video in videos])
+    poor = poor_captions(distinct(videos))
     if poor and not args.allow_poor_captions:
         raise UsageError(
             f"--videos {args.videos}: of its captions {poor}; the model adapts and samples with "

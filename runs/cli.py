@@ -1,7 +1,6 @@
 """The command line of every method script: the flags of the modules that read them, and those of
 the method."""
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -17,41 +16,21 @@ from common import (
     stages,
     stopping,
 )
-from common.errors import UsageError
 from common.method import refuse_misspelt
 from runs import baseline, cache, captions, records, run, todo
-from runs.flags import Group
 from runs.identity import script_sha256
+from runs.parser import Parser, names_in
 
-
-class Parser(argparse.ArgumentParser):
-    """Its groups take what each flag changes; `flags` has it, by the name in the arguments."""
-
-    def __init__(self, **more):
-        super().__init__(formatter_class=Help, allow_abbrev=False, **more)
-        self.flags = {}
-
-    def add(self, title, *declare, own=False):
-        group = Group(self.add_argument_group(title), self.flags, own)
-        for add_arguments in declare:
-            add_arguments(group)
-
-    def error(self, message):  # one line; argparse would print every flag before it
-        self.exit(2, f"{self.prog}: error: {message}\n")
-
-
-class Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
-    """Keeps the script's equation as it is written, and names every default that says something."""
-
-    def _get_help_string(self, action):
-        if action.default is None or isinstance(action.default, bool):
-            return action.help
-        return super()._get_help_string(action)
+ORDER = (  # in the help, after the script's own
+    "adaptation", "data and model", "run", "sampling", "frame window", "loss on the true future",
+    "early stopping", "speed and memory",
+)  # fmt: skip
 
 
 def parse_args(description, method, argv=None):
     """The shared flags plus those of `method`, filled in from the checkpoint's configuration.
-    Checks what can be checked without weights or videos."""
+    Checks what can be checked without weights or videos. Raises UsageError, and where another
+    checkpoint's model could follow the flags MisfitError."""
     refuse_misspelt(method)
     parser = parser_of(description, method)
     args = parser.parse_args(argv)
@@ -59,24 +38,34 @@ def parse_args(description, method, argv=None):
     args.method, args.script = method.__name__, Path(file).stem
     args.script_sha256 = script_sha256(method, file)
     args.flags, args.given = parser.flags, sys.argv[1:] if argv is None else list(map(str, argv))
+    args.headings = given_under(parser, args.given)
     args.out = args.out or Path("results") / Path(sys.argv[0]).stem
-    try:
-        geometry = loading.geometry_of(args)
-        loading.check(args, geometry)
-        clip.fill_window(args, geometry)
-        for module in (adaptation, todo, loss, stopping):
-            module.check(args)
-        clip.Window.of(args, geometry)
-        args.sampling = generation.sampling_options(args.sampling, geometry.sampling)
-        if hasattr(method, "check"):
-            method.check(args)
-    except UsageError as error:
-        parser.error(str(error))
+    geometry = loading.geometry_of(args)
+    loading.check(args, geometry)
+    clip.fill_window(args, geometry)
+    for module in (adaptation, todo, loss, stopping):
+        module.check(args)
+    clip.Window.of(args, geometry)
+    own = geometry.sampling, geometry.sampling_ranges
+    args.sampling = generation.sampling_options(args.sampling, *own)
+    if hasattr(method, "check"):
+        method.check(args)
+    if hasattr(method, "fits"):
+        method.fits(args, geometry)
     return args
 
 
+def given_under(parser, tokens):
+    """{heading: {name in the arguments: whether its flag was given}}."""
+    given = {*names_in(tokens)}
+    return {
+        title: {name: not given.isdisjoint(parser.flags[name]["names"]) for name in names}
+        for title, names in parser.headings.items()
+    }
+
+
 def parser_of(description, method):
-    parser = Parser(description=description)
+    parser, own = Parser(description), f"{method.__name__} (this script)"
     parser.add("data and model", todo.add_arguments, captions.add_arguments, loading.add_arguments)
     parser.add("frame window", clip.add_arguments)
     parser.add(
@@ -85,11 +74,12 @@ def parser_of(description, method):
     )  # fmt: skip
     parser.add("loss on the true future", future.add_arguments)
     parser.add("early stopping", stopping.add_arguments)
-    parser.add(f"{method.__name__} (this script)", method.add_arguments, own=True)
+    parser.add(own, method.add_arguments, own=True)  # after those whose defaults it may set
     parser.add("sampling", generation.add_arguments)
     parser.add(
         "run", records.add_arguments, baseline.add_arguments, todo.add_range, run.add_arguments,
         metrics.add_arguments,
     )  # fmt: skip
     parser.add("speed and memory", loading.add_speed, cache.add_arguments, stages.add_arguments)
+    parser.arrange([own, *ORDER])
     return parser

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from common.metrics import mean
-from runs.baseline import shared_records
+from runs.baseline import adapted_runs, shared_records
 from runs.flags import kept_by_baseline
 from runs.identity import is_baseline
 from runs.results import change
@@ -17,7 +17,7 @@ REFERENCES = {
 }  # fmt: skip
 
 
-def ending(args, summary, baseline):
+def ending(args, config, summary, baseline):
     """All lines. baseline: its folder, or None."""
     lines, skipped = [], list(summary["videos_skipped"])
     if done := summary["videos_done"]:
@@ -25,7 +25,7 @@ def ending(args, summary, baseline):
     if skipped:
         names = ", ".join(skipped[:10]) + (", ..." if len(skipped) > 10 else "")
         lines.append(f"{videos(len(skipped))} skipped, summary.json has the reasons: {names}")
-    return [*lines, *(next_steps(args, baseline) if done else [])]
+    return [*lines, *(next_steps(args, config, baseline) if done else [])]
 
 
 def videos(count):
@@ -71,13 +71,15 @@ def references(name, baselines, digits):
     return ", ".join(f"{words} {x:.{digits}f}" for words, x in found.items() if x is not None)
 
 
-def next_steps(args, baseline):
+def next_steps(args, config, baseline):
     """Lines: the commands that lead from here to an answer. None within a sweep, which compares its
     rows itself."""
     if (args.out.parent / "sweep.json").exists():
         return []
     script, kept = f"{args.script}.py", kept_by_baseline(args.given, args.flags)
     if is_baseline(vars(args)):
+        if found := adapted_runs(args.out, config):
+            return ["next: the comparison", compare(args.out, *found)]
         other = free(args.out.parent / args.script)
         adapt = command(script, *kept, "--out", other)
         return ["next: adapt, from the same noise, and compare", adapt, compare(args.out, other)]
@@ -97,8 +99,8 @@ def free(path):
     return next(each for each in itertools.chain([path], others) if not each.exists())
 
 
-def compare(baseline, out):
-    return command("compare.py", baseline, out, "--out", out.parent / "report")
+def compare(*folders):
+    return command("compare.py", *folders, "--out", folders[0].parent / "report")
 
 
 def command(*words):

@@ -11,7 +11,8 @@ CHANGES = ("generation", "adaptation", None)
 FACTS = (
     "manifest_sha256", "forgetting_sha256", "checkpoint_sha256", "lpips_sha256", "adapter_sha256"
 )  # fmt: skip
-OURS = ("method", "script", "script_sha256", "flags", "given")  # of the arguments, beside the flags
+TABLES = ("flags", "headings", "given")  # of the arguments: about the others, no arguments of a run
+OURS = ("method", "script", "script_sha256", *TABLES)  # of the arguments, beside the flags
 
 
 class Group:

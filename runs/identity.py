@@ -14,7 +14,7 @@ from common.adapters import adapter_files
 from common.data import sha256
 from common.errors import UsageError
 from runs.claims import is_live
-from runs.flags import FACTS, is_table, spelt, tells_apart
+from runs.flags import FACTS, TABLES, is_table, spelt, tells_apart
 from runs.results import read_json, read_record
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -63,11 +63,10 @@ def source_sha256():
 
 
 def plain_arguments(args):
-    """As they are read back from JSON: paths are text, tuples lists. Without the words they were
-    read from and what the flags change."""
-    arguments = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
-    for name in ("flags", "given"):
-        arguments.pop(name, None)
+    """As they are read back from JSON: paths are text, tuples lists. Without the tables about
+    them."""
+    arguments = {k: v for k, v in vars(args).items() if k not in TABLES}
+    arguments = {k: str(v) if isinstance(v, Path) else v for k, v in arguments.items()}
     return json.loads(json.dumps(arguments))
 
 
@@ -132,7 +131,7 @@ def same_run(out, config):
 
 def is_baseline(arguments):
     """Whether the arguments are those of a run that adapts nothing."""
-    return arguments["steps"] == 0 and arguments.get("adapter") is None
+    return arguments.get("steps") == 0 and arguments.get("adapter") is None
 
 
 def read_config(out):

@@ -23,45 +23,74 @@ def list_videos(path, prompt=None, flag="--videos", allow_empty=False):
     """The videos of a CSV manifest, of a folder (not recursive) or of one file, and the list's
     SHA-256.
 
-    A manifest has the columns filename and caption, perhaps id; files are relative to its folder. A
-    folder or file takes the caption `prompt`; captions may be missing with allow_empty. Raises
-    UsageError that names `flag`.
+    A manifest has the columns filename and caption, perhaps id; files are relative to its folder.
+    The caption of a folder's video or of a file is the text beside it, clip.txt of clip.mp4, else
+    `prompt`. Captions may be missing with allow_empty. Raises UsageError that names `flag`.
     """
     path = Path(path)
-    if path.is_dir():
-        files = sorted(
-            p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and p.name[0] != "."
-        )
-        rows = [{"filename": p.name} for p in files]
-        digest = hashlib.sha256("\n".join(p.name for p in files).encode())
-    elif path.suffix.lower() == ".csv" and path.is_file():
+    if path.suffix.lower() == ".csv" and path.is_file():
         if prompt is not None:
             raise UsageError(
                 f"--prompt: {path} has its own captions; --prompt is for files and folders"
             )
         rows, digest = read_manifest(path, flag, allow_empty), hashlib.sha256(path.read_bytes())
-    elif path.is_file():
-        rows, digest = [{"filename": path.name}], hashlib.sha256(path.name.encode())
     else:
-        raise UsageError(f"{flag} {path}: no such file or folder; give a CSV, a folder or a video")
+        rows, digest = rows_of_files(path, prompt, flag)
     if not rows:
         raise UsageError(f"{flag} {path}: lists no videos; a CSV needs rows, a folder video files")
-    if path.is_dir() or path.suffix.lower() != ".csv":
-        check_prompt(path, prompt, flag, allow_empty)
-        for row in rows:
-            row["caption"] = prompt
+    if not allow_empty:
+        refuse_empty(rows, path, flag)
     folder = path if path.is_dir() else path.parent
     return [
         new_video(row, name, folder) for row, name in zip(rows, ids(rows, path, flag), strict=True)
     ], (digest.hexdigest())
 
 
-def check_prompt(path, prompt, flag, allow_empty):
-    if not allow_empty and not (prompt or "").strip():
+def rows_of_files(path, prompt, flag):
+    """Rows as those of a manifest for a folder's videos or one file, and the SHA-256 of the names
+    and of the texts beside them."""
+    if path.is_dir():
+        files = sorted(
+            p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and p.name[0] != "."
+        )
+    elif path.is_file():
+        files = [path]
+    else:
+        raise UsageError(f"{flag} {path}: no such file or folder; give a CSV, a folder or a video")
+    texts = [text_beside(file, flag) for file in files]
+    rows = [
+        {"filename": file.name, "caption": text or prompt}
+        for file, text in zip(files, texts, strict=True)
+    ]
+    known = (
+        f"{file.name}\0{text}" if text else file.name
+        for file, text in zip(files, texts, strict=True)
+    )
+    return rows, hashlib.sha256("\n".join(known).encode(errors="surrogateescape"))
+
+
+def text_beside(video, flag):
+    """What a video's .txt says, as one line; "" where there is none."""
+    path = video.with_suffix(".txt")
+    try:
+        return " ".join(path.read_text(encoding="utf-8-sig").split())
+    except FileNotFoundError:
+        return ""
+    except (UnicodeDecodeError, OSError) as error:
+        raise UsageError(f"{flag} {path}: no caption in UTF-8 can be read ({error})") from error
+
+
+def refuse_empty(rows, path, flag):
+    """Raises UsageError where a video has no caption; a manifest's have theirs by now."""
+    lacking = [Path(row["filename"]) for row in rows if not (row["caption"] or "").strip()]
+    if lacking:
         found = [p.name for p in path.glob("*.csv")] if path.is_dir() else []
         hint = f" (or pass {flag} {path / found[0]})" if found else ""
+        share = f" ({len(lacking)} of {len(rows)} videos lack one)" if len(rows) > 1 else ""
         raise UsageError(
-            f"{flag} {path}: has no captions; say what it shows with --prompt TEXT{hint}"
+            f"{flag} {path}: {lacking[0]} has no caption{share}; put it into "
+            f"{lacking[0].with_suffix('.txt')} beside it, or say what it shows with --prompt "
+            f"TEXT{hint}"
         )
 
 

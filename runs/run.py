@@ -21,8 +21,9 @@ from runs.ending import ending
 from runs.evaluate import reconstruct
 from runs.exits import STOPPED
 from runs.names import printable
+from runs.plan import print_plan
 from runs.records import Record, Records, writing
-from runs.todo import chosen_videos, is_done, other_videos, print_plan, setting, written
+from runs.todo import chosen_videos, is_done, other_videos, setting, written
 
 PROBLEMS = (ValueError, RuntimeError, av.FFmpegError)  # of scoring one video
 
@@ -193,13 +194,13 @@ class Run:
         """Writes and prints the summary; 3 where videos of this range were skipped, else 0. Of a
         --dry-run it prints the plan."""
         if self.args.dry_run:
-            print_plan(self.args, self.window, self.videos, self.todo)
+            print_plan(self.args, self.geometry, self.window, self.videos, self.todo)
             return 0
         if not self.videos:
             print("--shard {}/{}: holds no video".format(*self.args.shard))
             return 0
         summary = results.summarise(self.out)
-        for line in ending(self.args, summary, self.baseline):
+        for line in ending(self.args, self.config, summary, self.baseline):
             print(printable(line))
         skipped, here = summary["videos_skipped"], {video.id for video in self.videos}
         if here - written(self.out / "videos").keys():

@@ -8,7 +8,7 @@ from common.data import file_facts, real, sha256
 from common.errors import UsageError
 from common.values import at_least, shard
 from runs.captions import captioned
-from runs.identity import ROOT, plain_arguments
+from runs.identity import ROOT
 from runs.lists import list_videos
 from runs.names import printable
 from runs.results import read_record
@@ -18,11 +18,12 @@ def add_arguments(group):
     group.add_argument(
         "--videos", type=Path, default=ROOT / "nano" / "demo" / "manifest.csv", metavar="PATH",
         changes="generation", known_by="manifest_sha256",
-        help="CSV with filename,caption; or a folder (not recursive) or a file, with --prompt",
+        help="CSV with filename,caption; or a folder or file, with a caption in clip.txt beside "
+        "clip.mp4 or --prompt",
     )  # fmt: skip
     group.add_argument(
         "--prompt", metavar="TEXT", changes="generation",
-        help="caption of a file or of a folder's files",
+        help="caption of a file, or of a folder's files, that has no .txt beside it",
     )  # fmt: skip
 
 
@@ -141,19 +142,6 @@ def is_done(video, path):
 def same_file(path, record):
     """By size and time where these are the record's, else by content."""
     return file_facts(path) == record.get("video_file") or sha256(path) == record["video_sha256"]
-
-
-def print_plan(args, window, videos, todo):
-    """What --dry-run says."""
-    print(printable(f"{args.method} on {len(videos)} videos of {args.videos} -> {args.out}"))
-    for name, (start, stop) in window.indices().items():
-        print(f"  {name} frames {start}..{stop - 1}")
-    for name, value in sorted(plain_arguments(args).items()):
-        print(printable(f"  {name} = {value}"))
-    open_ids = {video.id for video in todo}
-    for video in videos:
-        state = "to do" if video.id in open_ids else "done "
-        print(printable(f"{state}  {video.id}: {video.caption}"))
 
 
 def setting(args, geometry, window):

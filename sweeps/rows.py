@@ -10,10 +10,11 @@ from dataclasses import dataclass, field, replace
 from string import Formatter
 
 import runs
+from common.errors import MisfitError, UsageError
 from common.loading import geometry_of
 from runs.flags import kept_by_baseline
 from runs.identity import ROOT, is_baseline, plain_arguments
-from runs.names import unusable, usable
+from runs.names import printable, unusable, usable
 from sweeps.files import LONGEST, load_yaml, short, wrong
 
 COMPARE = "compare.py"  # stands beside the rows where jobs and exit codes are listed
@@ -35,19 +36,27 @@ class Row:
 
 
 def read_sweep(path, out, before=(), after=()):
-    """The rows of a sweep file, baselines first; results go to folders in `out`. The flags `before`
-    hold where the file says nothing, those of `after` whatever it says. Raises UsageError on
-    anything that is not as it should be."""
+    """The rows of a sweep file, baselines first, and {name: why} of those that the checkpoint's
+    model cannot run; results go to folders in `out`. The flags `before` hold where the file says
+    nothing, those of `after` whatever it says. Raises UsageError on anything that is not as it
+    should be."""
     content = load_yaml(path)
     baseline, shared = content["baseline"], words(path, "shared", content.get("shared") or "")
-    rows, baselines = [], {}
+    rows, baselines, unfit = [], {}, {}
     for name, script, flags, over, template in expanded(path, content["rows"]):
         tokens = [*before, *shared, *flags, *after]
-        args = parse(path, name, script, [*tokens, "--out", str(out / name)])
+        try:
+            args = parse(path, name, script, [*tokens, "--out", str(out / name)])
+        except MisfitError as error:
+            unfit[name] = str(error)
+            continue
         setting = setting_of(args)
         kept = kept_by_baseline(tokens, args.flags)
         baselines.setdefault(setting, [*kept, *fitting_window(args)])
         rows.append((Row(name, script, tokens, args, over, template=template), setting))
+    if not rows:
+        name, why = next(iter(unfit.items()))
+        raise wrong(path, f"no row can run on this model; row {name!r}: {why}")
     names = dict(zip(baselines, baseline_names(baselines), strict=True))
     result = []
     for setting, tokens in baselines.items():
@@ -56,7 +65,7 @@ def read_sweep(path, out, before=(), after=()):
         result.append(Row(names[setting], baseline, flags, args))
     result += [replace(row, baseline=names[setting]) for row, setting in rows]
     refuse_duplicates(path, result)
-    return result
+    return result, unfit
 
 
 def expanded(path, rows):
@@ -106,17 +115,21 @@ def words(path, where, text):
 
 
 def parse(path, name, script, flags):
-    """The flags as the row's script reads them. Raises UsageError with its words."""
+    """The flags as the row's script reads them. Raises UsageError with its words, MisfitError where
+    another model could follow them."""
     module = ROOT / script
     if module.parent != ROOT or module.suffix != ".py" or not module.is_file():
         raise wrong(path, f"row {name!r}: there is no script {script[:60]!r} in {ROOT}")
-    said, printed = io.StringIO(), io.StringIO()
+    method = method_of(path, module.stem)
     try:
-        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(printed):
-            return runs.parse_args(None, method_of(path, module.stem), flags)
+        with contextlib.redirect_stdout(io.StringIO()):
+            return runs.parse_args(None, method, flags)
+    except MisfitError as error:
+        raise MisfitError(printable(str(error))) from error
+    except UsageError as error:
+        raise wrong(path, f"row {name!r}: {error}") from error
     except SystemExit as error:
-        told = said.getvalue().strip().partition("error: ")[2]
-        told = told or "its flags make the script end without running, as --help does"
+        told = "its flags make the script end without running, as --help does"
         raise wrong(path, f"row {name!r}: {told}") from error
 
 

@@ -18,6 +18,7 @@ from benchmarks import (
     longcat_h200,
     precision,
     scaling,
+    skyreels_memory,
     start,
     stopping_study,
 )
@@ -60,6 +61,31 @@ def test_bfloat16_stays_close(monkeypatch, capsys):
     precision.main()
     found = [float(x) for x in re.findall(r": (\d\.\de[+-]\d+)", capsys.readouterr().out)]
     assert len(found) == 5 and all(0 < x < 0.05 for x in found)
+
+
+def test_memory_is_predicted_by_stage(monkeypatch, capsys):
+    """More where more is kept and for larger frames; of a real run the same bytes."""
+    flags = ["--small", "--sizes", "64x48", "96x64"]
+    monkeypatch.setattr(sys, "argv", ["skyreels_memory", *flags])
+    skyreels_memory.main()
+    line = r"(\S+) (.*): (\S+) GB predicted"
+    found = {(s, n): float(g) for s, n, g in re.findall(line, capsys.readouterr().out)}
+    stages = {name for _, name in found}
+    assert len(stages) == 5 and len(found) == 10
+    assert all(found["64x48", name] < found["96x64", name] for name in stages)
+    all_recomputed, half = "AdaSteer step, all blocks recomputed", "AdaSteer step, half of them"
+    assert found["96x64", "generation"] < found["96x64", all_recomputed] < found["96x64", half]
+
+
+def test_what_is_counted_is_what_is_alive():
+    module = torch.nn.Linear(10, 10, bias=False)  # 400 bytes
+    with skyreels_memory.Alive(module) as alive:
+        x = torch.zeros(1000)
+        y = x + 1
+        del x
+        z = torch.zeros(500)
+        y.view(10, 100), module.weight.t(), z[3:]  # no memory of their own
+    assert alive.now == 400 + 4000 + 2000 and alive.most == 400 + 8000
 
 
 def test_a_clip_of_the_study_goes_on_and_its_sign_can_be_flipped(tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ import pytest
 import torch
 from oracles import assert_near
 from test_methods import CASES
-from toy import copies, loss_of, make_checkpoint, new, sample, toy_clip
+from toy import copies, loss_of, make_checkpoint, make_skyreels, new, sample, toy_clip
 
 import backbones
 from adasteer import AdaSteer
@@ -43,13 +43,31 @@ def longcat_answers(model, clean):
         model.dit.forward = own
 
 
+@contextlib.contextmanager
+def skyreels_answers(model, clean):
+    """As longcat_answers; this network predicts noise - latents."""
+
+    def forward(x, timestep, text, context=0):
+        x, timestep = x[:, :, context:], timestep[:, context:]
+        return (x - clean) / (timestep / 1000).view(len(x), 1, -1, 1, 1)
+
+    own, model.dit.forward = model.dit.forward, forward
+    try:
+        yield
+    finally:
+        model.dit.forward = own
+
+
 @dataclass(frozen=True)
 class Row:
     make: Callable[[Path], Path]  # a tiny random checkpoint into a folder
     answers: Callable  # (model, clean latents): a context with the exact network
 
 
-BACKBONES = {"LongCatVideoTransformer3DModel": Row(make_checkpoint, longcat_answers)}
+BACKBONES = {
+    "LongCatVideoTransformer3DModel": Row(make_checkpoint, longcat_answers),
+    "SkyReelsV2Transformer3DModel": Row(make_skyreels, skyreels_answers),
+}
 
 
 def names_of(protocol):
@@ -111,6 +129,8 @@ def test_it_is_loaded_by_what_the_contract_says(checkpoint, monkeypatch):
 def test_its_geometry_is_read_without_weights(model, checkpoint, monkeypatch):
     monkeypatch.setitem(backbones.BACKBONES, model.geometry.class_name, None)
     assert backbones.geometry(checkpoint) == model.geometry
+    for name in ("depth", "embedding_width", "hidden_width"):
+        assert getattr(model.geometry, name) == getattr(model, name)
 
 
 def test_frames_and_latents_go_forth_and_back(model):
@@ -330,12 +350,25 @@ def test_where_the_weights_wait_changes_no_number(checkpoint, clip, plan):
 
 def test_its_own_sampling_options_are_taken(model, clip):
     own = model.geometry.sampling
-    assert torch.equal(sample(model, clip, **own), sample(model, clip))
+    plain = sample(model, clip, **own)
+    assert torch.equal(plain, sample(model, clip)) and {*model.geometry.sampling_ranges} <= {*own}
     for name, value in own.items():
-        if isinstance(value, bool):
-            sample(model, clip, **{name: not value})
+        other = not value if isinstance(value, bool) else value + 0.3
+        assert not torch.equal(sample(model, clip, **{name: other}), plain)
     with pytest.raises(TypeError):
         sample(model, clip, no_option_of_anyone=1)
+
+
+def test_noise_on_the_context_is_said_by_its_timestep(model, clip):
+    """And decided by the initial noise."""
+    if "context_noise" not in model.geometry.sampling:
+        pytest.skip("this model has no such option")
+    seen = []
+    with model.timestep_embedding(lambda i, e, sigma: seen.append(sigma.flatten()) or e):
+        noisy = sample(model, clip, context_noise=0.33)
+    seen = torch.cat(seen)
+    assert (seen - 0.33).abs().min() < 1e-6 and seen.all()
+    assert torch.equal(noisy, sample(model, clip, context_noise=0.33))
 
 
 @pytest.mark.parametrize(
@@ -349,6 +382,7 @@ def test_every_method_needs_the_contract_alone(model, clip, method, flags):
     window = SimpleNamespace(new_latents=more, cond_frames=cond_frames, gen_frames=gen_frames)
     given = SimpleNamespace(**vars(clip) | {"window": window})
     adapted, args = new(method, f"--sampling-steps 2 {flags}", Only(model), given)
+    args.sampling = dict(geometry.sampling)
     start = copies(adapted)
     with adapted.attached():
         record = adapt(Only(model), adapted, given, args)

@@ -1,5 +1,6 @@
 """Manifests, frame windows and decoding; every file of bad_inputs as its table says."""
 
+import hashlib
 from types import SimpleNamespace
 
 import av
@@ -253,6 +254,49 @@ def test_a_folder_or_a_file_needs_a_prompt(tmp_path):
         list_videos(tmp_path / "b.mp4", prompt="  ")
     with pytest.raises(UsageError, match="no such file"):
         list_videos(tmp_path / "absent")
+
+
+def captioned_folder(tmp_path):
+    """a has a text of two lines, b an empty one, c none."""
+    for name in ("a.mp4", "b.mov", "c.avi"):
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "a.txt").write_text("\ufeff  A red caf\u00e9\r\n in the rain.\n", encoding="utf-8")
+    (tmp_path / "b.txt").write_text(" \n")
+    return tmp_path
+
+
+def test_the_text_beside_a_video_is_its_caption(tmp_path):
+    videos, _ = list_videos(captioned_folder(tmp_path), prompt="a cat")
+    assert [v.caption for v in videos] == ["A red caf\u00e9 in the rain.", "a cat", "a cat"]
+    (only,), _ = list_videos(tmp_path / "a.mp4")
+    assert only.caption == "A red caf\u00e9 in the rain."
+    with pytest.raises(UsageError, match=r"b\.mov has no caption \(2 of 3 videos lack") as error:
+        list_videos(tmp_path)
+    assert "b.txt beside it" in str(error.value) and "--prompt TEXT" in str(error.value)
+    assert [v.caption for v in list_videos(tmp_path, allow_empty=True)[0]][1:] == ["", ""]
+
+
+def test_captions_beside_videos_are_part_of_the_list(tmp_path):
+    digests = [list_videos(captioned_folder(tmp_path), "p")[1]]
+    (tmp_path / "a.txt").write_text("A blue caf\u00e9 in the rain.", encoding="utf-8")
+    digests.append(list_videos(tmp_path, "p")[1])
+    (tmp_path / "a.txt").rename(tmp_path / "c.txt")
+    digests.append(list_videos(tmp_path, "p")[1])
+    (tmp_path / "c.txt").unlink()
+    digests.append(list_videos(tmp_path, "p")[1])
+    assert len(set(digests)) == 4
+    assert digests[-1] == hashlib.sha256(b"a.mp4\nb.mov\nc.avi").hexdigest()  # as it always was
+
+
+def test_a_text_that_cannot_be_read_is_one_line(tmp_path):
+    (captioned_folder(tmp_path) / "c.txt").write_bytes(b"caf\xe9")
+    with pytest.raises(UsageError, match=r"c\.txt: no caption in UTF-8") as error:
+        list_videos(tmp_path, "p")
+    assert "\n" not in str(error.value)
+    (tmp_path / "c.txt").unlink()
+    (tmp_path / "c.txt").mkdir()
+    with pytest.raises(UsageError, match=r"--forgetting .*c\.txt: no caption"):
+        list_videos(tmp_path, flag="--forgetting")
 
 
 def window(**change):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from toy import make_skyreels
 
 import backbones
 from runs.identity import ROOT
@@ -9,11 +10,12 @@ from runs.identity import ROOT
 pytestmark = pytest.mark.gpu
 
 
-def test_bfloat16_on_a_gpu_follows_float32_on_the_cpu():
-    """Encoding, text, one velocity and a cached, guided sample of the nano checkpoint."""
-    outcomes = []
+@pytest.mark.parametrize("make", [lambda folder: ROOT / "nano" / "checkpoint", make_skyreels])
+def test_bfloat16_on_a_gpu_follows_float32_on_the_cpu(make, tmp_path):
+    """Encoding, text, one velocity and a guided sample of the nano checkpoint and of a SkyReels."""
+    checkpoint, outcomes = make(tmp_path), []
     for device in ("cpu", "cuda"):
-        model = backbones.load(ROOT / "nano" / "checkpoint", device)
+        model = backbones.load(checkpoint, device)
         generator = torch.Generator().manual_seed(0)
         frames = torch.rand(1, 3, 13, 64, 64, generator=generator)
         noise = torch.randn(1, 16, 4, 8, 8, generator=generator)

@@ -141,6 +141,21 @@ def test_other_lpips_weights_are_another_run(script, tmp_path, capsys):
     assert script(adasteer, *flags, moved, "--limit", 2) == 0
 
 
+def test_another_caption_beside_a_video_is_another_run(script, tmp_path, capsys):
+    videos = tmp_path / "mine"
+    videos.mkdir()
+    shutil.copy(demo_rows()[0][0], videos / "ball.mp4")
+    (videos / "ball.txt").write_text("A ball rolls.")
+    flags = [*QUICK, "--videos", videos, "--out", tmp_path / "out"]
+    assert script(adasteer, *flags) == 0
+    record = json.loads((tmp_path / "out" / "videos" / "ball.json").read_text())
+    assert record["caption"] == "A ball rolls."
+    (videos / "ball.txt").write_text("A ball stops.")
+    capsys.readouterr()
+    assert script(adasteer, *flags) == 2
+    assert "manifest_sha256 is" in capsys.readouterr().err
+
+
 def test_other_clips_to_forget_are_another_run(script, tmp_path, capsys):
     rows, videos = demo_rows(), tmp_path / "videos"
     videos.mkdir()

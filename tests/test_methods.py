@@ -8,6 +8,7 @@ from oracles import assert_near
 from toy import copies, loss_of, new, perturb, sample
 
 import backbones
+import common
 from adasteer import AdaSteer
 from backbones.longcat import LongCat
 from backbones.longcat_dit import LongCatVideoTransformer3DModel
@@ -19,7 +20,7 @@ from full_tta import FullTTA
 from last_layer_tta import LastLayer
 from lora_tta import LoRA
 from norm_tta import NormTTA
-from runs.results import load_adapter, save_adapter
+from runs.results import save_adapter
 
 METHODS = {
     AdaSteer: [
@@ -172,12 +173,12 @@ def test_divergence_is_recorded_and_the_start_restored(model, clip, method, flag
 
 @each_method
 def test_what_is_saved_loads_again(model, clip, method, flags, tmp_path):
-    adapted, _ = new(method, flags, model, clip)
+    adapted, args = new(method, flags, model, clip)
     perturb(adapted)
     with adapted.attached():
         own = sample(model, clip)
     again, _ = new(method, flags, model, clip)
-    load_adapter(save_adapter(tmp_path / "video.1", adapted), again)
+    common.load_adapter(save_adapter(tmp_path / "video.1", adapted, args), again, args)
     with again.attached():
         assert torch.equal(sample(model, clip), own)
 

@@ -1,9 +1,11 @@
+import shlex
+
 import pytest
 import torch
 from oracles import SHARED
 from skimage.metrics import peak_signal_noise_ratio
 
-from common.metrics import ALEXNET, load_lpips, score
+from common.metrics import ALEXNET, FETCH, load_lpips, score
 from common.video import read_frames
 
 
@@ -73,14 +75,21 @@ def test_lpips_from_the_cache_or_the_reason_why_not(tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
     load_lpips.cache_clear()
-    assert load_lpips() == (None, f"AlexNet weights are not in torch hub's cache ({ALEXNET})")
+    lpips, reason = load_lpips()
+    assert lpips is None and "AlexNet weights are not in torch hub's cache" in reason
+    assert ALEXNET in reason and reason.endswith(FETCH)
     frames, truth = pair()
     assert score(frames, truth, None)["lpips"] is None
 
-    folder = tmp_path / "hub" / "checkpoints"
-    folder.mkdir(parents=True)
-    torch.manual_seed(0)
-    torch.save(torchvision.models.alexnet(weights=None).state_dict(), folder / ALEXNET)
+    def fetched(url, path, *rest, **more):
+        assert url == f"https://download.pytorch.org/models/{ALEXNET}"
+        torch.manual_seed(0)
+        torch.save(torchvision.models.alexnet(weights=None).state_dict(), path)
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", fetched)
+    python, dash_c, code = shlex.split(FETCH)
+    assert (python, dash_c) == ("python", "-c")
+    exec(code, {})  # the command of the message puts the file where it is looked for
     load_lpips.cache_clear()
     lpips, reason = load_lpips()
     frames = torch.nn.functional.interpolate(frames, scale_factor=2)

@@ -153,6 +153,10 @@ def test_fvd_from_the_command_line(run_folder, tmp_path):
     done = subprocess.run([*map(str, command)], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
     assert "network.pt: is no TorchScript" in done.stderr
+    (tmp_path / "network.pt").unlink()
+    done = subprocess.run([*map(str, command)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and "network.pt: no such file" in done.stderr
+    assert "curl -Lo i3d_torchscript.pt " in done.stderr
 
 
 class NoNumber(StandIn):

@@ -82,10 +82,10 @@ def test_the_page_works(page, tmp_path):
     assert min(ended) > 20.5 / fps and max(ended) - min(ended) < 2 / fps
 
     def gains():
-        cells = page.find_elements(By.CSS_SELECTOR, "table.sortable tbody td:nth-child(4)")
+        cells = page.find_elements(By.CSS_SELECTOR, "table.sortable tbody td:nth-child(2)")
         return [float(cell.get_attribute("data-value")) for cell in cells]
 
-    head = page.find_element(By.CSS_SELECTOR, "table.sortable th:nth-child(4) button")
+    head = page.find_element(By.CSS_SELECTOR, "table.sortable th:nth-child(2) button")
     page.execute_script("arguments[0].click()", head)
     assert len(gains()) == 4 and gains() == sorted(gains(), reverse=True)
     page.execute_script("arguments[0].click()", head)
@@ -110,6 +110,13 @@ def look(browser, width, scheme, folder):
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     wide = browser.execute_script("return document.documentElement.scrollWidth")
     assert wide <= width, f"{wide} pixels at {width}"
+    edges = browser.execute_script(
+        "return [...document.querySelectorAll('.verdicts li, details[open] th')]"
+        ".map(e => [e.tagName, e.textContent, e.getBoundingClientRect().right])"
+    )
+    first = ("method", "gain", "95 %", "improved")
+    needed = [right for tag, text, right in edges if tag == "LI" or text in first]
+    assert len(needed) == 2 + len(first) and max(needed) <= width
     height = browser.execute_script("return document.documentElement.scrollHeight")
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size | {"height": height})
     browser.save_screenshot(str(folder / f"{width}_{scheme}.png"))

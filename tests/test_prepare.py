@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -19,8 +20,8 @@ from oracles import SHARED
 
 from common.data import sha256
 from common.video import read_frames, write_video
-from prepare import check, clips, ucf101
-from prepare.clips import Candidate, Rules, make_clip
+from prepare import check, make, ucf101
+from prepare.make import Candidate, Rules, make_clip
 from prepare.select import judged
 from runs.captions import caption_shares, poor_captions
 from runs.exits import run_script
@@ -101,7 +102,7 @@ def test_ucf101(ucf, tmp_path, monkeypatch, capsys):
     counts = {name: sum(r["category"] == name for r in rows) for name in ("YoYo", "TaiChi")}
     assert counts == {"YoYo": 3, "TaiChi": 1}  # of TaiChi only one group is of use
     (tai,) = [row for row in rows if row["category"] == "TaiChi"]
-    assert tai["source"] == "v_TaiChi_g03" and tai["caption"] == "A video of a person: tai chi."
+    assert tai["source"] == "v_TaiChi_g03" and tai["caption"] == "A person is practising tai chi."
     for reason in ("static", "short", "cut"):
         assert f": {reason}" in said
     for row in rows:
@@ -142,7 +143,33 @@ def test_too_few_clips_are_an_error(ucf, tmp_path, monkeypatch, capsys):
     ],
 )  # fmt: skip
 def test_class_names_in_words(name, words):
-    assert ucf101.in_words(name) == words
+    assert ucf101.caption_of(name, "It is {action}!") == f"It is {words}!"
+
+
+CLASSES = """
+ApplyEyeMakeup ApplyLipstick Archery BabyCrawling BalanceBeam BandMarching BaseballPitch Basketball
+BasketballDunk BenchPress Biking Billiards BlowDryHair BlowingCandles BodyWeightSquats Bowling
+BoxingPunchingBag BoxingSpeedBag BreastStroke BrushingTeeth CleanAndJerk CliffDiving CricketBowling
+CricketShot CuttingInKitchen Diving Drumming Fencing FieldHockeyPenalty FloorGymnastics FrisbeeCatch
+FrontCrawl GolfSwing Haircut Hammering HammerThrow HandstandPushups HandstandWalking HeadMassage
+HighJump HorseRace HorseRiding HulaHoop IceDancing JavelinThrow JugglingBalls JumpingJack JumpRope
+Kayaking Knitting LongJump Lunges MilitaryParade Mixing MoppingFloor Nunchucks ParallelBars
+PizzaTossing PlayingCello PlayingDaf PlayingDhol PlayingFlute PlayingGuitar PlayingPiano
+PlayingSitar PlayingTabla PlayingViolin PoleVault PommelHorse PullUps Punch PushUps Rafting
+RockClimbingIndoor RopeClimbing Rowing SalsaSpin ShavingBeard Shotput SkateBoarding Skiing Skijet
+SkyDiving SoccerJuggling SoccerPenalty StillRings SumoWrestling Surfing Swing TableTennisShot TaiChi
+TennisSwing ThrowDiscus TrampolineJumping Typing UnevenBars VolleyballSpiking WalkingWithDog
+WallPushups WritingOnBoard YoYo
+""".split()  # of UCF-101's classInd.txt
+
+
+def test_every_class_of_ucf101_has_a_sentence_of_its_own():
+    captions = [ucf101.caption_of(name) for name in CLASSES]
+    assert len(CLASSES) == 101 == len(set(captions))
+    for caption in captions:
+        assert re.fullmatch(r"[A-Z][a-z ,'-]+ (is|are) [a-z ,'-]+\.", caption), caption
+    assert ucf101.caption_of("HandStandPushups") == ucf101.caption_of("HandstandPushups")
+    assert ucf101.caption_of("FlyKite") == "A video of fly kite."
 
 
 def test_a_stopped_and_killed_preparation_ends_with_the_same_manifest(ucf, tmp_path, monkeypatch):
@@ -201,7 +228,7 @@ def test_one_source_in_two_categories_is_chosen_once():
         Candidate(f"{source}_{kind}", None, "", kind, source)
         for source in ("x", "y") for kind in ("people", "vehicles")
     ]  # fmt: skip
-    args = SimpleNamespace(seed=0, out=None)
+    args = SimpleNamespace(seed=0, out=None, per_source=1)
     pool = SimpleNamespace(submit=lambda _, candidate, *rest: Done(candidate))
     for seed in range(20):
         args.seed = seed
@@ -233,26 +260,26 @@ def test_a_late_segment_is_read_from_the_keyframe_before(rate, tmp_path, monkeyp
     path, decoded = tmp_path / "long.mp4", []
     pictures = (torch.from_numpy(p).permute(2, 0, 1) / 255 for p in pan(60, 170, speed=1.5))
     write_video(path, pictures, 25, {"g": "12", "bf": "2"})
-    decode = clips.decode
+    decode = make.decode
 
     def counted(*args):
         for frame in decode(*args):
             decoded.append(frame.pts)
             yield frame
 
-    monkeypatch.setattr(clips, "decode", counted)
+    monkeypatch.setattr(make, "decode", counted)
 
     def read():
         with av.open(str(path)) as container:
             stream = container.streams.video[0]
             rules = replace(RULES, fps=rate)
             late = Candidate("x", path, "", "", "", 4.5, 5.5)
-            found = list(clips.stretch(container, stream, late, rules))
+            found = list(make.stretch(container, stream, late, rules))
             return [(index, frame.pts, frame.to_ndarray().tobytes()) for index, frame in found]
 
     late = read()
     assert len(decoded) < 80
-    monkeypatch.setattr(clips, "MARGIN", 9.0)  # from the start of the file
+    monkeypatch.setattr(make, "MARGIN", 9.0)  # from the start of the file
     assert late == read() and len(late) == (10 if rate else 25)
 
 

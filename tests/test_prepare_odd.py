@@ -16,7 +16,7 @@ import pytest
 from test_prepare import QUICK, RULES, manifest_rows, pan, prepared, started, write_avi
 
 from prepare import check, panda70m, ucf101
-from prepare.clips import Candidate, make_clip
+from prepare.make import Candidate, make_clip
 from prepare.select import verdict_of
 from runs.identity import ROOT
 

@@ -162,7 +162,10 @@ def test_tables_are_written(tmp_path, script):
     assert {row["metric"] for row in rows} >= {"psnr_db", "ssim", "flow_error_px"}
     found = json.loads((tmp_path / "report" / "results.json").read_text())
     assert found["comparisons"]["runs"]["tables"]["psnr_db"][1]["gain"] == pytest.approx(0.5)
-    assert "| run | 4 | 4 |" in (tmp_path / "report" / "table.md").read_text()
+    assert (
+        "| run | +0.500 | too few | 75 % | 4 | 4 |"
+        in (tmp_path / "report" / "table.md").read_text()
+    )
     page = (tmp_path / "report" / "index.html").read_text()
     assert page.count("<svg") >= 6 and "{{" not in page and "http" not in page.replace(
         "http://www.w3.org", ""

@@ -94,10 +94,10 @@ def test_future_loss_leads(report):
     assert order[:5] == ["future_loss", "kernel_score", "energy_score", "psnr_db", "ssim"]
     page = found["index.html"]
     assert re.findall(r"<details open><summary>(\w+)", page) == ["future_loss"]
-    assert found["printed"].startswith("future_loss") and "psnr_db" not in found["printed"]
+    assert "\n\nfuture_loss (" in found["printed"] and "psnr_db" not in found["printed"]
     assert "gain, psnr_db" not in page.replace(">gain, psnr_db</text>", "", 1)  # two answers
     videos = page.partition('<section id="0-videos">')[2]
-    assert '<td data-value="0.2">0.200</td><td data-value="5.' in videos
+    assert re.search('<td data-value="5[.][^>]*>[+]5.000</td><td data-value="0.2">0.200<', videos)
 
 
 def test_without_it_in_every_run_psnr_leads(runs, report):
@@ -245,9 +245,12 @@ def test_parts_of_the_future(runs, monkeypatch):
         record["future_loss_per_latent"] = [0.05, 0.2, None]
         record["future_loss_per_sigma"] = None
     monkeypatch.setattr(curves, "as_svg", lambda figure: figure)
-    frames, levels = curves.parts_of_the_future(compare(found)).axes
+    (frames,) = curves.parts_of_the_future(compare(found)).axes
     assert points(frames, ".") == [[(1, pytest.approx(50)), (2, pytest.approx(0))]]
-    assert points(levels, ".") == [[]]
+    for record in found[1].done.values():
+        record["future_loss_per_latent"], record["future_loss_per_sigma"] = None, [0.3] * 5
+    (levels,) = curves.parts_of_the_future(compare(found)).axes
+    assert [x for x, _ in points(levels, ".")[0]] == [0.1, 0.25, 0.5, 0.75, 0.9]
     for record in found[1].done.values():
         record["future_loss"] = None
     assert curves.parts_of_the_future(compare(found)) is None
@@ -256,14 +259,15 @@ def test_parts_of_the_future(runs, monkeypatch):
 @pytest.mark.filterwarnings("error")
 def test_runs_without_pictures(report):
     found = report(BEFORE, AFTER, "--predict", generate=False)
-    assert re.findall(r"^## (\w+)", found["table.md"], re.MULTILINE) == ["future_loss"]
+    order = re.findall(r"^## (\w+)", found["table.md"], re.MULTILINE)
+    assert order == ["future_loss", "settings"]
     page = found["index.html"]
     for words in ("side by side", "No video to show", "cannot be shown", "both better", "mp4"):
         assert words not in page
     assert page.count("ot measured") == 1 and "kernel_score, energy_score, psnr_db, ssim" in page
     assert found["table.md"].count("ot measured") == 1
     headings = re.findall(r"<section [^>]*><h2>([^<]*)</h2>(.{9})", page, re.DOTALL)
-    assert [name for name, _ in headings][:3] == ["result", "learning", "every video"]
+    assert [name for name, _ in headings][:3] == ["result", "settings", "learning"]
     result = json.loads(found["results.json"])["comparisons"]["runs"]["predictions"]["run"]
     assert "preflight loss" in result["features"] and "motion" not in result["features"]
 

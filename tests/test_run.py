@@ -176,7 +176,7 @@ def test_bad_clips_are_skipped_and_recorded(whole, tmp_path, script, capsys):
     assert "no such file" in found["absent"]["reason"]
     assert found["scene_1"] == results(whole[0])["scene_1"]
     assert found["ünï code 1"]["caption"] == "a ball, “rolling”"
-    assert "skipped broken" in capsys.readouterr().err
+    assert "broken: SKIPPED" in capsys.readouterr().out
 
 
 def test_a_clip_too_short_for_its_window_is_skipped(tmp_path, script):

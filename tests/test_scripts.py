@@ -80,7 +80,7 @@ def test_peft_loads_what_lora_saves(script, tmp_path):
     with run.working(model):
         clip = run.load_clip(next(run.pending()))
     method = lora_tta.LoRA(model, clip, args)
-    runs.results.load_adapter(folder, method)
+    common.load_adapter(folder, method)
     sigma, noise = torch.tensor([0.5]), torch.ones_like(clip.target)
     with torch.no_grad():
         plain = model.velocity(noise, sigma, clip.context, clip.text)

@@ -113,7 +113,7 @@ def test_anchors_are_read_and_ten_thousand_rows_are_too_many(tmp_path):
         "baseline: adasteer.py\nrows:\n- &a {name: 'a{n}', script: adasteer.py, over: {n: [1]}}\n"
     )
     merged = text + "- {<<: *a, name: b, over: {n: [2]}, flags: '--groups {n}'}\n"
-    assert [row.name for row in read_sweep(write(tmp_path, merged), tmp_path)][1:] == ["a1", "b"]
+    assert [row.name for row in read_sweep(write(tmp_path, merged), tmp_path)[0]][1:] == ["a1", "b"]
     many = text.replace("[1]", str([*range(10_001)]))
     with pytest.raises(common.UsageError, match="makes 10,001 rows; a sweep has at most 10,000"):
         read_sweep(write(tmp_path, many), tmp_path)
@@ -133,10 +133,14 @@ def copied(tmp_path, monkeypatch, script):
     monkeypatch.syspath_prepend(place)
     monkeypatch.setattr(rows_module, "ROOT", place)
     text = f"baseline: adasteer.py\nshared: {FLAGS}\nrows: [{{name: own, script: own_variant.py}}]"
-    _, row = read_sweep(write(tmp_path, text), tmp_path / "out")
+    (_, row), _ = read_sweep(write(tmp_path, text), tmp_path / "out")
     module = importlib.import_module("own_variant")
     assert script(module, *row.flags, "--out", row.out) == 0
-    yield row, place / "own_variant.py", lambda: read_sweep(tmp_path / "three.yaml", row.out.parent)
+    yield (
+        row,
+        place / "own_variant.py",
+        lambda: read_sweep(tmp_path / "three.yaml", row.out.parent)[0],
+    )
     importlib.sys.modules.pop("own_variant")
 
 
@@ -161,7 +165,8 @@ def test_a_video_that_was_replaced_is_not_done(copied, tmp_path, script):
     text = (
         (tmp_path / "three.yaml").read_text().replace("--steps 1", f"--videos {manifest} --steps 1")
     )
-    _, row = read_sweep(write(tmp_path, text.replace("name: own", "name: other")), row.out.parent)
+    text = text.replace("name: own", "name: other")
+    (_, row), _ = read_sweep(write(tmp_path, text), row.out.parent)
     assert is_complete(row)
     with open(tmp_path / "own.mp4", "ab") as file:
         file.write(b"more")
@@ -233,7 +238,7 @@ def test_any_content_gives_rows_or_one_line(text, tmp_path_factory):
     path = tmp_path_factory.mktemp("any") / "any.yaml"
     path.write_bytes(text.encode(errors="surrogatepass"))
     try:
-        rows = read_sweep(path, path.parent / "out")
+        rows, _ = read_sweep(path, path.parent / "out")
     except common.UsageError as error:
         assert str(path) in str(error) and str(error).isprintable()
     else:

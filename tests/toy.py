@@ -4,7 +4,12 @@ import json
 from types import SimpleNamespace
 
 import torch
-from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler
+from diffusers import (
+    AutoencoderKLWan,
+    FlowMatchEulerDiscreteScheduler,
+    SkyReelsV2Transformer3DModel,
+    UniPCMultistepScheduler,
+)
 from oracles import arguments
 from transformers import UMT5Config, UMT5EncoderModel
 
@@ -22,6 +27,11 @@ DIT = {
     "text_tokens_zero_pad": True,
 }  # fmt: skip
 
+SKYREELS = {
+    "num_attention_heads": 2, "attention_head_dim": 24, "text_dim": 32, "freq_dim": 32,
+    "ffn_dim": 96, "num_layers": 4, "inject_sample_info": True,
+}  # fmt: skip
+
 
 def make_checkpoint(folder):
     torch.manual_seed(0)
@@ -29,6 +39,28 @@ def make_checkpoint(folder):
     for p in dit.parameters():
         torch.nn.init.normal_(p, std=0.05)
     dit.save_pretrained(folder / "dit", max_shard_size="500KB")
+    FlowMatchEulerDiscreteScheduler(shift=12.0).save_pretrained(folder / "scheduler")
+    return with_other_parts(folder)
+
+
+def make_skyreels(folder):
+    """As diffusers saves the pipeline of SkyReels-V2-DF-1.3B, its scheduler's shift left at 1. The
+    prediction leans towards the noisy latents: better than zero, so that the preflight passes."""
+    torch.manual_seed(0)
+    dit = SkyReelsV2Transformer3DModel(**SKYREELS)
+    for p in dit.parameters():
+        torch.nn.init.normal_(p, std=0.05)
+    patches = dit.patch_embedding.weight.detach()  # (width, C, 1, 2, 2)
+    dit.proj_out.weight.data = patches.permute(2, 3, 4, 1, 0).flatten(0, 3).contiguous()
+    dit.save_pretrained(folder / "transformer", max_shard_size="200KB")
+    UniPCMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True
+    ).save_pretrained(folder / "scheduler")
+    return with_other_parts(folder)
+
+
+def with_other_parts(folder):
+    """Wan's autoencoder, UMT5 and its tokenizer, as both releases have them."""
     AutoencoderKLWan(base_dim=8, dim_mult=[1, 1, 1, 1], num_res_blocks=1).save_pretrained(
         folder / "vae"
     )
@@ -39,7 +71,6 @@ def make_checkpoint(folder):
             vocab_size=len(tokenizer), d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=2
         )
     ).save_pretrained(folder / "text_encoder")
-    FlowMatchEulerDiscreteScheduler(shift=12.0).save_pretrained(folder / "scheduler")
     size = {"height": 32, "width": 48, "max_sequence_length": 16}
     (folder / "model_index.json").write_text(json.dumps(size))
     return folder

@@ -1,0 +1,201 @@
+"""SkyReels-V2-DF: the parts of its checkpoint as diffusers saves them, and continuation by it.
+
+Trained by diffusion forcing: every latent frame has a noise level of its own, so that a clean
+context is what it knows. Its network predicts noise - latents. The sampler denoises all new latents
+together, which its authors call synchronous.
+"""
+
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
+
+from backbones import pixels
+from backbones.blocks import MODULATION
+from backbones.configs import check_checkpoint, read_config
+from backbones.parts import autoencoder_class, load_part, load_weights, place_weights, registered
+from backbones.sampling import contexts
+from backbones.skyreels_configs import SHIFT, SKYREELS, geometry
+from backbones.skyreels_dit import LINEARS, NORMS, SkyReelsV2Transformer3DModel
+from backbones.text import PromptEncoder
+from devices import offload
+
+PROMPT_TOKENS, GUIDANCE_SCALE = 512, 6.0  # of its authors' sampler
+SCHEDULERS = {
+    cls.__name__: cls for cls in (FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler)
+}
+STAYS = "scale_shift_table"  # of a block: read outside its forward
+# read as float32, or small
+NOT_FLOAT8 = ("patch_embedding", "condition_embedder", "fps", "norm", "proj_out")
+
+
+class SkyReels:
+    """A Backbone (backbones/contract.py)."""
+
+    sigma_min = 0.001
+    linears, norms, modulation_parts = LINEARS, NORMS, MODULATION
+    prompt_folders = ("text_encoder", "tokenizer")
+
+    def __init__(self, dit, vae, prompt_encoder, scheduler, device, geometry):
+        self.dit, self.vae, self.prompt_encoder = dit, vae, prompt_encoder
+        self.scheduler, self.device, self.geometry = scheduler, torch.device(device), geometry
+        self.prompt_tokens, self.guidance_scale = PROMPT_TOKENS, GUIDANCE_SCALE
+        self.network_sign = 1
+        self.stacks = (tuple(f"blocks.{i}" for i in range(len(dit.blocks))),)
+        self.depth = geometry.depth
+        self.hidden_width, self.embedding_width = geometry.hidden_width, geometry.embedding_width
+        self.latent_channels = dit.config.out_channels
+        self._velocity_site = []
+        self.placed = None
+        for module in (dit, vae):
+            if module is not None:
+                module.requires_grad_(False).eval()
+
+    @classmethod
+    def from_folder(cls, folder, device="cpu", dtype=None, float8=False):
+        """Loads transformer/ vae/ text_encoder/ tokenizer/ scheduler/ to the CPU. model_index.json
+        may say what differs from the release."""
+        device = torch.device(device)
+        dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
+        stated, multiple, config = check_checkpoint(folder, SKYREELS)
+        sampler = read_config(folder / "scheduler" / "scheduler_config.json")["_class_name"]
+        model = cls(
+            load_weights(SkyReelsV2Transformer3DModel, folder / "transformer", dtype),
+            load_weights(autoencoder_class(folder), folder / "vae", torch.float32),
+            PromptEncoder(folder, dtype),
+            load_part(SCHEDULERS[sampler], folder / "scheduler"),
+            device,
+            geometry(folder, stated, multiple, config),
+        )
+        if float8:
+            offload.store_float8(model.dit, dtype, NOT_FLOAT8)
+            model.dit.has_weight_hooks = True
+        model.prompt_tokens = stated.get("max_sequence_length", PROMPT_TOKENS)
+        model.guidance_scale = stated.get("guidance_scale", GUIDANCE_SCALE)
+        return model
+
+    @property
+    def prompt_settings(self):
+        return self.prompt_encoder.dtype, self.device.type, self.prompt_tokens
+
+    def place(self, plan):
+        """The "vae" visits the device only while it works; "blocks" are streamed from host."""
+        place_weights(self, plan, STAYS)
+
+    def tokens_per_latent(self, height, width):
+        return height * width // self.geometry.size_multiple**2
+
+    def recompute(self, blocks):
+        """How many blocks are recomputed in backward: memory for time. All where None."""
+        self.dit.recompute_blocks = self.depth if blocks is None else blocks
+
+    # Pixels and text
+
+    encode, decode = pixels.encode, pixels.decode
+
+    def embed_each(self, prompts):
+        """Of each prompt {"embeds": (1, 1, L, width), "mask": (1, L)}, on the CPU."""
+        return self.prompt_encoder(prompts, self.device, self.prompt_tokens)
+
+    # Sites
+
+    def timestep_embedding(self, function):
+        """function(i, e, sigma): e (B, T, width) for block i; sigma (B, T), 0 on context."""
+        return registered(self.dit.sites["timestep_embedding"], function)
+
+    def modulation(self, function):
+        """function(i, m): what modulates block i, its table added, {"attn.shift": (B, T, C)}."""
+        return registered(self.dit.sites["modulation"], function)
+
+    def block_output(self, function):
+        """function(i, x): the hidden state (B, T * S, C) after block i, context included."""
+        return registered(self.dit.sites["block_output"], function)
+
+    def predicted_velocity(self, function):
+        """function(v): the velocity (B, C, T, h, w) of each guidance branch, before guidance."""
+        return registered(self._velocity_site, function)
+
+    # Velocity and sampling
+
+    def velocity(self, noisy_latents, sigma, cond_latents, text, cache=None, context_noise=0.0):
+        """Velocity noise - latents, float32, of noisy_latents (B, C, T, h, w) at sigma (B,), after
+        cond_latents (1 or B, C, T_cond, h, w), which have noise at context_noise."""
+        batch, context = len(noisy_latents), cond_latents.shape[2]
+        x = torch.cat([cond_latents.expand(batch, -1, -1, -1, -1), noisy_latents], dim=2)
+        timestep = (1000 * sigma.to(x))[:, None].repeat(1, x.shape[2])
+        timestep[:, :context] = 1000 * context_noise
+        velocity = self.network_sign * self.dit(x, timestep, padded(text, batch), context)
+        for function in self._velocity_site:
+            velocity = function(velocity)
+        return velocity
+
+    def context_cache(self, cond_latents):
+        """None: the context sees what follows it, so that it is another at every step."""
+        return None
+
+    @torch.no_grad()
+    def before_head(self, noisy_latents, sigma, cond_latents, text):
+        """What `head` takes, of the noisy frames, on the way to `velocity` of the same arguments:
+        tokens (B, T, S, C) and embedding (B, T, C)."""
+        found, frames = {}, noisy_latents.shape[2]
+
+        def keep(i, value, *sigma):
+            found["e" if sigma else "x"] = value
+            return value
+
+        with self.block_output(keep), self.timestep_embedding(keep):
+            self.velocity(noisy_latents, sigma, cond_latents, text)
+        x = found["x"].unflatten(1, (found["e"].shape[1], -1))
+        return x[:, -frames:].clone(), found["e"][:, -frames:].clone()
+
+    def head(self, x, e, shape):
+        """Velocity shaped `shape` (B, C, T, h, w) of what `before_head` gave; no velocity site."""
+        _, height, width = self.dit.config.patch_size
+        grid = (shape[2], shape[3] // height, shape[4] // width)
+        return self.network_sign * self.dit.head(x, e, grid)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        cond_latents,
+        text,
+        negative_text,
+        noise,
+        steps=50,
+        guidance_scale=GUIDANCE_SCALE,
+        shift=SHIFT,
+        context_noise=0.0,
+    ):
+        """Continues cond_latents (1, C, T_cond, h, w): denoises noise (1, C, T, h, w), returns it.
+
+        With guidance_scale <= 1 there is one branch, otherwise one after the other, which takes
+        half of the memory. shift moves the sigmas up. context_noise is the sigma of noise on the
+        context, drawn anew for every step (its authors' addnoise_condition / 1000).
+        """
+        scheduler, latents = self._scheduler(steps, shift), noise.to(self.device, torch.float32)
+        branches = [text] if guidance_scale <= 1 else [negative_text, text]
+        noisy_contexts = contexts(cond_latents, noise, context_noise)
+        for t, sigma in zip(scheduler.timesteps, scheduler.sigmas[:-1], strict=True):
+            # not t, which UniPC rounds down: sampling and adapting see one network
+            given = latents, sigma.view(1).to(self.device), next(noisy_contexts)
+            v = [self.velocity(*given, each, context_noise=context_noise) for each in branches]
+            v = v[0] + guidance_scale * (v[-1] - v[0]) if len(v) > 1 else v[0]
+            latents = scheduler.step(v, t, latents, return_dict=False)[0]
+        return latents
+
+    def _scheduler(self, steps, shift):
+        """A new one of the checkpoint's kind, of so many sigmas from 1 on."""
+        kind, config = type(self.scheduler), self.scheduler.config
+        if kind is UniPCMultistepScheduler:
+            scheduler = kind.from_config(config, flow_shift=shift)
+            scheduler.set_timesteps(steps, device=self.device)
+        else:
+            scheduler = kind.from_config(config, shift=shift)
+            sigmas = torch.linspace(1, 0.001, steps + 1)[:-1]  # as UniPC's before the shift
+            scheduler.set_timesteps(sigmas=sigmas.tolist(), device=self.device)
+        scheduler.set_begin_index(0)  # else looked up by a timestep, which several steps may share
+        return scheduler
+
+
+def padded(text, batch):
+    """(batch, L, width): zeros where the prompt has no token, which attention meets as they are."""
+    embeds = text["embeds"].squeeze(1) * text["mask"][..., None].to(text["embeds"].dtype)
+    return embeds.expand(batch, -1, -1)

@@ -1,0 +1,44 @@
+"""The tables of a report as files."""
+
+from report.comparison import unmeasured
+from report.metrics import about, title
+from report.settings import settings
+from report.table import MEANING, as_markdown, readable, write_csv
+from report.verdict import verdicts
+from runs.results import write_json
+
+
+def write_tables(out, comparisons, tables, predictions, notes):
+    """table.md for people, table.csv and results.json for programs."""
+    text, flat, everything = [], [], {}
+    for name, comparison in comparisons.items():
+        everything[name or "runs"] = {
+            "verdicts": [verdict.sentence for verdict in verdicts(tables[name])],
+            "notes": comparison.notes,
+            "settings": settings(comparison),
+            "tables": tables[name],
+            "predictions": predictions.get(name),
+        }
+        text += [f"- {sentence}" for sentence in everything[name or "runs"]["verdicts"]]
+    for name, comparison in comparisons.items():
+        text.append(f"\n# {name}\n" if name else "")
+        text.append(markdown(comparison, tables[name]))
+        for metric, rows in tables[name].items():
+            flat += [{"set": name, "metric": metric, **row} for row in rows]
+    text += [f"- {note}" for note in notes] + [f"\n{MEANING}\n"]
+    (out / "table.md").write_text("\n".join(text), encoding="utf-8")
+    write_csv(out / "table.csv", flat)
+    write_json(out / "results.json", {"comparisons": everything, "notes": notes})
+
+
+def markdown(comparison, tables):
+    """The tables of a comparison, each with what a reader must know of it, the runs' settings, and
+    the notes."""
+    parts = []
+    for metric, rows in tables.items():
+        if rows:
+            parts += [f"## {title(metric)}\n", *([f"{about(metric)}\n"] if about(metric) else [])]
+            parts.append(as_markdown(readable(rows)))
+    parts += ["## settings\n", as_markdown(settings(comparison))]
+    notes = [*comparison.notes, *unmeasured(comparison)]
+    return "\n".join([*parts, *(f"- {note}" for note in notes), ""])

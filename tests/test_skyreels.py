@@ -1,0 +1,400 @@
+"""The SkyReels backbone against diffusers' own transformer and sampler, its configurations, and
+every method on it from the command line."""
+
+import contextlib
+import importlib
+import itertools
+import json
+import math
+
+import diffusers
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracles import SHARED, assert_near
+from test_configs import ANYTHING, EXTRA, GONE, NAN, changed, use
+from test_scripts import SCRIPTS
+from toy import loss_of, make_skyreels, new, sample, toy_clip
+
+import adasteer
+import backbones
+import compare
+from adasteer import AdaSteer
+from backbones.skyreels_dit import SkyReelsV2Transformer3DModel
+from benchmarks.skyreels_memory import RELEASED
+from common.adaptation import adapt
+from devices.compiling import compile_blocks
+from film_tta import FiLM
+from full_tta import FullTTA
+from lora_tta import LoRA
+from norm_tta import NormTTA
+
+CLIPS = SHARED / "clips" / "metadata.csv"
+needs_clips = pytest.mark.skipif(not CLIPS.is_file(), reason=f"no real clips at {SHARED}")
+DIT, SCHEDULER = "transformer/config.json", "scheduler/scheduler_config.json"
+FILES = (DIT, SCHEDULER, "vae/config.json", "text_encoder/config.json", "model_index.json")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return make_skyreels(tmp_path_factory.mktemp("toy") / "SkyReels-V2-DF-1.3B-540P-Diffusers")
+
+
+@pytest.fixture
+def model(checkpoint):
+    return backbones.load(checkpoint)
+
+
+@pytest.fixture(scope="module")
+def clip(checkpoint):
+    return toy_clip(backbones.load(checkpoint))
+
+
+@pytest.fixture(scope="module")
+def theirs(checkpoint):
+    """diffusers' transformer as its pipeline calls it: (latents, sigma of each, text) -> output."""
+    dit = diffusers.SkyReelsV2Transformer3DModel.from_pretrained(checkpoint / "transformer").eval()
+
+    @torch.no_grad()
+    def call(latents, sigmas, text):
+        prompt = text["embeds"][:, 0] * text["mask"][..., None]  # padding is zeros
+        at_24_fps = {"enable_diffusion_forcing": True, "fps": [1]}
+        return dit(latents, 1000 * sigmas[None], prompt, **at_24_fps, return_dict=False)[0]
+
+    return call
+
+
+def test_parameters_of_the_release():
+    with torch.device("meta"):
+        dit = SkyReelsV2Transformer3DModel(**RELEASED)
+    assert sum(p.numel() for p in dit.parameters()) == 1_435_525_696
+
+
+@pytest.mark.parametrize("known", [0, 1, 2])
+def test_velocity_is_the_transformers_own_output(model, theirs, clip, known):
+    context = clip.context[:, :, :known]
+    found = model.velocity(clip.target, torch.tensor([0.3]), context, clip.text)
+    sigmas = torch.tensor([0.0] * known + [0.3, 0.3])
+    expected = theirs(torch.cat([context, clip.target], dim=2), sigmas, clip.text)
+    assert expected.abs().max() > 0.1
+    assert_near(found, expected[:, :, known:], 1e-5)
+
+
+def test_draws_in_a_batch_are_those_of_one_each(model, theirs, clip):
+    """diffusers' own forward fails there: it adds the frame rate to frames of one batch only."""
+    noisy, sigma = torch.randn(3, *clip.target.shape[1:]), torch.tensor([0.1, 0.5, 0.9])
+    found = model.velocity(noisy, sigma, clip.context, clip.text)
+    for each, s, v in zip(noisy, sigma, found, strict=True):
+        latents = torch.cat([clip.context, each[None]], dim=2)
+        expected = theirs(latents, s * torch.tensor([0, 0, 1, 1]), clip.text)
+        assert_near(v[None], expected[:, :, 2:], 1e-5)
+    with pytest.raises(RuntimeError, match="size of tensor"):
+        dit = diffusers.SkyReelsV2Transformer3DModel.from_config(model.dit.config)
+        text = clip.text["embeds"][0].expand(2, -1, -1)
+        dit(noisy[:2], torch.ones(2, 2), text, enable_diffusion_forcing=True, fps=[1, 1])
+
+
+def test_the_frame_rate_stays_where_the_embedding_is_steered(model, clip):
+    """Of two models that differ in it alone, the difference is not lost with a vector on top."""
+    method, _ = new(AdaSteer, "--groups 2", model, clip)
+    with torch.no_grad():
+        for vector in method.named_parameters().values():
+            vector.fill_(1e-6)  # not zero: the projection is taken anew
+    with method.attached():
+        close = loss_of(model, clip)
+    plain = loss_of(model, clip)
+    with torch.no_grad():
+        model.dit.fps_embedding.weight.add_(5)
+    assert abs(close - plain) < 1e-5 < abs(loss_of(model, clip) - plain)
+    with method.attached():
+        assert_near(loss_of(model, clip), loss_of(model, clip), 0)
+        assert abs(loss_of(model, clip) - close) > 1e-5
+
+
+def test_one_group_is_a_hook_on_the_time_embedder(model, clip):
+    """Blocks and final layer: everything that reads the embedding."""
+    delta = torch.linspace(-0.5, 0.5, model.embedding_width)
+    plain = loss_of(model, clip)
+    method, _ = new(AdaSteer, "--groups 1 --final-layer", model, clip)
+    with torch.no_grad():
+        method.named_parameters()["delta.0"].copy_(delta)
+    with method.attached():
+        found, latents = loss_of(model, clip), sample(model, clip)
+    embedder = model.dit.condition_embedder.time_embedder
+    handle = embedder.register_forward_hook(lambda module, given, out: out + delta)
+    expected, expected_latents = loss_of(model, clip), sample(model, clip)
+    handle.remove()
+    assert abs(expected - plain) > 1e-4
+    assert_near(found, expected, 1e-5)
+    assert_near(latents, expected_latents, 1e-5)
+    blocks_alone, _ = new(AdaSteer, "--groups 1", model, clip)
+    with torch.no_grad():
+        blocks_alone.named_parameters()["delta.0"].copy_(delta)
+    with blocks_alone.attached():
+        assert abs(loss_of(model, clip) - expected) > 1e-5  # the final layer reads it too
+
+
+def guided(theirs, clip, latents, sigma, context, context_sigma, scale):
+    sigmas = torch.tensor([context_sigma] * context.shape[2] + [float(sigma)] * latents.shape[2])
+    whole, known = torch.cat([context, latents], dim=2), context.shape[2]
+    negative, positive = (theirs(whole, sigmas, t) for t in (clip.negative_text, clip.text))
+    return (negative + scale * (positive - negative))[:, :, known:]
+
+
+def test_euler_is_the_sum_over_shifted_sigmas(checkpoint, theirs, clip, tmp_path):
+    """x + (sigma' - sigma) v from 1 to 0, sigma = s u / (1 + (s - 1) u) of even u."""
+    folder = changed(checkpoint, tmp_path / "euler", SCHEDULER, text=json.dumps(
+        {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}
+    ))  # fmt: skip
+    model = backbones.load(folder)
+    assert model.geometry.sampling["shift"] == 3.0
+    noise = torch.randn(clip.target.shape)
+    found = model.generate(clip.cond_latents, clip.text, clip.negative_text, noise, 4, 5.0, 3.0)
+    u = torch.tensor([1 - i * 0.999 / 4 for i in range(4)])
+    sigmas = [*(3 * u / (1 + 2 * u)).tolist(), 0.0]
+    latents = noise
+    for sigma, following in itertools.pairwise(sigmas):
+        v = guided(theirs, clip, latents, sigma, clip.cond_latents, 0.0, 5.0)
+        latents = latents + (following - sigma) * v
+    assert_near(found, latents, 1e-4)
+
+
+def test_unipc_is_the_papers_second_order(checkpoint, theirs, clip, tmp_path):
+    """UniPC's predictor of the clean latents over lambda = log(alpha / sigma), alpha = 1 - sigma:
+    steps of order 1, 2 and, to sigma 0, 1."""
+    off = {"disable_corrector": [0, 1, 2]}
+    model = backbones.load(changed(checkpoint, tmp_path / "off", SCHEDULER, **off))
+    x = torch.randn(clip.target.shape)
+    found = model.generate(clip.cond_latents, clip.text, clip.negative_text, x, 3, 6.0, 8.0)
+    sigmas = [1 - 1e-6, *(8 * u / (1 + 7 * u) for u in (0.667, 0.334))]
+    lambdas, clean = [math.log((1 - sigma) / sigma) for sigma in sigmas], []
+    for i, sigma in enumerate(sigmas):
+        v = guided(theirs, clip, x, sigma, clip.cond_latents, 0.0, 6.0)
+        clean.append(x - sigma * v)
+        if i == 2:
+            break
+        following, h = sigmas[i + 1], lambdas[i + 1] - lambdas[i]
+        towards = clean[i]
+        if i:
+            towards = towards + h / (lambdas[i] - lambdas[i - 1]) * (clean[i] - clean[i - 1]) / 2
+        x = following / sigma * x - (1 - following) * math.expm1(-h) * towards
+    assert_near(found, clean[-1], 1e-4)
+
+
+def test_sampling_is_diffusers_scheduler_on_diffusers_transformer(model, theirs, clip):
+    noise = torch.randn(clip.target.shape)
+    found = model.generate(clip.cond_latents, clip.text, clip.negative_text, noise, 5, 6.0, 4.0)
+    scheduler = diffusers.UniPCMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=4.0
+    )
+    scheduler.set_timesteps(5)
+    latents = noise
+    for t, sigma in zip(scheduler.timesteps, scheduler.sigmas[:-1], strict=True):
+        v = guided(theirs, clip, latents, sigma, clip.cond_latents, 0.0, 6.0)
+        latents = scheduler.step(v, t, latents, return_dict=False)[0]
+    assert_near(found, latents, 1e-4)
+
+
+@pytest.mark.parametrize(("steps", "shift"), [(200, 8.0), (20, 100.0)])
+def test_every_sigma_is_visited_where_timesteps_coincide(model, clip, steps, shift):
+    """diffusers keeps UniPC's timesteps as whole numbers: the first ones are all 999 here."""
+    seen = []
+    hook = model.dit.register_forward_pre_hook(lambda _, args: seen.append(args[1][0, -1].item()))
+    model.generate(clip.cond_latents, clip.text, None, clip.target, steps, 1.0, shift)
+    hook.remove()
+    u = torch.linspace(1, 0.001, steps + 1, dtype=torch.float64)[:-1]
+    expected = 1000 * shift * u / (1 + (shift - 1) * u)
+    assert int(expected[1]) == 999
+    assert seen == pytest.approx(expected.tolist(), rel=1e-5)
+
+
+def test_noise_on_the_context(model, clip):
+    """Of the stated sigma, at its timestep, another in each step and the same for both branches;
+    decided by the initial noise."""
+
+    def seen(noise):
+        given = []
+        hook = model.dit.register_forward_pre_hook(lambda _, args: given.append(args[:2]))
+        model.generate(
+            clip.cond_latents, clip.text, clip.negative_text, noise, 3, 6.0, context_noise=0.02
+        )
+        hook.remove()
+        return given
+
+    noise = torch.randn(clip.target.shape)
+    calls = seen(noise)
+    assert len(calls) == 6
+    assert all((t[:, :2] == 20).all() and (t[:, 2:] > 20).all() for _, t in calls)
+    added = [(x[:, :, :2] - 0.98 * clip.cond_latents) / 0.02 for x, _ in calls]
+    assert all(0.8 < n.std() < 1.2 for n in added)
+    assert all(torch.equal(*each) for each in zip(added[::2], added[1::2], strict=True))
+    assert not torch.equal(added[0], added[2]) and not torch.equal(added[2], added[4])
+    again, other = seen(noise), seen(noise + 1)
+    assert torch.equal(again[0][0], calls[0][0])
+    assert not torch.equal(other[0][0][:, :, :2], calls[0][0][:, :, :2])
+
+
+def test_what_the_scheduler_file_says_of_the_shift(checkpoint, tmp_path):
+    """1 is diffusers' default, and means that nothing was said."""
+    assert backbones.geometry(checkpoint).sampling["shift"] == 8.0
+    stated = changed(checkpoint, tmp_path / "stated", SCHEDULER, flow_shift=5.0)
+    assert backbones.geometry(stated).sampling["shift"] == 5.0
+
+
+WRONG = [
+    (DIT, "num_layers", 0, "a whole number from 1 to 256"),
+    (DIT, "num_layers", 3, "has no place in its config.json for"),
+    (DIT, "attention_head_dim", 25, "25; it must be even"),
+    (DIT, "text_dim", 64, "64; it must be 32, the d_model of the text encoder"),
+    (DIT, "in_channels", 36, "36; it must be 16, the z_dim of the vae"),
+    (DIT, "freq_dim", 31, "an even number from 2 to 4096"),
+    (DIT, "ffn_dim", GONE, "has no ffn_dim"),
+    (DIT, "image_dim", 1280, "1280; it must be null"),
+    (DIT, "num_frame_per_block", 5, "5; it must be 1"),
+    (DIT, "rope_max_seq_len", 8, "a whole number from 1024"),
+    (DIT, "inject_sample_info", False, "has no place in its config.json for"),
+    (DIT, "_class_name", "WanTransformer3DModel", "known are LongCatVideoTransformer3DModel, Sky"),
+    (SCHEDULER, "use_flow_sigmas", False, "false; it must be true"),
+    (SCHEDULER, "prediction_type", "epsilon", '"epsilon"; it must be "flow_prediction"'),
+    (SCHEDULER, "flow_shift", NAN, "NaN; it must be a finite number"),
+    (SCHEDULER, "flow_shift", 0, "a number from 0.1 to 100"),
+    (SCHEDULER, "final_sigmas_type", "sigma_min", 'must be "zero"'),
+    (SCHEDULER, "_class_name", "DDIMScheduler", "UniPCMultistepScheduler or FlowMatchEuler"),
+    ("model_index.json", "height", 40, "40; it must be a multiple of 16"),
+]
+
+
+@pytest.mark.parametrize(("file", "key", "value", "right"), WRONG)
+def test_wrong_values_are_named(file, key, value, right, checkpoint, tmp_path):
+    folder = changed(checkpoint, tmp_path / "changed", file, **{key: value})
+    with pytest.raises(backbones.CheckpointError) as found:
+        backbones.load(folder)
+    said = str(found.value)
+    assert right in said and "\n" not in said and file.split("/")[0] in said
+
+
+@settings(deadline=None, max_examples=20)
+@given(data=st.data())
+def test_any_configuration_gives_a_model_or_one_line(data, checkpoint, tmp_path_factory):
+    file = data.draw(st.sampled_from(FILES))
+    keys = [*json.loads((checkpoint / file).read_text()), *EXTRA]
+    key, value = data.draw(st.sampled_from(keys)), data.draw(st.just(GONE) | ANYTHING)
+    folder = tmp_path_factory.mktemp("any") / "changed"
+    changed(checkpoint, folder, file, **{key: value})
+    with contextlib.suppress(backbones.CheckpointError):
+        use(backbones.load(folder))
+
+
+def test_float8_stays_close(checkpoint, model, clip):
+    rounded = backbones.load(checkpoint, float8=True)
+    stored = {name: p.dtype for name, p in rounded.dit.named_parameters()}
+    assert stored["blocks.0.attn1.to_q.weight"] == torch.float8_e4m3fn
+    kept = ("condition_embedder.time_proj.weight", "fps_projection.net.2.weight")
+    assert all(stored[name] == torch.float32 for name in kept)
+    for method in (AdaSteer, LoRA, NormTTA):
+        gradients = []
+        for blocks in (0, None):
+            rounded.recompute(blocks)
+            adapted, _ = new(method, "", rounded, clip)
+            with adapted.attached():
+                loss_of(rounded, clip).backward()
+            gradients.append([p.grad for p in adapted.named_parameters().values()])
+        assert all(torch.equal(*pair) for pair in zip(*gradients, strict=True))
+    exact = sample(model, clip)
+    assert (sample(rounded, clip) - exact).square().mean() < 0.01 * exact.square().mean()
+
+
+MIXED = [
+    (AdaSteer, "--groups 3 --final-layer"), (FiLM, ""), (LoRA, ""), (FullTTA, ""),
+    (NormTTA, "--norms cross"), (NormTTA, "--norms qk"),  # float32 weights between bfloat16
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("method", "flags"), MIXED)
+def test_bfloat16_stays_close(checkpoint, clip, method, flags):
+    """As on a GPU, with the layers that diffusers keeps in float32."""
+    outcomes = []
+    for dtype in (torch.bfloat16, torch.float32):
+        model = backbones.load(checkpoint, dtype=dtype)
+        adapted, args = new(method, flags, model, clip)
+        with adapted.attached():
+            losses = adapt(model, adapted, clip, args)["losses"]
+            outcomes.append((losses, sample(model, clip)))
+    (losses, latents), (exact, exact_latents) = outcomes
+    assert losses == pytest.approx(exact, rel=2e-3) and losses != exact
+    assert (latents - exact_latents).square().mean() < 1e-3 * exact_latents.square().mean()
+
+
+@pytest.mark.parametrize(("method", "flags"), MIXED[:3])
+def test_methods_act_in_compiled_blocks(checkpoint, model, clip, method, flags):
+    """Traced as for a compiler, in as many graphs as there are kinds of calls, then run."""
+    torch._dynamo.reset()
+    compiled, traces = backbones.load(checkpoint), []
+
+    def backend(graph, inputs):
+        traces.append(graph)
+        return graph.forward
+
+    compile_blocks(compiled, backend)
+    torch._dynamo.config.suppress_errors = False  # here an error is an error
+    outcomes = []
+    for each in (compiled, model):
+        counts = []
+        for _ in range(2):
+            adapted, args = new(method, flags, each, clip)
+            with adapted.attached():
+                losses = adapt(each, adapted, clip, args)["losses"]
+                outcomes.append(torch.cat([torch.tensor(losses), sample(each, clip).flatten()]))
+            counts.append(len(traces))
+        assert counts[0] == counts[1] > 0  # nothing again for the next video
+    assert_near(outcomes[0], outcomes[2], 1e-4)
+    torch._dynamo.reset()
+
+
+@needs_clips
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_every_method_from_the_command_line(name, checkpoint, script, tmp_path):
+    """The column SkyReels of the README's table of methods; the other is in test_scripts.py."""
+    flags = ["--checkpoint", checkpoint, "--videos", CLIPS, "--limit", 2, "--save-adapter"]
+    flags += ["--steps", 2, "--sampling-steps", 2, "--sampling", "context_noise=0.02"]
+    assert script(importlib.import_module(name), *flags, "--out", tmp_path) == 0
+    records = [json.loads(path.read_text()) for path in (tmp_path / "videos").glob("*.json")]
+    assert len(records) == 2
+    for record in records:
+        assert record["kept"] == "adapted" and len(record["losses"]) == 2
+        assert record["preflight"]["loss"] < record["preflight"]["zero_loss"]
+        assert record["frame_indices"]["generated"] == [33, 49] and record["psnr_db"] > 0
+        assert record["future_loss"] != record["future_loss_before"]
+
+
+@needs_clips
+def test_memory_and_time_are_traded_without_a_number_changing(checkpoint, script, tmp_path):
+    flags = ["--checkpoint", checkpoint, "--videos", CLIPS, "--limit", 1, "--steps", 2]
+    flags += ["--draws", 2, "--groups", 2, "--sampling-steps", 2]
+    ways = {
+        "plain": ["--checkpointing", "none"],
+        "recomputed": ["--checkpointing", "all", "--offload", "vae"],
+        "streamed": ["--checkpointing", "auto", "--offload", "blocks"],
+    }
+    records = []
+    for name, way in ways.items():
+        assert script(adasteer, *flags, *way, "--out", tmp_path / name) == 0
+        (path,) = (tmp_path / name / "videos").glob("*.json")
+        records.append(json.loads(path.read_text()))
+    for key in ("losses", "future_loss", "psnr_db_per_frame", "norms"):
+        assert all(record[key] == records[0][key] for record in records)
+    placed = [(r["placement"]["offload"], r["placement"]["recomputed_blocks"]) for r in records]
+    assert placed == [("none", 0), ("vae", 4), ("blocks", 4)]
+
+
+def test_it_is_not_compared_with_another_model(checkpoint, script, tmp_path, capsys):
+    flags = ["--no-generate", "--limit", 1, "--no-preflight", "--anchor", 33, "--gen-frames", 12]
+    assert script(adasteer, *flags, "--steps", 0, "--out", tmp_path / "nano") == 0
+    more = ["--checkpoint", checkpoint, "--cond-frames", 13]
+    assert script(adasteer, *flags, *more, "--steps", 1, "--out", tmp_path / "skyreels") == 0
+    capsys.readouterr()
+    folders = tmp_path / "nano", tmp_path / "skyreels"
+    assert script(compare, *folders, "--out", tmp_path / "report") == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "they differ in checkpoint_sha256" in said
