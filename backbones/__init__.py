@@ -9,13 +9,16 @@ from pathlib import Path
 BACKBONES = {
     "LongCatVideoTransformer3DModel": "backbones.longcat:LongCat",
     "SkyReelsV2Transformer3DModel": "backbones.skyreels:SkyReels",
+    "MMDiT": "backbones.opensora2:OpenSora2",
 }
 # of the same, what reads the configurations alone: no import of weights' libraries
 GEOMETRIES = {
     "LongCatVideoTransformer3DModel": "backbones.configs:longcat_geometry",
     "SkyReelsV2Transformer3DModel": "backbones.skyreels_configs:skyreels_geometry",
+    "MMDiT": "backbones.opensora2_configs:opensora2_geometry",
 }
 TRANSFORMERS = ("dit", "transformer")  # folders that hold it
+NAMELESS = {"Open_Sora_v2.safetensors": "MMDiT"}  # files that hold it where no file names a class
 
 
 class CheckpointError(ValueError):
@@ -69,8 +72,11 @@ def class_of(folder):
         if config.is_file():
             name = read_config(config).get("_class_name")
             return name if isinstance(name, str) else json.dumps(name), config
+    for file, name in NAMELESS.items():
+        if (folder / file).is_file():
+            return name, folder / file
+    files = [*(f"{part}/config.json" for part in TRANSFORMERS), *NAMELESS]
     raise CheckpointError(
-        f"{folder} is no checkpoint: it holds no "
-        f"{' or '.join(f'{part}/config.json' for part in TRANSFORMERS)}; expected is a release's "
+        f"{folder} is no checkpoint: it holds no {' or '.join(files)}; expected is a release's "
         f"layout, of the classes {', '.join(BACKBONES)}"
     )

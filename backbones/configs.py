@@ -39,12 +39,17 @@ def geometry(stated, size_multiple, dit=WIDTHS):
     size = stated.get("height", SIZE[0]), stated.get("width", SIZE[1])
     name, options = "LongCatVideoTransformer3DModel", {"enhance_hf": True, "context_noise": 0.0}
     more = {
-        "depth": dit["depth"],
+        "stacks": one_stack(dit["depth"]),
         "embedding_width": dit["adaln_tembed_dim"],
         "hidden_width": dit["hidden_size"],
         "sampling_ranges": {"context_noise": CONTEXT_NOISE},
     }
     return EveryK(name, 4, size, size_multiple, FPS, WINDOW, options, **more)
+
+
+def one_stack(depth):
+    """Paths of the blocks of a transformer whose blocks are all of one kind."""
+    return (tuple(f"blocks.{i}" for i in range(depth)),)
 
 
 def check_checkpoint(folder, layout=None):
@@ -61,12 +66,17 @@ def check_checkpoint(folder, layout=None):
     optional_file(folder / "tokenizer" / "tokenizer_config.json", {})
     layout.check(dit_path, dit, vae["z_dim"], text["d_model"])
     check_buckets(folder / "text_encoder" / "config.json", text)
-    native = optional_file(folder / "model_index.json", NATIVE)
     multiple = vae.get("scale_factor_spatial", 8) * dit["patch_size"][1]
+    return native_values(folder, multiple), multiple, dit
+
+
+def native_values(folder, multiple):
+    """What model_index.json says that differs from the release; sides of frames are multiples."""
+    native = optional_file(folder / "model_index.json", NATIVE)
     for name in ("height", "width"):
         if native.get(name, 0) % multiple:
             refuse(folder / "model_index.json", name, native[name], f"a multiple of {multiple}")
-    return {name: native[name] for name in NATIVE if name in native}, multiple, dit
+    return {name: native[name] for name in NATIVE if name in native}
 
 
 def refuse(path, key, value, right):
@@ -101,7 +111,11 @@ def optional_file(path, rules):
 
 def check(path, rules, closed=False):
     """The content of a file whose values follow the rules; a closed one has no other keys."""
-    content = read_config(path)
+    return check_values(path, read_config(path), rules, closed)
+
+
+def check_values(path, content, rules, closed=False):
+    """As check, of what the file or a part of it holds."""
     for key, rule in rules.items():
         if key not in content and rule.needed:
             raise CheckpointError(f"{path} has no {key}; it must be {rule.right}")

@@ -21,7 +21,8 @@ class Geometry(Protocol):
     """What the files of a checkpoint say before any weight is read; see backbones.geometry."""
 
     class_name: str  # of the transformer
-    depth: int  # these three as the model has them, see Backbone
+    stacks: tuple[tuple[str, ...], ...]  # these four as the model has them, see Backbone
+    depth: int
     embedding_width: int
     hidden_width: int
     size: tuple[int, int]  # native (height, width) of frames in pixels

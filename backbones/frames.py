@@ -14,12 +14,16 @@ class EveryK:
     size_multiple: int
     fps: float
     window: dict
-    depth: int = field(kw_only=True)
+    stacks: tuple = field(kw_only=True)
     embedding_width: int = field(kw_only=True)
     hidden_width: int = field(kw_only=True)
     sampling: dict = field(default_factory=dict)
     context_lengths: tuple | None = None
     sampling_ranges: dict = field(default_factory=dict)
+
+    @property
+    def depth(self):
+        return sum(map(len, self.stacks))
 
     def frames_of(self, latents):
         return 1 + self.k * (latents - 1) if latents else 0

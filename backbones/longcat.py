@@ -40,8 +40,7 @@ class LongCat:
         self.prompt_tokens, self.guidance_scale = PROMPT_TOKENS, GUIDANCE_SCALE
         self.geometry = geometry({}, 8 * dit.config.patch_size[1], dit.config)
         self.network_sign = -1
-        self.stacks = (tuple(f"blocks.{i}" for i in range(len(dit.blocks))),)
-        self.depth = len(dit.blocks)
+        self.stacks, self.depth = self.geometry.stacks, self.geometry.depth
         self.embedding_width = dit.config.adaln_tembed_dim
         self.hidden_width = dit.config.hidden_size
         self.latent_channels = dit.config.out_channels

@@ -3,8 +3,10 @@ function at a site."""
 
 import contextlib
 
+import torch
 from diffusers import AutoencoderKLWan
 from diffusers.models.modeling_utils import ModelMixin
+from safetensors.torch import load_file
 
 from backbones import CheckpointError
 from backbones.configs import read_config
@@ -40,16 +42,39 @@ def one_line(text, longest=300):
     return line if len(line) <= longest else f"{line[: longest - 3]}..."
 
 
-def load_weights(cls, folder, dtype, **more):
-    """A model whose safetensors files hold every one of its weights, and no others."""
+def load_weights(cls, folder, dtype, others=(), **more):
+    """A model whose safetensors files hold every one of its weights, and no others but those of
+    parts that are not used, whose names begin with `others`."""
     kind = "torch_dtype" if issubclass(cls, ModelMixin) else "dtype"
     options = {kind: dtype, "use_safetensors": True, "output_loading_info": True}
     model, info = load_part(cls, folder, **options, **more)
     # what an index lists and its files lack is not among the missing ones, but was given no memory
     empty = {name for name, weight in model.state_dict().items() if weight.is_meta}
     refuse_weights(folder, "lacks", {*info["missing_keys"]} | empty)
-    refuse_weights(folder, "has no place in its config.json for", info["unexpected_keys"])
+    unknown = [name for name in info["unexpected_keys"] if not name.startswith(tuple(others))]
+    refuse_weights(folder, "has no place in its config.json for", unknown)
     refuse_weights(folder, "has other shapes in its config.json for", info["mismatched_keys"])
+    return model
+
+
+def load_single(cls, config, path, dtype):
+    """A model of that configuration; one safetensors file holds its weights, and no others."""
+    try:
+        with torch.device("meta"):
+            model = cls(**config)
+        tensors = load_file(path)
+    except Exception as error:  # of any kind, as in load_part
+        if "allocate memory" in str(error):
+            raise
+        raise CheckpointError(f"{path} cannot be loaded: {one_line(repr(error))}") from error
+    shapes = {name: weight.shape for name, weight in model.state_dict().items()}
+    refuse_weights(path, "lacks", shapes.keys() - tensors.keys())
+    refuse_weights(path, "has no place in this network for", tensors.keys() - shapes.keys())
+    other = {name for name, shape in shapes.items() if tensors[name].shape != shape}
+    refuse_weights(path, "has other shapes than this network for", other)
+    while tensors:  # one at a time: a float32 copy of all would be there twice
+        name, weight = tensors.popitem()
+        model.load_state_dict({name: weight.to(dtype)}, strict=False, assign=True)
     return model
 
 
@@ -70,8 +95,9 @@ def place_weights(model, plan, stays):
     dit, device = model.dit, model.device
     if plan == "blocks" and model.placed != "blocks":
         dit.to("cpu")
+        streamed = {names[0].partition(".")[0] for names in model.stacks}
         for name, part in dit.named_children():
-            if name != "blocks":
+            if name not in streamed:
                 part.to(device)
         offload.stream_blocks(dit, dit.blocks, device, stays)
         dit.has_weight_hooks = True

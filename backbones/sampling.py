@@ -40,13 +40,18 @@ def guide(v, scale):
     return scaled + scale * (v[1:] - scaled)
 
 
+def generator_of(noise):
+    """A CPU generator that the values of `noise` alone decide."""
+    digest = hashlib.sha256(noise.cpu().contiguous().numpy().tobytes()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
 def contexts(cond_latents, noise, sigma):
     """cond_latents with noise at sigma, a new one each time, without end. The initial noise alone
     decides which, so that two methods that continue from one see the same contexts."""
     if not sigma:
         yield from itertools.repeat(cond_latents)
-    digest = hashlib.sha256(noise.cpu().contiguous().numpy().tobytes()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    generator = generator_of(noise)
     while True:
         drawn = torch.randn(cond_latents.shape, generator=generator).to(cond_latents.device)
         yield (1 - sigma) * cond_latents + sigma * drawn

@@ -39,8 +39,7 @@ class SkyReels:
         self.scheduler, self.device, self.geometry = scheduler, torch.device(device), geometry
         self.prompt_tokens, self.guidance_scale = PROMPT_TOKENS, GUIDANCE_SCALE
         self.network_sign = 1
-        self.stacks = (tuple(f"blocks.{i}" for i in range(len(dit.blocks))),)
-        self.depth = geometry.depth
+        self.stacks, self.depth = geometry.stacks, geometry.depth
         self.hidden_width, self.embedding_width = geometry.hidden_width, geometry.embedding_width
         self.latent_channels = dit.config.out_channels
         self._velocity_site = []

@@ -6,6 +6,7 @@ from backbones.configs import (
     check_channels,
     check_checkpoint,
     check_width,
+    one_stack,
     read_config,
     refuse,
 )
@@ -115,6 +116,7 @@ def geometry(folder, stated, size_multiple, config):
 
 
 def widths(config):
-    """Depth and widths as a Geometry has them: blocks read an embedding as wide as their tokens."""
+    """As a Geometry has them; blocks read an embedding as wide as their tokens."""
     width = config["num_attention_heads"] * config["attention_head_dim"]
-    return {"depth": config["num_layers"], "embedding_width": width, "hidden_width": width}
+    blocks = one_stack(config["num_layers"])
+    return {"stacks": blocks, "embedding_width": width, "hidden_width": width}

@@ -5,15 +5,26 @@ from types import SimpleNamespace
 
 import torch
 from diffusers import (
+    AutoencoderKLHunyuanVideo,
     AutoencoderKLWan,
     FlowMatchEulerDiscreteScheduler,
     SkyReelsV2Transformer3DModel,
     UniPCMultistepScheduler,
 )
 from oracles import arguments
-from transformers import UMT5Config, UMT5EncoderModel
+from safetensors.torch import save_file
+from transformers import (
+    CLIPConfig,
+    CLIPModel,
+    T5Config,
+    T5ForConditionalGeneration,
+    UMT5Config,
+    UMT5EncoderModel,
+)
 
+from backbones import opensora2_configs
 from backbones.longcat_dit import LongCatVideoTransformer3DModel
+from backbones.opensora2_dit import MMDiT
 from common.loss import flow_matching_loss
 from nano.architecture import train_tokenizer
 
@@ -31,6 +42,12 @@ SKYREELS = {
     "num_attention_heads": 2, "attention_head_dim": 24, "text_dim": 32, "freq_dim": 32,
     "ffn_dim": 96, "num_layers": 4, "inject_sample_info": True,
 }  # fmt: skip
+
+OPENSORA2 = opensora2_configs.RELEASED | {
+    "vec_in_dim": 24, "context_in_dim": 32, "hidden_size": 48, "num_heads": 2, "mlp_ratio": 2.0,
+    "depth": 2, "depth_single_blocks": 3, "axes_dim": [8, 8, 8],
+}  # fmt: skip
+OPENSORA2_VAE = {"block_out_channels": [8, 8, 8, 8], "layers_per_block": 1, "norm_num_groups": 4}
 
 
 def make_checkpoint(folder):
@@ -59,12 +76,50 @@ def make_skyreels(folder):
     return with_other_parts(folder)
 
 
+def make_opensora2(folder):
+    """The release's files, with both text models whole as they are there; files of other names say
+    the sizes. The prediction leans towards the noisy latents, as that of make_skyreels."""
+    torch.manual_seed(0)
+    folder.mkdir(parents=True)
+    dit = MMDiT(**OPENSORA2)
+    for p in dit.parameters():
+        torch.nn.init.normal_(p, std=0.05)
+    dit.final_layer.linear.weight.data = dit.img_in.weight.detach().T.contiguous()
+    vae = AutoencoderKLHunyuanVideo(**OPENSORA2_VAE)
+    for module, name in ((dit, "Open_Sora_v2"), (vae, "hunyuan_vae")):
+        save_file(module.state_dict(), folder / f"{name}.safetensors")
+    (folder / opensora2_configs.DIT_CONFIG).write_text(json.dumps(OPENSORA2))
+    (folder / opensora2_configs.VAE_CONFIG).write_text(json.dumps(OPENSORA2_VAE))
+    tokenizer = toy_tokenizer()
+    sizes = {"num_layers": 1, "num_heads": 2}
+    T5ForConditionalGeneration(
+        T5Config(vocab_size=len(tokenizer), d_model=32, d_kv=8, d_ff=32, **sizes)
+    ).save_pretrained(folder / opensora2_configs.T5)
+    part = {
+        "hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 1, "projection_dim": 8,
+        "num_attention_heads": 2,
+    }  # fmt: skip
+    text = part | {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}
+    CLIPModel(CLIPConfig(text_config=text, vision_config=part, projection_dim=8)).save_pretrained(
+        folder / opensora2_configs.CLIP
+    )
+    for name in (opensora2_configs.T5, opensora2_configs.CLIP):
+        tokenizer.save_pretrained(folder / name)
+    size = {"height": 32, "width": 48, "max_sequence_length": 16}
+    (folder / "model_index.json").write_text(json.dumps(size))
+    return folder
+
+
+def toy_tokenizer():
+    return train_tokenizer(["a red ball moves left", "a cat in the background"] * 20)
+
+
 def with_other_parts(folder):
     """Wan's autoencoder, UMT5 and its tokenizer, as both releases have them."""
     AutoencoderKLWan(base_dim=8, dim_mult=[1, 1, 1, 1], num_res_blocks=1).save_pretrained(
         folder / "vae"
     )
-    tokenizer = train_tokenizer(["a red ball moves left", "a cat in the background"] * 20)
+    tokenizer = toy_tokenizer()
     tokenizer.save_pretrained(folder / "tokenizer")
     UMT5EncoderModel(
         UMT5Config(
@@ -80,9 +135,18 @@ def toy_clip(model):
     """What a method and the loop need of a clip."""
     torch.manual_seed(0)
     text, negative = model.embed_each(["a red ball", ""])
+    height, width = model.geometry.size
+    shape = height // 8, width // 8
+    if model.latent_channels != 16:  # packed
+        shape = shape[0] // 2, shape[1] // 2
+
+    def latents(count):
+        return torch.randn(1, model.latent_channels, count, *shape)
+
+    lengths = model.geometry.context_lengths
+    known = 1 if lengths is not None else 2
     return SimpleNamespace(
-        context=torch.randn(1, 16, 2, 4, 6), target=torch.randn(1, 16, 2, 4, 6),
-        held_out=torch.randn(1, 16, 1, 4, 6), cond_latents=torch.randn(1, 16, 2, 4, 6),
+        context=latents(2), target=latents(2), held_out=latents(1), cond_latents=latents(known),
         text=text, negative_text=negative, seed=1, video=SimpleNamespace(id="toy"),
     )  # fmt: skip
 
@@ -98,10 +162,10 @@ def loss_of(model, clip):
 
 
 @torch.no_grad()
-def sample(model, clip, **options):
-    noise = torch.linspace(-2, 2, clip.cond_latents.numel()).view_as(clip.cond_latents)
+def sample(model, clip, steps=2, **options):
+    noise = torch.linspace(-2, 2, clip.target.numel()).view_as(clip.target)
     return model.generate(
-        clip.cond_latents, clip.text, clip.negative_text, noise, steps=2, **options
+        clip.cond_latents, clip.text, clip.negative_text, noise, steps=steps, **options
     )
 
 
