@@ -30,8 +30,8 @@ class AdaSteer:
             help="steer the timestep embedding of each block, or the hidden state that leaves it",
         )  # fmt: skip
         group.add_argument(
-            "--final-layer", action="store_true",
-            help="the last group also reaches the final layer (with --groups 1: Delta-A)",
+            "--final-layer", nargs="?", const="shared", choices=("shared", "own"), default=False,
+            help="steer it too, by the last group (with --groups 1: Delta-A) or an own vector",
         )  # fmt: skip
         group.add_argument(
             "--blocks", type=common.blocks, default="all", metavar="all|last:K|I,J",
@@ -49,6 +49,9 @@ class AdaSteer:
             help="adds W times the squared norm of all vectors to the loss",
         )  # fmt: skip
         group.add_argument("--weight-decay", type=common.not_negative, default=0.01, help="AdamW's")
+        group.add_argument(
+            "--warm-up", type=common.at_least(0), default=0, help="steps of rising learning rate"
+        )
 
     @staticmethod
     def check(args):
@@ -60,7 +63,8 @@ class AdaSteer:
         width = model.embedding_width if args.target == "timestep" else model.hidden_width
         if args.dims is not None and args.dims > width:
             raise common.MisfitError(f"--dims must be in 1..{width}, got {args.dims}")
-        common.check_groups(args, len(common.chosen_blocks(args.blocks, model.depth)))
+        blocks = common.chosen_blocks(args.blocks, model.depth)
+        common.check_groups(args, model.stacks, blocks)
 
     def __init__(self, model, clip, args):
         self.fits(args, model)
@@ -69,11 +73,12 @@ class AdaSteer:
         dims = width if args.dims is None else args.dims
         size = dims * (2 if args.time_slope else 1)
         blocks = common.chosen_blocks(args.blocks, model.depth)
-        groups, self.chosen = common.number_of_groups(args, clip, size, len(blocks))
+        groups, self.chosen = common.number_of_groups(args, clip, size, model.stacks, blocks)
         self.group_of = common.laid_over(model.stacks, blocks, groups)
+        last = max(self.group_of.values()) + (args.final_layer == "own")
         if args.final_layer:
-            self.group_of[model.depth] = groups - 1
-        zeros = torch.zeros(groups, size, device=model.device)
+            self.group_of[model.depth] = last
+        zeros = torch.zeros(last + 1, size, device=model.device)
         self.delta = [vector.clone().requires_grad_() for vector in zeros]
         self.padding = (0, width - dims)
 
@@ -91,7 +96,7 @@ class AdaSteer:
         optimizer = torch.optim.AdamW(
             self.delta, lr=args.lr, betas=(0.9, 0.999), eps=1e-15, weight_decay=args.weight_decay
         )
-        return optimizer, common.constant(optimizer)
+        return optimizer, common.warm_up(optimizer, args.warm_up)
 
     def loss(self, draw):
         """The flow-matching loss of the velocity noise - latents, and the penalty of --l2."""

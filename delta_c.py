@@ -35,9 +35,14 @@ class DeltaC:
             f"(default: {CACHED_DRAWS})",
         )  # fmt: skip
         group.add_argument("--weight-decay", type=common.not_negative, default=0.01, help="AdamW's")
+        group.add_argument(
+            "--warm-up", type=common.at_least(0), default=0, help="steps of rising learning rate"
+        )
 
     @staticmethod
     def check(args):
+        if args.warm_up and args.solver == "closed-form":
+            raise common.UsageError("--warm-up: closed-form has one step")
         if args.solver == "adamw":
             if args.cached_draws:
                 raise common.UsageError("--cached-draws: adamw draws at every step")
@@ -62,7 +67,7 @@ class DeltaC:
                 [self.delta], lr=args.lr, betas=(0.9, 0.999), eps=1e-15,
                 weight_decay=args.weight_decay,
             )  # fmt: skip
-        return optimizer, common.constant(optimizer)
+        return optimizer, common.warm_up(optimizer, self.args.warm_up)
 
     def clipped_together(self):
         return [] if self.args.solver == "closed-form" else [[self.delta]]

@@ -30,15 +30,16 @@ class FiLM:
 
     @staticmethod
     def fits(args, model):
-        common.check_groups(args, model.depth)
+        common.check_groups(args, model.stacks, range(model.depth))
 
     def __init__(self, model, clip, args):
         self.model, self.args, kinds = model, args, MODES[args.mode]
         self.parts = [part for part in model.modulation_parts if part.split(".")[-1] in kinds]
         size = len(self.parts) * model.hidden_width
-        groups, self.chosen = common.number_of_groups(args, clip, size, model.depth)
-        self.group_of = common.laid_over(model.stacks, range(model.depth), groups)
-        zeros = torch.zeros(groups, size, device=model.device)
+        blocks = range(model.depth)
+        groups, self.chosen = common.number_of_groups(args, clip, size, model.stacks, blocks)
+        self.group_of = common.laid_over(model.stacks, blocks, groups)
+        zeros = torch.zeros(1 + max(self.group_of.values()), size, device=model.device)
         self.gamma = [vector.clone().requires_grad_() for vector in zeros]
 
     def details(self):

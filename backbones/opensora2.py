@@ -58,8 +58,7 @@ class OpenSora2:
         self.hidden_width, self.embedding_width = geometry.hidden_width, geometry.embedding_width
         self.latent_channels = dit.config.in_channels
         self.linears = linears(dit.config.fused_qkv)
-        self._velocity_site, self._shown = [], None
-        self.placed = None
+        self._velocity_site, self._shown, self.placed = [], None, None
         for module in (dit, vae):
             if module is not None:
                 module.requires_grad_(False).eval()
@@ -71,16 +70,14 @@ class OpenSora2:
         device = torch.device(device)
         dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
         stated, config, vae_config = configs.check_opensora2(folder)
-        vae = load_single(
-            AutoencoderKLHunyuanVideo, vae_config, folder / configs.VAE, torch.float32
-        )
+        vae_file = folder / configs.VAE
+        vae = load_single(AutoencoderKLHunyuanVideo, vae_config, vae_file, torch.float32)
         # in one piece, as officially: by default diffusers cuts 17 frames and more into tiles
         vae.use_framewise_encoding = vae.use_framewise_decoding = False
-        tokens = stated.get("max_sequence_length", PROMPT_TOKENS)
         model = cls(
             load_single(MMDiT, config, folder / configs.DIT, dtype),
             vae,
-            PromptEncoders(folder, dtype, tokens),
+            PromptEncoders(folder, dtype, stated.get("max_sequence_length", PROMPT_TOKENS)),
             device,
             configs.geometry(stated, config),
         )

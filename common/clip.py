@@ -26,7 +26,7 @@ def add_arguments(group):
         help=f"frames before the anchor that adaptation sees{own}",
     )  # fmt: skip
     group.add_argument(
-        "--context-latents", type=at_least(1), metavar="N", changes="adaptation",
+        "--context-latents", type=at_least(0), metavar="N", changes="adaptation",
         help=f"leading latents of those that stay clean; the rest is predicted{own}",
     )  # fmt: skip
     group.add_argument(
@@ -101,14 +101,16 @@ class Window:
 
 def check_context(args, geometry, known, seen):
     """`known` latents condition generation; of `seen` ones the first are adaptation's context."""
-    if not 1 <= args.context_latents < seen:
-        least = geometry.frames_of(2)
-        right = f"must be in 1..{seen - 1}" if seen > 1 else f"needs --tta-frames {least} or more"
+    lengths = geometry.context_lengths
+    low = 0 if lengths is not None and 0 in lengths else 1  # without context where it is stated
+    if not low <= args.context_latents < seen:
+        least = geometry.frames_of(low + 1)
+        fits = f"must be in {low}..{seen - 1}"
+        right = fits if seen > low else f"needs --tta-frames {least} or more"
         raise MisfitError(
             f"--context-latents {right}, got {args.context_latents}: --tta-frames "
             f"{args.tta_frames} are {seen} latents"
         )
-    lengths = geometry.context_lengths
     for flag, latents in (("--context-latents", args.context_latents), ("--cond-frames", known)):
         if lengths is not None and latents not in lengths:
             raise MisfitError(

@@ -9,9 +9,10 @@ RATIO = 100.0
 def add_groups(group):
     """--groups and what goes with it, for methods whose consecutive blocks share parameters."""
     group.add_argument(
-        "--groups", type=groups, default=1, metavar="G|auto", changes="adaptation",
+        "--groups", type=groups, default=1, metavar="G|G,G|auto", changes="adaptation",
         help="block i of L uses set floor(i * G / L) of G sets of parameters; auto: as many as the "
-        "clip's target latents feed",
+        "clip's target latents feed. A model with two kinds of blocks has L of each: G sets are "
+        "shared by both, with G,G each has its own",
     )  # fmt: skip
     group.add_argument(
         "--values-per-parameter", type=positive, metavar="R", changes="adaptation",
@@ -20,36 +21,57 @@ def add_groups(group):
     )  # fmt: skip
 
 
-def number_of_groups(args, clip, size, blocks):
-    """The groups to lay over `blocks` blocks when each has `size` parameters, and what the record
+def number_of_groups(args, clip, size, stacks, blocks):
+    """The groups to lay over the chosen blocks when each has `size` parameters, and what the record
     says of the choice. Raises UsageError."""
-    check_groups(args, blocks)
+    check_groups(args, stacks, blocks)
     if args.groups == "auto":
         values, ratio = clip.target.numel(), args.values_per_parameter or RATIO
-        count = min(blocks, max(1, int(values / (ratio * size))))
-        inputs = {"target_values": values, "values_per_parameter": ratio, "blocks": blocks}
+        most = max(map(len, chosen_of_each(stacks, blocks)))
+        count = min(most, max(1, int(values / (ratio * size))))
+        inputs = {"target_values": values, "values_per_parameter": ratio, "blocks": most}
         return count, {"capacity": inputs | {"group_parameters": size, "groups": count}}
     return args.groups, {}
 
 
-def check_groups(args, blocks):
-    """Raises UsageError where --groups cannot be laid over so many blocks."""
+def check_groups(args, stacks, blocks):
+    """Raises UsageError where --groups cannot be laid over these blocks."""
     if args.groups == "auto":
         return
+    counts = [len(chosen) for chosen in chosen_of_each(stacks, blocks)]
+    several = isinstance(args.groups, tuple)
+    given = ",".join(map(str, args.groups)) if several else args.groups
     if args.values_per_parameter:
-        raise UsageError(f"--values-per-parameter is for --groups auto, got {args.groups}")
-    if not 1 <= args.groups <= blocks:
-        raise MisfitError(f"--groups must be in 1..{blocks}, got {args.groups}")
+        raise UsageError(f"--values-per-parameter is for --groups auto, got {given}")
+    if several and len(args.groups) != len(counts):
+        raise MisfitError(
+            f"--groups must be one number, or one for each kind of blocks ({len(counts)} here), "
+            f"got {given}"
+        )
+    pairs = zip(args.groups, counts, strict=True) if several else [(args.groups, max(counts))]
+    for asked, count in pairs:
+        if not 1 <= asked <= count:
+            raise MisfitError(f"--groups must be in 1..{count}, got {given}")
+
+
+def chosen_of_each(stacks, blocks):
+    """The chosen blocks of each stack."""
+    found, first = [], 0
+    for names in stacks:
+        found.append([i for i in blocks if first <= i < first + len(names)])
+        first += len(names)
+    return found
 
 
 def laid_over(stacks, blocks, groups):
     """{block: group} of the chosen blocks: of those in one stack the j-th of L has group floor(j *
-    groups / L), so that all groups begin and end with every stack."""
+    G / L), so that all groups begin and end with every stack. groups: G, or one for each stack,
+    whose groups are then counted on."""
     group_of, first = {}, 0
-    for names in stacks:
-        chosen = [i for i in blocks if first <= i < first + len(names)]
-        group_of |= {i: j * groups // len(chosen) for j, i in enumerate(chosen)}
-        first += len(names)
+    several = groups if isinstance(groups, tuple) else [groups] * len(stacks)
+    for chosen, count in zip(chosen_of_each(stacks, blocks), several, strict=True):
+        group_of |= {i: first + j * count // len(chosen) for j, i in enumerate(chosen)}
+        first += count if several is groups else 0
     return group_of
 
 

@@ -68,7 +68,9 @@ def count_of_blocks(text):
 
 
 def groups(text):
-    """A number of groups, or "auto"."""
+    """A number of groups, "auto", or '4,4' -> (4, 4)."""
+    if "," in text:
+        return tuple(map(at_least(1), text.split(",")))
     return text if text == "auto" else at_least(1)(text)
 
 
