@@ -49,6 +49,7 @@ class AdaSteer:
             help="adds W times the squared norm of all vectors to the loss",
         )  # fmt: skip
         group.add_argument("--weight-decay", type=common.not_negative, default=0.01, help="AdamW's")
+        group.add_argument("--eps", type=common.positive, default=1e-15, help="AdamW's")
         group.add_argument(
             "--warm-up", type=common.at_least(0), default=0, help="steps of rising learning rate"
         )
@@ -63,8 +64,7 @@ class AdaSteer:
         width = model.embedding_width if args.target == "timestep" else model.hidden_width
         if args.dims is not None and args.dims > width:
             raise common.MisfitError(f"--dims must be in 1..{width}, got {args.dims}")
-        blocks = common.chosen_blocks(args.blocks, model.depth)
-        common.check_groups(args, model.stacks, blocks)
+        common.check_groups(args, model.stacks, common.chosen_blocks(args.blocks, model.depth))
 
     def __init__(self, model, clip, args):
         self.fits(args, model)
@@ -94,7 +94,7 @@ class AdaSteer:
     def optimizer(self):
         args = self.args
         optimizer = torch.optim.AdamW(
-            self.delta, lr=args.lr, betas=(0.9, 0.999), eps=1e-15, weight_decay=args.weight_decay
+            self.delta, lr=args.lr, betas=(0.9, 0.999), eps=args.eps, weight_decay=args.weight_decay
         )
         return optimizer, common.warm_up(optimizer, args.warm_up)
 

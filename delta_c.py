@@ -35,6 +35,7 @@ class DeltaC:
             f"(default: {CACHED_DRAWS})",
         )  # fmt: skip
         group.add_argument("--weight-decay", type=common.not_negative, default=0.01, help="AdamW's")
+        group.add_argument("--eps", type=common.positive, default=1e-15, help="AdamW's")
         group.add_argument(
             "--warm-up", type=common.at_least(0), default=0, help="steps of rising learning rate"
         )
@@ -64,7 +65,7 @@ class DeltaC:
             optimizer = torch.optim.SGD([self.delta], lr=len(self.delta) / 2)
         else:
             optimizer = torch.optim.AdamW(
-                [self.delta], lr=args.lr, betas=(0.9, 0.999), eps=1e-15,
+                [self.delta], lr=args.lr, betas=(0.9, 0.999), eps=args.eps,
                 weight_decay=args.weight_decay,
             )  # fmt: skip
         return optimizer, common.warm_up(optimizer, self.args.warm_up)
