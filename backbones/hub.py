@@ -4,13 +4,17 @@ import re
 from pathlib import Path
 
 from backbones import TRANSFORMERS, CheckpointError
+from backbones import opensora2_configs as opensora2
 from backbones.configs import check_files
 
 NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")  # owner/name
 # what a backbone reads of any layout; no demonstrations, nor weights of other kinds
 PARTS = (*TRANSFORMERS, "vae", "text_encoder", "tokenizer", "scheduler")
 KINDS = ("json", "safetensors", "model", "txt")
-FILES = ["model_index.json", *(f"{part}/*.{kind}" for part in PARTS for kind in KINDS)]
+FILES = [
+    "model_index.json", opensora2.DIT, opensora2.VAE,
+    *(f"{part}/*.{kind}" for part in (*PARTS, opensora2.T5, opensora2.CLIP) for kind in KINDS),
+]  # fmt: skip
 
 
 def hub_folder(name, download):
@@ -50,12 +54,13 @@ def downloaded(name):
 
 def is_whole(folder):
     """Whether a backbone finds its folders and the weights in them."""
-    return any(holds_weights(folder, part) for part in TRANSFORMERS)
+    checks = [lambda part=part: check_files(folder, part) for part in TRANSFORMERS]
+    return any(map(passes, [*checks, lambda: opensora2.check_files(folder)]))
 
 
-def holds_weights(folder, transformer):
+def passes(check):
     try:
-        check_files(folder, transformer)
+        check()
     except CheckpointError:
         return False
     return True

@@ -10,8 +10,8 @@ def add_groups(group):
     """--groups and what goes with it, for methods whose consecutive blocks share parameters."""
     group.add_argument(
         "--groups", type=groups, default=1, metavar="G|G,G|auto", changes="adaptation",
-        help="block i of L uses set floor(i * G / L) of G; G,G: each kind of block has sets of its "
-        "own; auto: as many as the clip's target latents feed",
+        help="block i of L uses set floor(i * G / L) of G; G,G: each kind of block its own; auto: "
+        "as many as the target latents feed",
     )  # fmt: skip
     group.add_argument(
         "--values-per-parameter", type=positive, metavar="R", changes="adaptation",

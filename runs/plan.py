@@ -8,6 +8,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from backbones import TRANSFORMERS
+from backbones import opensora2_configs as opensora2
 from common.errors import UsageError
 from common.generation import as_text
 from common.loading import pick_device
@@ -110,13 +111,23 @@ def gigabytes(size):
 
 
 def weights_in(checkpoint):
-    """{folder: number of weights in its safetensors files}. Raises UsageError."""
+    """{part: number of weights in its safetensors files}. Raises UsageError."""
     found = {}
-    for path in sorted(checkpoint.glob("*/*.safetensors")):
+    for path, part in sorted(weight_files(checkpoint).items()):
         try:
             with safe_open(path, "pt") as file:
                 shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}
         except (OSError, SafetensorError) as error:
             raise UsageError(f"--checkpoint: {path} cannot be read ({error})") from error
-        found.setdefault(path.parent.name, {}).update(shapes)
+        found.setdefault(part, {}).update(shapes)
     return {part: sum(map(math.prod, shapes.values())) for part, shapes in found.items()}
+
+
+def weight_files(checkpoint):
+    """{file: the folder that it is in, or what it is beside the folders}."""
+    places = ("*", opensora2.T5, opensora2.CLIP)
+    files = [file for place in places for file in checkpoint.glob(f"{place}/*.safetensors")]
+    beside = {checkpoint / opensora2.DIT: "dit", checkpoint / opensora2.VAE: "vae"}
+    return {file: file.parent.name for file in files} | {
+        file: part for file, part in beside.items() if file.is_file()
+    }

@@ -1,0 +1,377 @@
+"""Open-Sora's released folder: its autoencoder and text encoders against their libraries, what is
+refused in one line, what is traded for memory, and every method on it from the command line."""
+
+import importlib
+import json
+import os
+import shutil
+
+import diffusers
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracles import SHARED, assert_near
+from safetensors.torch import load_file, save_file
+from test_configs import ANYTHING, GONE, NAN, changed
+from test_scripts import SCRIPTS
+from test_skyreels import MIXED
+from toy import OPENSORA2_VAE, loss_of, make_opensora2, new, sample, toy_clip
+from transformers import AutoTokenizer, CLIPTextModel, T5EncoderModel
+
+import adasteer
+import backbones
+from adasteer import AdaSteer
+from backbones import hub
+from backbones.opensora2_configs import CLIP, DIT, DIT_CONFIG, RELEASED, T5, VAE, VAE_CONFIG
+from backbones.opensora2_latents import tokens
+from backbones.opensora2_sampling import pack
+from common.adaptation import adapt
+from common.errors import UsageError
+from film_tta import FiLM
+from lora_tta import LoRA
+from norm_tta import NormTTA
+
+CLIPS = SHARED / "clips" / "metadata.csv"
+needs_clips = pytest.mark.skipif(not CLIPS.is_file(), reason=f"no real clips at {SHARED}")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return make_opensora2(tmp_path_factory.mktemp("toy") / "Open-Sora-v2")
+
+
+@pytest.fixture
+def model(checkpoint):
+    return backbones.load(checkpoint)
+
+
+@pytest.fixture(scope="module")
+def clip(checkpoint):
+    return toy_clip(backbones.load(checkpoint))
+
+
+# The parts
+
+
+def test_what_the_release_does_not_state_is_that_of_its_recipe(checkpoint, tmp_path):
+    """Without the files that tests need, the network is that of 11.9B."""
+    folder = changed(checkpoint, tmp_path / "bare", DIT_CONFIG)
+    (folder / DIT_CONFIG).unlink()
+    with pytest.raises(backbones.CheckpointError, match="d_model is 32; it must be 4096"):
+        backbones.geometry(folder)
+    assert (RELEASED["depth"], RELEASED["depth_single_blocks"]) == (19, 38)
+    (folder / "model_index.json").unlink()
+    geometry = backbones.geometry(changed(checkpoint, tmp_path / "native", "model_index.json",
+                                          height=GONE, width=GONE))  # fmt: skip
+    assert geometry.size == (192, 336) and geometry.fps == 24
+    assert geometry.frames_of(17) == 65 == geometry.window["anchor"] + geometry.window["gen_frames"]
+
+
+@pytest.mark.parametrize("frames", [1, 33])
+def test_latents_are_diffusers_own_scaled_and_packed(model, checkpoint, frames):
+    """In one piece: 33 frames are more than diffusers encodes at once where nobody says so."""
+    vae = diffusers.AutoencoderKLHunyuanVideo(**OPENSORA2_VAE).eval()
+    vae.load_state_dict(load_file(checkpoint / VAE))
+    x = torch.rand(1, 3, frames, 32, 48)
+    with torch.no_grad():
+        mean = vae.quant_conv(vae.encoder(2 * x - 1)).chunk(2, dim=1)[0]
+        z = 0.476986 * mean
+        again = vae.decoder(vae.post_quant_conv(mean))
+    found = model.encode(x)
+    assert_near(tokens(found), pack(z, 2), 1e-5)
+    assert_near(model.decode(found), (again / 2 + 0.5).clamp(0, 1), 1e-5)
+
+
+def test_prompts_are_embedded_without_masks(model, checkpoint):
+    """To 16 tokens here, 512 in the release, and CLIP's 77."""
+    t5 = T5EncoderModel.from_pretrained(checkpoint / T5)
+    clip = CLIPTextModel.from_pretrained(checkpoint / CLIP)
+    prompts = ["a red ball", "", "a cat " * 100]
+    for prompt, found in zip(prompts, model.embed_each(prompts), strict=True):
+        expected = []
+        for folder, encoder, length in ((T5, t5, 16), (CLIP, clip, 77)):
+            tokenizer = AutoTokenizer.from_pretrained(checkpoint / folder)
+            fixed = {"padding": "max_length", "max_length": length, "truncation": True}
+            ids = tokenizer([prompt.strip()], **fixed, return_tensors="pt").input_ids
+            with torch.no_grad():
+                expected.append(encoder(ids))
+        assert found.keys() == {"embeds", "pooled"}
+        assert_near(found["embeds"], expected[0].last_hidden_state, 1e-6)
+        assert_near(found["pooled"], expected[1].pooler_output, 1e-6)
+        assert found["embeds"].shape == (1, 16, 32) and found["pooled"].shape == (1, 24)
+    assert torch.is_grad_enabled()
+
+
+# What it sees
+
+
+@pytest.mark.parametrize("known", [0, 1, 9])
+def test_the_context_is_shown_clean_and_seen_noisy(model, clip, known):
+    """Beside the noisy latents; what the network says of its places is left out."""
+    context, seen = torch.randn(1, 64, known, 2, 3), []
+    hook = model.dit.register_forward_pre_hook(
+        lambda module, args, more: seen.append(more), with_kwargs=True
+    )
+    sigma = torch.tensor([0.25])
+    found = model.velocity(clip.target, sigma, context, clip.text)
+    again = model.velocity(clip.target, sigma, context, clip.text)
+    other = model.velocity(clip.target + 1e-3, sigma, context, clip.text)
+    hook.remove()
+    assert found.shape == clip.target.shape and torch.equal(found, again)
+    assert not torch.equal(found, other)
+    shown, places = seen[0]["cond"], 6 * known
+    assert (shown[:, :places, :4] == 1).all() and not shown[:, places:].any()
+    assert torch.equal(shown[:, :places, 4:], tokens(context))
+    img = seen[0]["img"]
+    assert torch.equal(img[:, places:], tokens(clip.target))
+    if known:
+        noise = (img[:, :places] - 0.75 * tokens(context)) / 0.25
+        assert 0.8 < noise.std() < 1.2
+        others = (seen[2]["img"][:, :places] - 0.75 * tokens(context)) / 0.25
+        assert (noise - others).abs().max() > 1  # of other latents another
+
+
+def test_draws_in_a_batch_are_those_of_one_each(model, clip):
+    noisy, sigma = torch.randn(3, *clip.target.shape[1:]), torch.tensor([0.1, 0.5, 0.9])
+    found = model.velocity(noisy, sigma, clip.context, clip.text)
+    for each, s, v in zip(noisy.split(1), sigma.split(1), found, strict=True):
+        assert_near(model.velocity(each, s, clip.context, clip.text), v[None], 1e-5)
+
+
+def test_methods_see_one_noise_beside_what_they_continue(model, clip):
+    """So that two samples differ by what was adapted alone."""
+    starts = []
+    hook = model.dit.register_forward_pre_hook(
+        lambda module, args, more: starts.append(more["img"]), with_kwargs=True
+    )
+    sample(model, clip)
+    method, _ = new(AdaSteer, "", model, clip)
+    for p in method.named_parameters().values():
+        p.data.fill_(0.3)
+    with method.attached():
+        sample(model, clip)
+    hook.remove()
+    assert len(starts) == 12 and torch.equal(starts[0], starts[6])
+    assert not torch.equal(starts[3], starts[9])
+
+
+# Folders that are refused
+
+
+WRONG = [
+    (DIT_CONFIG, "axes_dim", [8, 8, 4], "three even numbers that add up to"),
+    (DIT_CONFIG, "in_channels", 48, "48; it must be 64, four for each of the vae's"),
+    (DIT_CONFIG, "guidance_embed", True, "true; it must be false"),
+    (DIT_CONFIG, "cond_embed", False, "false; it must be true"),
+    (DIT_CONFIG, "fused_qkv", True, "lacks"),
+    (DIT_CONFIG, "depth", 3, "lacks"),
+    (DIT_CONFIG, "depth", 1, "has no place in this network for"),
+    (DIT_CONFIG, "mlp_ratio", 4.0, "has other shapes than this network for"),
+    (DIT_CONFIG, "theta", NAN, "NaN"),
+    (DIT_CONFIG, "axis_dim", [8, 8, 8], 'unknown key "axis_dim"'),
+    (VAE_CONFIG, "norm_num_groups", 3, "multiples of norm_num_groups = 3"),
+    (VAE_CONFIG, "block_out_channels", [8, 8, 8], "a list of 4 to 4 values"),
+    (VAE_CONFIG, "layers_per_block", 2, "hunyuan_vae.safetensors lacks"),
+    (f"{T5}/config.json", "d_model", 64, "64; it must be 32, of T5 v1.1-XXL here"),
+    (f"{T5}/config.json", "model_type", "umt5", '"umt5"; it must be "t5"'),
+    (f"{CLIP}/config.json", "text_config", {"hidden_size": 32}, "32; it must be 24"),
+    (f"{CLIP}/config.json", "text_config", GONE, "null; it must be an object"),
+    ("model_index.json", "width", 40, "40; it must be a multiple of 16"),
+]
+
+
+@pytest.mark.parametrize(("file", "key", "value", "right"), WRONG)
+def test_wrong_values_are_named(file, key, value, right, checkpoint, tmp_path):
+    folder = changed(checkpoint, tmp_path / "changed", file, **{key: value})
+    with pytest.raises(backbones.CheckpointError) as found:
+        backbones.load(folder)
+    said = str(found.value)
+    assert right in said and "\n" not in said
+
+
+def without(checkpoint, folder, part):
+    shutil.copytree(checkpoint, folder, copy_function=os.symlink)
+    shutil.rmtree(folder / part) if (folder / part).is_dir() else (folder / part).unlink()
+    return folder
+
+
+PARTS = [
+    DIT, VAE, T5, CLIP, f"{T5}/model.safetensors", f"{CLIP}/model.safetensors",
+    f"{T5}/config.json", f"{CLIP}/config.json",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_missing_part_is_one_line(part, checkpoint, script, tmp_path, capsys):
+    folder = without(checkpoint, tmp_path / "less", part)
+    assert script(adasteer, "--checkpoint", folder, "--dry-run", "--out", tmp_path / "out") == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
+    assert line.startswith("adasteer.py: error: --checkpoint: ") and part.split("/")[-1] in line
+    assert hub.is_whole(checkpoint)
+    assert hub.is_whole(folder) == part.endswith("config.json")
+
+
+@pytest.mark.parametrize("part", [DIT, VAE])
+@pytest.mark.parametrize("content", [b"", b"not weights", None])
+def test_a_wrong_safetensors_is_one_line(part, content, checkpoint, tmp_path):
+    folder = without(checkpoint, tmp_path / "wrong", part)
+    if content is None:
+        save_file({"some.weight": torch.zeros(2)}, folder / part)
+    else:
+        (folder / part).write_bytes(content)
+    with pytest.raises(backbones.CheckpointError) as found:
+        backbones.load(folder)
+    assert part in str(found.value) and "\n" not in str(found.value)
+
+
+FILES = (DIT_CONFIG, VAE_CONFIG, f"{T5}/config.json", f"{CLIP}/config.json", "model_index.json")
+
+
+@settings(deadline=None, max_examples=20)
+@given(data=st.data())
+def test_any_configuration_gives_a_model_or_one_line(data, checkpoint, tmp_path_factory):
+    file = data.draw(st.sampled_from(FILES))
+    key = data.draw(st.sampled_from([*json.loads((checkpoint / file).read_text()), "_other"]))
+    value = data.draw(st.just(GONE) | ANYTHING)
+    folder = changed(checkpoint, tmp_path_factory.mktemp("any") / "x", file, **{key: value})
+    try:
+        found = backbones.load(folder)
+        clip = toy_clip(found)
+    except backbones.CheckpointError as error:
+        assert "\n" not in str(error)
+        return
+    assert loss_of(found, clip).isfinite()
+
+
+# Placement
+
+
+def test_float8_stays_close(checkpoint, model, clip):
+    rounded = backbones.load(checkpoint, float8=True)
+    stored = {name: p.dtype for name, p in rounded.dit.named_parameters()}
+    for name in ("double_blocks.0.img_attn.q_proj", "single_blocks.0.linear2"):
+        assert stored[f"{name}.weight"] == torch.float8_e4m3fn
+    for name in ("img_in", "time_in.in_layer", "double_blocks.0.img_mod.lin", "final_layer.linear",
+                 "single_blocks.0.modulation.lin"):  # fmt: skip
+        assert stored[f"{name}.weight"] == torch.float32
+    for method in (AdaSteer, LoRA, NormTTA):
+        gradients = []
+        for blocks in (0, None):
+            rounded.recompute(blocks)
+            adapted, _ = new(method, "", rounded, clip)
+            with adapted.attached():
+                loss_of(rounded, clip).backward()
+            gradients.append([p.grad for p in adapted.named_parameters().values()])
+        assert all(torch.equal(*pair) for pair in zip(*gradients, strict=True))
+    exact = sample(model, clip)
+    assert (sample(rounded, clip) - exact).square().mean() < 0.01 * exact.square().mean()
+
+
+@pytest.mark.parametrize(
+    ("method", "flags"), [(m, f.replace("cross", "qk")) for m, f in MIXED[:4] + MIXED[5:]]
+)
+def test_bfloat16_stays_close(checkpoint, clip, method, flags):
+    outcomes = []
+    for dtype in (torch.bfloat16, torch.float32):
+        model = backbones.load(checkpoint, dtype=dtype)
+        adapted, args = new(method, flags, model, clip)
+        with adapted.attached():
+            losses = adapt(model, adapted, clip, args)["losses"]
+            outcomes.append((losses, sample(model, clip)))
+    (losses, latents), (exact, exact_latents) = outcomes
+    assert losses == pytest.approx(exact, rel=5e-3) and losses != exact
+    assert (latents - exact_latents).square().mean() < 1e-3 * exact_latents.square().mean()
+
+
+# Options of the methods
+
+
+def test_groups_of_each_kind_of_block(model, clip):
+    """2 double and 3 single blocks; a sixth place is the final layer."""
+    for flags, count, groups in (
+        ("--groups 2", 2, [0, 1, 0, 0, 1, None]),
+        ("--groups 2 --final-layer", 2, [0, 1, 0, 0, 1, 1]),
+        ("--groups 2 --final-layer own", 3, [0, 1, 0, 0, 1, 2]),
+        ("--groups 2,3", 5, [0, 1, 2, 3, 4, None]),
+        ("--groups 1,2 --final-layer own", 4, [0, 0, 1, 1, 2, 3]),
+        ("--groups 3 --final-layer shared", 3, [0, 1, 0, 1, 2, 2]),
+    ):
+        method, _ = new(AdaSteer, flags, model, clip)
+        vectors = list(method.named_parameters().values())
+        assert len(vectors) == count
+        with torch.no_grad():
+            for g, vector in enumerate(vectors, 1):
+                vector.fill_(g)
+        zero = torch.zeros(1, 1, 48)
+        added = [method.steer(i, zero, None)[0, 0, 0].item() for i in range(6)]
+        assert added == [0 if g is None else g + 1 for g in groups], flags
+    assert len(new(FiLM, "--groups 2,3", model, clip)[0].named_parameters()) == 5
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("--groups 2,3,1", "one for each kind of blocks (2 here), got 2,3,1"),
+        ("--groups 3,3", "must be in 1..2, got 3,3"),
+        ("--groups 4", "must be in 1..3, got 4"),
+        ("--groups 2,3 --values-per-parameter 5", "for --groups auto, got 2,3"),
+    ],
+)
+def test_groups_that_do_not_fit(model, clip, flags, words):
+    with pytest.raises(UsageError) as found:
+        new(AdaSteer, flags, model, clip)
+    assert words in str(found.value)
+
+
+# From the command line
+
+
+@needs_clips
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_every_method_from_the_command_line(name, checkpoint, script, tmp_path):
+    flags = ["--checkpoint", checkpoint, "--videos", CLIPS, "--limit", 1, "--save-adapter"]
+    flags += ["--steps", 2, "--sampling-steps", 2, "--sampling", "guidance_img=2"]
+    flags += ["--norms", "qk"] if name == "norm_tta" else []
+    assert script(importlib.import_module(name), *flags, "--out", tmp_path) == 0
+    (path,) = (tmp_path / "videos").glob("*.json")
+    record = json.loads(path.read_text())
+    assert record["kept"] == "adapted" and len(record["losses"]) == 2
+    assert record["preflight"]["loss"] < record["preflight"]["zero_loss"]
+    assert record["frame_indices"]["generated"] == [33, 65] and record["psnr_db"] > 0
+    assert record["future_loss"] != record["future_loss_before"]
+
+
+@needs_clips
+def test_the_drafts_b_without_any_context(checkpoint, script, tmp_path, capsys):
+    flags = ["--checkpoint", checkpoint, "--videos", CLIPS, "--limit", 1, "--steps", 2]
+    flags += ["--sampling-steps", 2, "--groups", "2,3", "--final-layer", "own", "--l2", "1e-7"]
+    flags += ["--warm-up", 3, "--context-latents", 0, "--out", tmp_path]
+    assert script(adasteer, *flags, "--dry-run") == 0
+    said = capsys.readouterr().out
+    assert "* --groups 2,3" in said and "* --final-layer own" in said
+    assert "memory: weights by the checkpoint's files: " in said and "dit" in said
+    assert script(adasteer, *flags) == 0
+    (path,) = (tmp_path / "videos").glob("*.json")
+    record = json.loads(path.read_text())
+    assert record["adapted_parameters"] == 6 * 48 and record["penalties"][1] > 0
+    assert script(adasteer, *flags, "--context-latents", 8, "--dry-run") == 2
+    assert "made for 0 or 1 or 9 or 17" in capsys.readouterr().err
+
+
+@needs_clips
+def test_memory_and_time_are_traded_without_a_number_changing(checkpoint, script, tmp_path):
+    flags = ["--checkpoint", checkpoint, "--videos", CLIPS, "--limit", 1, "--steps", 2]
+    flags += ["--draws", 2, "--groups", 2, "--sampling-steps", 2]
+    ways = {
+        "plain": ["--checkpointing", "none"],
+        "recomputed": ["--checkpointing", "all", "--offload", "vae"],
+        "streamed": ["--checkpointing", "auto", "--offload", "blocks"],
+    }
+    records = []
+    for name, way in ways.items():
+        assert script(adasteer, *flags, *way, "--out", tmp_path / name) == 0
+        (path,) = (tmp_path / name / "videos").glob("*.json")
+        records.append(json.loads(path.read_text()))
+    for key in ("losses", "future_loss", "psnr_db_per_frame", "norms"):
+        assert all(record[key] == records[0][key] for record in records)
