@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from opensora2_oracles import OPENSORA2, needs_opensora2
 
 import adasteer
 from adasteer import AdaSteer
@@ -18,6 +19,7 @@ from benchmarks import (
     longcat_h200,
     precision,
     scaling,
+    shown_answer,
     skyreels_memory,
     start,
     stopping_study,
@@ -129,6 +131,18 @@ def test_the_released_size_in_small_and_resumed(tmp_path, monkeypatch, capsys):
     assert placed["offload"] == "none" and placed["compiled"] is False
     _, again = ratios(longcat_h200, flags, monkeypatch, capsys)
     assert again == found  # nothing was measured twice
+
+
+@needs_opensora2
+def test_what_is_learned_when_the_answer_is_shown(monkeypatch, capsys):
+    """Four lines of losses; the honest one on the future is the same before either adaptation."""
+    flags = ["--train-steps", "2", "--clips", "2"]
+    monkeypatch.setattr(sys, "argv", ["shown_answer", str(OPENSORA2 / "released"), *flags])
+    shown_answer.main()
+    lines = capsys.readouterr().out.splitlines()
+    pairs = [re.search(r": (\d\.\d+) -> (\d\.\d+), ", line).groups() for line in lines]
+    assert len(lines) == 4 and all(before != after for before, after in pairs)
+    assert pairs[1][0] == pairs[3][0] and pairs[0][0] != pairs[2][0]
 
 
 def test_where_early_stopping_stops(script, tmp_path, monkeypatch, capsys):

@@ -43,9 +43,10 @@ def test_every_file_is_sound_and_says_where_it_comes_from(path, tmp_path):
     assert len(rows) >= 4 and rows[0].baseline is None and rows[0].args.steps == 0
     assert all(row.baseline in {r.name for r in rows} for row in rows if row.baseline)
     for why in unfit.values():  # what nano is too small for
-        assert re.search(r"--(groups|dims|blocks) .*in 1\.\.(12|64), got", why), why
+        assert re.search(r"--(groups|dims|blocks) .*(in 1\.\.(12|64)|\(1 here\)), got", why), why
     comment = [line for line in path.read_text().splitlines() if line.startswith("#")]
-    assert len(comment) >= 3 and "wrong sign" in " ".join(comment)
+    flaws = "wrong sign", "showed the network the answer"  # of the drafts'
+    assert len(comment) >= 3 and any(flaw in " ".join(comment) for flaw in flaws)
 
 
 def test_rows_of_one_way_to_generate_share_a_baseline(tmp_path):
