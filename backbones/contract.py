@@ -29,6 +29,7 @@ class Geometry(Protocol):
     size_multiple: int  # of which height and width of frames are multiples
     fps: float  # frames a second that the model was trained at
     context_lengths: Sequence[int] | None  # latents that may precede the predicted; None: any
+    context_alone: bool  # whether these are encoded apart, since latents depend on later frames
     window: Mapping[str, int]  # anchor, cond_frames, tta_frames, context_latents, gen_frames
     sampling: Mapping[str, bool | int | float | str]  # generate's own options, with defaults
     sampling_ranges: Mapping[str, tuple[float, float]]  # least and most of those that have such

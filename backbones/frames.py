@@ -20,6 +20,7 @@ class EveryK:
     sampling: dict = field(default_factory=dict)
     context_lengths: tuple | None = None
     sampling_ranges: dict = field(default_factory=dict)
+    context_alone: bool = False
 
     @property
     def depth(self):

@@ -96,6 +96,7 @@ def geometry(stated, dit):
     width = dit["hidden_size"]
     return EveryK(
         NAME, 4, size, SIZE_MULTIPLE, FPS, WINDOW, OPTIONS, CONTEXTS, RANGES,
+        context_alone=True,  # the autoencoder's norms see all frames at once
         stacks=stacks(dit), embedding_width=width, hidden_width=width,
     )  # fmt: skip
 

@@ -72,9 +72,8 @@ def load_single(cls, config, path, dtype):
     refuse_weights(path, "has no place in this network for", tensors.keys() - shapes.keys())
     other = {name for name, shape in shapes.items() if tensors[name].shape != shape}
     refuse_weights(path, "has other shapes than this network for", other)
-    while tensors:  # one at a time: a float32 copy of all would be there twice
-        name, weight = tensors.popitem()
-        model.load_state_dict({name: weight.to(dtype)}, strict=False, assign=True)
+    weights = {name: tensors.pop(name).to(dtype) for name in shapes}  # none is there twice
+    model.load_state_dict(weights, assign=True)
     return model
 
 

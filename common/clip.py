@@ -111,6 +111,11 @@ def check_context(args, geometry, known, seen):
             f"--context-latents {right}, got {args.context_latents}: --tta-frames "
             f"{args.tta_frames} are {seen} latents"
         )
+    if lengths is not None and args.context == "varying":
+        raise MisfitError(
+            f"--context varying: this model was made for {' or '.join(map(str, lengths))} latents "
+            "of context"
+        )
     for flag, latents in (("--context-latents", args.context_latents), ("--cond-frames", known)):
         if lengths is not None and latents not in lengths:
             raise MisfitError(
@@ -187,6 +192,10 @@ def load_clip(model, video, window, size, text, negative_text, seed, footage=Non
         seen, truth = footage.frames.split([window.anchor - window.first, window.gen_frames])
         cond = seen[-window.cond_frames :]
         latents = encode(model, seen[-window.tta_frames :])
+        context = latents[:, :, : window.context_latents]
+        if model.geometry.context_alone and window.context_latents:
+            first = seen[-window.tta_frames :][: model.geometry.frames_of(window.context_latents)]
+            context = encode(model, first)
         same = window.cond_frames == window.tta_frames
         cond_latents = latents if same else encode(model, cond)
         followed = torch.cat([cond, truth[: window.future_frames]])
@@ -194,7 +203,7 @@ def load_clip(model, video, window, size, text, negative_text, seed, footage=Non
     stop = latents.shape[2] - window.held_out_latents
     return Clip(
         video, window, seed, footage.sha256, footage.fps,
-        context=latents[:, :, : window.context_latents],
+        context=context,
         target=latents[:, :, window.context_latents : stop],
         held_out=latents[:, :, stop:],
         cond_latents=cond_latents,

@@ -2,11 +2,12 @@
 
 import json
 import os
+import re
 import shutil
 
 import huggingface_hub
 import pytest
-from toy import make_skyreels
+from toy import make_opensora2, make_skyreels
 
 import adasteer
 from backbones.hub import FILES
@@ -138,3 +139,19 @@ def test_only_what_a_backbone_reads_is_fetched(skyreels):
     others = ["README.md", "assets/demo.mp4", "lora/cfg_step_lora.safetensors", "vae/old.pth"]
     found = huggingface_hub.utils.filter_repo_objects([*published, *others], allow_patterns=FILES)
     assert sorted(found) == sorted(published)
+
+
+def test_of_a_release_whose_weights_lie_beside_folders(cache, script, tmp_path, capsys):
+    """Open-Sora's: its files are fetched, but no other autoencoder of its repository."""
+    opensora2 = make_opensora2(tmp_path / "opensora2")
+    put(cache, "hpcai-tech/Open-Sora-v2", opensora2)
+    plan = ["--checkpoint", "hpcai-tech/Open-Sora-v2", "--dry-run", "--out", tmp_path / "out"]
+    assert script(adasteer, *plan) == 0
+    said = capsys.readouterr().out
+    for part in ("dit", "vae", "t5-v1_1-xxl", "clip-vit-large-patch14"):
+        assert re.search(rf"files: .*\b{part} [\d.]+ MB", said)
+    others = ["Open_Sora_v2_Video_DC_AE.safetensors", "google/t5-v1_1-xxl/pytorch_model.bin"]
+    published = [str(p.relative_to(opensora2)) for p in opensora2.rglob("*") if p.is_file()]
+    found = huggingface_hub.utils.filter_repo_objects([*published, *others], allow_patterns=FILES)
+    made_for_tests = {"Open_Sora_v2.json", "hunyuan_vae.json"}
+    assert {*found} == {*published} - made_for_tests

@@ -5,6 +5,7 @@ import importlib
 import json
 import os
 import shutil
+from types import SimpleNamespace
 
 import diffusers
 import pytest
@@ -27,10 +28,13 @@ from backbones.opensora2_configs import CLIP, DIT, DIT_CONFIG, RELEASED, T5, VAE
 from backbones.opensora2_latents import tokens
 from backbones.opensora2_sampling import pack
 from common.adaptation import adapt
+from common.clip import Footage, Window, load_clip
 from common.errors import UsageError
+from devices.compiling import compile_blocks
 from film_tta import FiLM
 from lora_tta import LoRA
 from norm_tta import NormTTA
+from runs.cli import parse_args
 
 CLIPS = SHARED / "clips" / "metadata.csv"
 needs_clips = pytest.mark.skipif(not CLIPS.is_file(), reason=f"no real clips at {SHARED}")
@@ -81,6 +85,30 @@ def test_latents_are_diffusers_own_scaled_and_packed(model, checkpoint, frames):
     found = model.encode(x)
     assert_near(tokens(found), pack(z, 2), 1e-5)
     assert_near(model.decode(found), (again / 2 + 0.5).clamp(0, 1), 1e-5)
+
+
+def test_a_context_knows_nothing_of_what_follows_it(model, checkpoint):
+    """The autoencoder's norms see every frame that they are given: the first latent of 33 frames is
+    not that of the first one."""
+    frames = torch.rand(65, 3, 32, 48)
+    args = parse_args(None, AdaSteer, ["--checkpoint", str(checkpoint)])
+    window = Window.of(args, model.geometry)
+
+    def clip_of(frames):
+        video, footage = SimpleNamespace(id="made up"), Footage(frames, 24.0, "")
+        return load_clip(model, video, window, None, {}, {}, 42, footage)
+
+    clip, shape = clip_of(frames), (1, 64, 8, 2, 3)
+    assert clip.target.shape == clip.future.shape == shape
+    assert torch.equal(clip.context, model.encode(frames[:1].transpose(0, 1)[None]))
+    for start in (1, 33):
+        other = clip_of(torch.cat([frames[:start], torch.rand_like(frames[start:])]))
+        assert torch.equal(other.context, clip.context)
+        assert torch.equal(other.target, clip.target) == (start == 33)
+        assert torch.equal(other.cond_latents, clip.cond_latents) == (start == 33)
+    whole = model.encode(frames[:33].transpose(0, 1)[None])
+    assert (whole[:, :, :1] - clip.context).abs().max() > 1e-3
+    assert torch.equal(clip.target, whole[:, :, 1:]) and torch.equal(clip.cond_latents, whole)
 
 
 def test_prompts_are_embedded_without_masks(model, checkpoint):
@@ -284,6 +312,32 @@ def test_bfloat16_stays_close(checkpoint, clip, method, flags):
     assert (latents - exact_latents).square().mean() < 1e-3 * exact_latents.square().mean()
 
 
+@pytest.mark.parametrize(("method", "flags"), MIXED[:3])
+def test_methods_act_in_compiled_blocks(checkpoint, model, clip, method, flags):
+    """Traced as for a compiler, in as many graphs as there are kinds of calls, then run."""
+    torch._dynamo.reset()
+    compiled, traces = backbones.load(checkpoint), []
+
+    def backend(graph, inputs):
+        traces.append(graph)
+        return graph.forward
+
+    compile_blocks(compiled, backend)
+    torch._dynamo.config.suppress_errors = False  # here an error is an error
+    outcomes = []
+    for each in (compiled, model):
+        counts = []
+        for _ in range(2):
+            adapted, args = new(method, flags, each, clip)
+            with adapted.attached():
+                losses = adapt(each, adapted, clip, args)["losses"]
+                outcomes.append(torch.cat([torch.tensor(losses), sample(each, clip).flatten()]))
+            counts.append(len(traces))
+        assert counts[0] == counts[1] > 0  # nothing again for the next video
+    assert_near(outcomes[0], outcomes[2], 1e-4)
+    torch._dynamo.reset()
+
+
 # Options of the methods
 
 
@@ -332,7 +386,6 @@ def test_groups_that_do_not_fit(model, clip, flags, words):
 def test_every_method_from_the_command_line(name, checkpoint, script, tmp_path):
     flags = ["--checkpoint", checkpoint, "--videos", CLIPS, "--limit", 1, "--save-adapter"]
     flags += ["--steps", 2, "--sampling-steps", 2, "--sampling", "guidance_img=2"]
-    flags += ["--norms", "qk"] if name == "norm_tta" else []
     assert script(importlib.import_module(name), *flags, "--out", tmp_path) == 0
     (path,) = (tmp_path / "videos").glob("*.json")
     record = json.loads(path.read_text())
@@ -357,6 +410,8 @@ def test_the_drafts_b_without_any_context(checkpoint, script, tmp_path, capsys):
     assert record["adapted_parameters"] == 6 * 48 and record["penalties"][1] > 0
     assert script(adasteer, *flags, "--context-latents", 8, "--dry-run") == 2
     assert "made for 0 or 1 or 9 or 17" in capsys.readouterr().err
+    assert script(adasteer, *flags, "--context", "varying", "--dry-run") == 2
+    assert "--context varying: this model was made for" in capsys.readouterr().err
 
 
 @needs_clips
