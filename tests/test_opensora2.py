@@ -342,14 +342,14 @@ def test_methods_act_in_compiled_blocks(checkpoint, model, clip, method, flags):
 
 
 def test_groups_of_each_kind_of_block(model, clip):
-    """2 double and 3 single blocks; a sixth place is the final layer."""
+    """2 double and 4 single blocks; the place after them is the final layer."""
     for flags, count, groups in (
-        ("--groups 2", 2, [0, 1, 0, 0, 1, None]),
-        ("--groups 2 --final-layer", 2, [0, 1, 0, 0, 1, 1]),
-        ("--groups 2 --final-layer own", 3, [0, 1, 0, 0, 1, 2]),
-        ("--groups 2,3", 5, [0, 1, 2, 3, 4, None]),
-        ("--groups 1,2 --final-layer own", 4, [0, 0, 1, 1, 2, 3]),
-        ("--groups 3 --final-layer shared", 3, [0, 1, 0, 1, 2, 2]),
+        ("--groups 2", 2, [0, 1, 0, 0, 1, 1, None]),
+        ("--groups 2 --final-layer", 2, [0, 1, 0, 0, 1, 1, 1]),
+        ("--groups 2 --final-layer own", 3, [0, 1, 0, 0, 1, 1, 2]),
+        ("--groups 2,3", 5, [0, 1, 2, 2, 3, 4, None]),
+        ("--groups 1,2 --final-layer own", 4, [0, 0, 1, 1, 2, 2, 3]),
+        ("--groups 3 --final-layer shared", 3, [0, 1, 0, 0, 1, 2, 2]),
     ):
         method, _ = new(AdaSteer, flags, model, clip)
         vectors = list(method.named_parameters().values())
@@ -358,7 +358,7 @@ def test_groups_of_each_kind_of_block(model, clip):
             for g, vector in enumerate(vectors, 1):
                 vector.fill_(g)
         zero = torch.zeros(1, 1, 48)
-        added = [method.steer(i, zero, None)[0, 0, 0].item() for i in range(6)]
+        added = [method.steer(i, zero, None)[0, 0, 0].item() for i in range(7)]
         assert added == [0 if g is None else g + 1 for g in groups], flags
     assert len(new(FiLM, "--groups 2,3", model, clip)[0].named_parameters()) == 5
 
@@ -368,7 +368,7 @@ def test_groups_of_each_kind_of_block(model, clip):
     [
         ("--groups 2,3,1", "one for each kind of blocks (2 here), got 2,3,1"),
         ("--groups 3,3", "must be in 1..2, got 3,3"),
-        ("--groups 4", "must be in 1..3, got 4"),
+        ("--groups 5", "must be in 1..4, got 5"),
         ("--groups 2,3 --values-per-parameter 5", "for --groups auto, got 2,3"),
     ],
 )
