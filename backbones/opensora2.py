@@ -72,7 +72,7 @@ class OpenSora2:
         stated, config, vae_config = configs.check_opensora2(folder)
         vae_file = folder / configs.VAE
         vae = load_single(AutoencoderKLHunyuanVideo, vae_config, vae_file, torch.float32)
-        # in one piece, as officially: by default diffusers cuts 17 frames and more into tiles
+        # in one piece; diffusers would cut 17 frames into tiles, the recipe sides over 256 pixels
         vae.use_framewise_encoding = vae.use_framewise_decoding = False
         model = cls(
             load_single(MMDiT, config, folder / configs.DIT, dtype),
