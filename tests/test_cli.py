@@ -35,7 +35,7 @@ NANO, DIT = ROOT / "nano" / "checkpoint", "dit/diffusion_pytorch_model.safetenso
         (["--groups", 0], "--groups: must be at least 1, got 0"),
         (["--groups", 13], "--groups must be in 1..12, got 13"),
         (["--checkpoint", "nowhere"], "--checkpoint nowhere: no such folder"),
-        (["--checkpoint", "LongCat"], "hf download meituan-longcat/LongCat-Video --local-dir "),
+        (["--checkpoint", "LongCat"], "`hf download meituan-longcat/LongCat-Video`"),
         (["--videos", "nowhere.csv"], "--videos nowhere.csv: no such file"),
         (["--prompt", "x"], "--prompt is for files and folders"),
         (["--batch-start", 4], "the range holds none"),
