@@ -224,29 +224,3 @@ def mean_references(done):
         for kind, each in found.items()
     }
     return {"mean_references": means}
-
-
-def line(result):
-    """One finished video in a line for people."""
-    before, after = result["fixed_loss_before"], result["fixed_loss_after"]
-    unchanged = "-" if before is None else f"{before:.4f}"
-    loss = unchanged if result["kept"] == "baseline" else change(before, after)
-    parts = [f"{result['id']}: loss {loss}"]
-    if result["future_loss"] is not None:
-        future = change(result["future_loss_before"], result["future_loss"])
-        same = f"{result['future_loss']:.4f}"
-        parts.append(f"true future {same if result['kept'] == 'baseline' else future}")
-    for name, unit in (("psnr_db", " dB"), ("ssim", ""), ("lpips", "")):
-        if result[name] is not None:
-            parts.append(f"{name.partition('_')[0].upper()} {result[name]:.2f}{unit}")
-    parts.append(f"{result['total_seconds']:.1f} s  {result['peak_memory_gb']:.1f} GB")
-    if result["diverged"]:
-        parts.append(f"DIVERGED, {result['kept']} kept")
-    return "  ".join(parts)
-
-
-def change(before, after):
-    """As '0.1552 -> 0.1521 (-2.0 %)'."""
-    if not before or after is None:
-        return "-"
-    return f"{before:.4f} -> {after:.4f} ({100 * (after / before - 1):+.1f} %)"
