@@ -22,8 +22,12 @@ def add_arguments(group):
 
 def facts(method, args):
     """What an adapter says of itself: the method and its own flags, as text."""
-    flags = {name: str(getattr(args, name)) for name, said in args.flags.items() if said["own"]}
-    return json.dumps({"method": type(method).__name__, "flags": flags})
+    return json.dumps({"method": type(method).__name__, "flags": own_flags(args)})
+
+
+def own_flags(args):
+    """The method's own, as text; which they are is in what parse_args found."""
+    return {name: str(getattr(args, name)) for name, said in args.flags.items() if said["own"]}
 
 
 @torch.no_grad()
@@ -32,18 +36,11 @@ def load_adapter(path, method, args=None):
     the same flags. Raises UsageError where they are another's."""
     path = Path(path)
     tensors, said = read_adapter(path)
-    known = json.loads(facts(method, args)) if args else {"method": type(method).__name__}
-    for name in ("method", *(known.get("flags", {}))):
-        there, here = (found.get(name, found.get("flags", {}).get(name)) for found in (said, known))
-        if there not in (None, here):
-            what = name if name == "method" else args.flags[name]["names"][0]
-            raise UsageError(f"--adapter {path}: was saved with {what} {there}, here it is {here}")
+    refuse_other(path, said, type(method).__name__, args)
     parameters = method.named_parameters()
+    shapes = [{k: list(x.shape) for k, x in found.items()} for found in (tensors, parameters)]
     for name in dict.fromkeys([*parameters, *tensors]):
-        there, here = (
-            list(found[name].shape) if name in found else "nothing"
-            for found in (tensors, parameters)
-        )
+        there, here = (found.get(name, "nothing") for found in shapes)
         if there != here:
             raise UsageError(
                 f"--adapter {path}: {name} is {there} there, {here} here; give the flags and the "
@@ -51,6 +48,19 @@ def load_adapter(path, method, args=None):
             )
     for name, parameter in parameters.items():
         parameter.copy_(tensors[name])
+
+
+def refuse_other(path, said, method, args):
+    """Raises UsageError where the adapter says that it is of another method or of other flags."""
+    if said.get("method", method) != method:
+        raise UsageError(f"--adapter {path}: was saved by {said['method']}, this is {method}")
+    there = said.get("flags", {})
+    for name, here in own_flags(args).items() if args else ():
+        if there.get(name, here) != here:
+            flag = args.flags[name]["names"][0]
+            raise UsageError(
+                f"--adapter {path}: was saved with {flag} {there[name]}, here it is {here}"
+            )
 
 
 def read_adapter(path):

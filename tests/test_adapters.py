@@ -83,7 +83,7 @@ def test_other_adapters_are_another_run(saved, tmp_path, script, capsys):
     [
         (adasteer, ["--groups", 3], "was saved with --groups 1, here it is 3"),
         (adasteer, ["--target", "hidden"], "was saved with --target timestep, here it is hidden"),
-        (film_tta, [], "was saved with method AdaSteer, here it is FiLM"),
+        (film_tta, [], "was saved by AdaSteer, this is FiLM"),
     ],
 )
 def test_an_adapter_of_something_else_is_refused(
