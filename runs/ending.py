@@ -52,7 +52,11 @@ def means(args, summary, baseline):
     if moved is not None:
         lines.append(("frames moved by", f"{moved:.2f} of 255 levels", "root mean square"))
     widths = [max((len(line[i]) for line in lines), default=0) for i in (0, 1)]
-    return [f"  {a:{widths[0]}}  {b:{widths[1]}}  {c}".rstrip() for a, b, c in lines]
+    lines = [f"  {a:{widths[0]}}  {b:{widths[1]}}  {c}".rstrip() for a, b, c in lines]
+    if 0 < len(pairs) < summary["videos_done"]:
+        both = videos(len(pairs))
+        lines.append(f"  scores are those of the {both} that the baseline has done too")
+    return lines
 
 
 def gain(name, pairs, digits, unit):

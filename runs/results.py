@@ -177,7 +177,7 @@ def save_adapter(name, method, args):
 
     def write_folder(temporary):
         method.save(temporary)
-        (temporary / FACTS).write_text(facts(method, args), encoding="utf-8")
+        (temporary / FACTS).write_text(facts(args.method, args), encoding="utf-8")
 
     try:
         if hasattr(method, "save"):
@@ -186,7 +186,7 @@ def save_adapter(name, method, args):
         else:
             parts = method.named_parameters().items()
             tensors = {key: p.detach().cpu().contiguous() for key, p in parts}
-            header = {FACTS: facts(method, args)}
+            header = {FACTS: facts(args.method, args)}
             replace_file(path, lambda temporary: save_file(tensors, temporary, header))
     except SafetensorError as error:  # its word for a full disk
         raise OSError(f"{path}: {error}") from error

@@ -1,5 +1,7 @@
 """Saved adapters, used again."""
 
+import json
+
 import pytest
 from test_run import QUICK, results
 
@@ -68,6 +70,18 @@ def test_compare_takes_the_run_as_a_method(saved, tmp_path, script, capsys):
     folders = [tmp_path / "base", tmp_path / "again"]
     assert script(compare, *folders, "--out", tmp_path / "report") == 0
     assert "again" in capsys.readouterr().out
+    report = json.loads((tmp_path / "report" / "results.json").read_text())
+    found = [row["other flags"] for row in report["comparisons"]["runs"]["settings"]]
+    assert found == ["", f"--adapter {saved}"]
+
+
+def test_another_methods_adapter_is_refused_before_weights_are_read(saved, script, capsys):
+    for module, flags, why in (
+        (full_tta, [], "was saved with method AdaSteer, here it is FullTTA"),
+        (adasteer, ["--groups", 2], "was saved with --groups 1, here it is 2"),
+    ):
+        assert script(module, *TWO[2:], *flags, "--adapter", saved, "--dry-run") == 2
+        assert why in capsys.readouterr().err
 
 
 def test_other_adapters_are_another_run(saved, tmp_path, script, capsys):

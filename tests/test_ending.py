@@ -72,7 +72,9 @@ def test_only_the_videos_that_both_have_are_compared(baseline, tmp_path, script,
     script(adasteer, *TWO, "--out", tmp_path / "mine")
     before = results(baseline)["scene_0"]["psnr_db"]
     after = results(tmp_path / "mine")["scene_0"]["psnr_db"]
-    assert f"{before:.2f} -> {after:.2f} dB" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"{before:.2f} -> {after:.2f} dB" in said
+    assert "scores are those of the 1 video that the baseline has done too" in said
 
 
 def test_how_far_frames_moved_from_the_baselines(baseline, tmp_path, script, capsys):
@@ -94,12 +96,21 @@ def test_unmoved_frames_and_frames_that_were_not_kept(baseline, tmp_path, script
     assert [found[f"scene_{i}"]["moved_from_baseline"] for i in (0, 1)] == [0, None]
 
 
+def test_frames_of_the_baseline_that_cannot_be_read(baseline, tmp_path, script, capsys):
+    path = baseline / "videos" / "scene_0.npz"
+    path.write_bytes(path.read_bytes()[:1000])
+    flags = [*TWO, "--baseline", baseline, "--out", tmp_path / "mine"]
+    assert script(adasteer, *flags) == 2
+    assert f"--baseline {baseline}: scene_0.npz cannot be read" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "flags, why",
     [
         (["--baseline", "nowhere"], "is no run's folder"),
         (["--seed", 1], "--seed is 42 there, 1 here"),
         (["--sampling-steps", 3], "--sampling-steps is 2 there, 3 here"),
+        (["--no-generate"], "--no-generate is False there, True here"),
     ],
 )
 def test_another_runs_baseline_is_refused(flags, why, baseline, tmp_path, script, capsys):
