@@ -2,13 +2,14 @@
 
 import itertools
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
 from common.metrics import mean
 from runs.baseline import adapted_runs, shared_records
 from runs.flags import kept_by_baseline
-from runs.identity import is_baseline
+from runs.identity import ROOT, is_baseline
 from runs.results import change
 
 SHOWN = {"psnr_db": ("PSNR", " dB", 2), "ssim": ("SSIM", "", 3), "lpips": ("LPIPS", "", 3)}
@@ -107,9 +108,13 @@ def compare(*folders):
     return command("compare.py", *folders, "--out", folders[0].parent / "report")
 
 
-def command(*words):
-    """A line to copy, with this Python as one would type it here."""
-    python = Path(sys.executable)
-    here = Path.cwd()
-    shown = python.relative_to(here) if python.is_relative_to(here) else "python"
-    return "    " + shlex.join(map(str, (shown, *words)))
+def command(script, *words):
+    """A line to copy, with this Python and the script as one would type them here."""
+    python = sys.executable
+    python = "python" if shutil.which("python") == python else from_here(python)
+    return "    " + shlex.join(map(str, (python, from_here(ROOT / script), *words)))
+
+
+def from_here(path):
+    path, here = Path(path), Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path

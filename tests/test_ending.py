@@ -43,6 +43,18 @@ def test_the_commands_it_ends_with_lead_to_a_report(tmp_path, script, capsys):
     assert (tmp_path / "report" / "index.html").is_file()
 
 
+def test_the_commands_work_from_another_folder(tmp_path):
+    """And where the Python on the path is another."""
+    flags = [*TWO, "--no-generate", "--future-draws", 1, "--out", "mine"]
+    line = list(map(str, [sys.executable, ROOT / "adasteer.py", *flags]))
+    env = {**os.environ, "PATH": "/usr/bin:/bin"}
+    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr
+    for line in [x for x in done.stdout.splitlines() if x.startswith("    ")]:
+        assert subprocess.run(shlex.split(line), cwd=tmp_path, env=env).returncode == 0
+    assert (tmp_path / "report" / "index.html").is_file()
+
+
 def test_of_a_baseline_it_says_how_to_adapt(baseline, tmp_path, script, capsys):
     script(adasteer, *TWO, "--steps", 0, "--out", baseline)  # all is done
     said = capsys.readouterr().out
