@@ -6,6 +6,8 @@ import shutil
 import sys
 from pathlib import Path
 
+from common.clip import fitting_window
+from common.loading import geometry_of
 from common.metrics import mean
 from runs.baseline import adapted_runs, shared_records
 from runs.flags import kept_by_baseline
@@ -82,6 +84,7 @@ def next_steps(args, config, baseline):
     if (args.out.parent / "sweep.json").exists():
         return []
     script, kept = f"{args.script}.py", kept_by_baseline(args.given, args.flags)
+    kept += fitting_window(args, geometry_of(args))
     if is_baseline(vars(args)):
         if found := adapted_runs(args.out, config):
             return ["next: the comparison", compare(args.out, *found)]

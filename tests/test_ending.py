@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -53,6 +54,17 @@ def test_the_commands_work_from_another_folder(tmp_path):
     for line in [x for x in done.stdout.splitlines() if x.startswith("    ")]:
         assert subprocess.run(shlex.split(line), cwd=tmp_path, env=env).returncode == 0
     assert (tmp_path / "report" / "index.html").is_file()
+
+
+def test_the_commands_fit_an_early_anchor(tmp_path, script, capsys):
+    flags = [*TWO[2:], "--no-generate", "--anchor", 16, "--tta-frames", 13, "--context-latents", 2]
+    assert script(adasteer, *flags, "--steps", 1, "--out", tmp_path / "mine") == 0
+    base, _ = commands(capsys.readouterr().out)
+    assert script(adasteer, *base[1:]) == 0
+    shutil.rmtree(tmp_path / "mine")
+    assert script(adasteer, *base[1:]) == 0  # all is done
+    adapt, _ = commands(capsys.readouterr().out.split("next: ")[-1])
+    assert script(adasteer, *adapt[1:]) == 0
 
 
 def test_of_a_baseline_it_says_how_to_adapt(baseline, tmp_path, script, capsys):
