@@ -44,6 +44,8 @@ def load_adapter(path, method, args=None):
                 "checkpoint that it was saved with"
             )
     for name, parameter in parameters.items():
+        if not tensors[name].isfinite().all():
+            raise UsageError(f"--adapter {path}: {name} is not finite; save it anew")
         parameter.copy_(tensors[name])
 
 
@@ -82,7 +84,10 @@ def read_adapter(path, tensors=True):
             said = (opened.metadata() or {}).get(FACTS, "{}")
         if (path / FACTS).is_file():
             said = (path / FACTS).read_text(encoding="utf-8")
-        return found, dict(json.loads(said))
+        said = dict(json.loads(said))
+        if not isinstance(said.get("flags", {}), dict):
+            raise TypeError("its flags are no table")
+        return found, said
     except (OSError, SafetensorError, ValueError, TypeError) as error:
         raise UsageError(
             f"--adapter {path}: is no adapter ({error}); give what --save-adapter wrote"

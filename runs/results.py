@@ -90,10 +90,7 @@ def is_whole(record):
         return False
     windows = [record["frame_indices"].get(name) for name in ("tta", "conditioning", "generated")]
     numbers = [key for key, kind in NEEDED.items() if type(kind) is tuple and float in kind]
-    scores = [
-        *(record[key] for key in numbers),
-        *record["losses"],
-    ]
+    scores = [*(record[key] for key in numbers), *record["losses"]]
     whole = all(map(is_range, windows)) and all(map(is_score, scores))
     return whole and are_references(record["references"]) and has_details(record)
 

@@ -3,6 +3,8 @@
 import json
 
 import pytest
+import torch
+from safetensors.torch import save_file
 from test_run import QUICK, results
 
 import adasteer
@@ -114,6 +116,19 @@ def test_what_is_no_adapter_is_refused(tmp_path, script, capsys):
         flags = [*TWO, "--adapter", tmp_path / place, "--out", tmp_path / "out"]
         assert script(adasteer, *flags) == 2
         assert why in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "value, flags, why",
+    [(float("nan"), {}, "delta.0 is not finite"), (0.0, "x", "its flags are no table")],
+)
+def test_damaged_adapters_are_refused(value, flags, why, tmp_path, script, capsys):
+    said = json.dumps({"method": "AdaSteer", "flags": flags})
+    file = tmp_path / "damaged.safetensors"
+    save_file({"delta.0": torch.full((64,), value)}, file, {"adasteer.json": said})
+    given = [*TWO[2:], "--no-generate", "--adapter", file, "--out", tmp_path / "out"]
+    assert script(adasteer, *given) == 2
+    assert why in capsys.readouterr().err
 
 
 def test_a_video_without_its_adapter_is_skipped(saved, tmp_path, script):
