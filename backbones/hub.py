@@ -20,7 +20,7 @@ def hub_folder(name, download):
     if folder is None and not download:
         raise CheckpointError(
             f"{name}: no such folder, and no whole checkpoint of this name in the Hugging Face "
-            f"cache; --download or `hf download {name}` would fetch it"
+            f"cache; if the hub has it, --download or `hf download {name}` fetches it"
         )
     return folder or downloaded(name)
 
