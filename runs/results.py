@@ -90,10 +90,7 @@ def is_whole(record):
         return False
     windows = [record["frame_indices"].get(name) for name in ("tta", "conditioning", "generated")]
     numbers = [key for key, kind in NEEDED.items() if type(kind) is tuple and float in kind]
-    scores = [
-        *(record[key] for key in numbers),
-        *record["losses"],
-    ]
+    scores = [*(record[key] for key in numbers), *record["losses"]]
     whole = all(map(is_range, windows)) and all(map(is_score, scores))
     return whole and are_references(record["references"]) and has_details(record)
 
@@ -177,7 +174,7 @@ def save_adapter(name, method, args):
 
     def write_folder(temporary):
         method.save(temporary)
-        (temporary / FACTS).write_text(facts(method, args), encoding="utf-8")
+        (temporary / FACTS).write_text(facts(args.method, args), encoding="utf-8")
 
     try:
         if hasattr(method, "save"):
@@ -186,7 +183,7 @@ def save_adapter(name, method, args):
         else:
             parts = method.named_parameters().items()
             tensors = {key: p.detach().cpu().contiguous() for key, p in parts}
-            header = {FACTS: facts(method, args)}
+            header = {FACTS: facts(args.method, args)}
             replace_file(path, lambda temporary: save_file(tensors, temporary, header))
     except SafetensorError as error:  # its word for a full disk
         raise OSError(f"{path}: {error}") from error
@@ -206,12 +203,19 @@ def summarise(out):
         "videos_with_lpips": sum(r["lpips"] is not None for r in done),
         **mean_references(done),
         "mean_future_loss_before": mean([r["future_loss_before"] for r in done]),
+        "mean_future_loss_change_percent": mean([future_change(r) for r in done]),
         **{f"mean_{name}": mean([r.get(name) for r in done]) for name in OTHERS},
         **{f"{name}_seconds": sum(r[f"{name}_seconds"] for r in done) for name in STAGES},
         "peak_memory_gb": max((r["peak_memory_gb"] for r in done), default=None),
     }
     write_json(out / "summary.json", summary)
     return summary
+
+
+def future_change(record):
+    """Of the loss on the true future, in per cent of the video's own before adapting; or None."""
+    before, after = record["future_loss_before"], record["future_loss"]
+    return 100 * (after / before - 1) if before and after is not None else None
 
 
 def mean_references(done):

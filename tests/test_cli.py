@@ -17,7 +17,7 @@ import film_tta
 import lora_tta
 import runs
 import sweep
-from prepare import check, ucf101
+from prepare import check, clips, ucf101
 
 NANO, DIT = ROOT / "nano" / "checkpoint", "dit/diffusion_pytorch_model.safetensors"
 
@@ -73,6 +73,7 @@ def test_usage_errors_are_one_line(tmp_path, script, capsys, flags, complaint):
         (sweep, ["x.yaml", "--stat"], "--stat; did you mean --status?"),
         (compare, ["a", "b", "--outt", "x"], "--outt; did you mean --out?"),
         (check, ["list.csv", "--shet=x.png"], "--shet; did you mean --sheet?"),
+        (clips, ["videos", "--siz", "64x64", "--out", "x"], "--siz; did you mean --size?"),
         (ucf101, ["UCF-101", "--caption-templat", "--x {action}", "--out", "x"], "--caption-templ"),
     ],
 )
