@@ -18,7 +18,6 @@ where nothing started. A sweep file has the keys
 
 import argparse
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
@@ -27,17 +26,16 @@ import runs  # first: signals, and how torch's threads wait
 # isort: split
 import common
 from report.table import as_text
-from runs.identity import ROOT, plain_arguments
+from runs.identity import plain_arguments
 from runs.parser import Parser
 from runs.results import write_json
-from sweeps.files import load_yaml
 from sweeps.local import run_here
-from sweeps.remembered import folders_of, go_on, is_started, tokens_of
+from sweeps.remembered import folders_of, go_on, tokens_of
 from sweeps.rows import read_sweep
+from sweeps.settings import settings
 from sweeps.slurm import submit
-from sweeps.status import status
+from sweeps.status import left_out, status_table
 
-SETTINGS = {"--checkpoint": "CHECKPOINT", "--videos": "VIDEOS"}
 TASKS = 8  # of a row's array
 
 
@@ -88,56 +86,6 @@ def folder(text):
     return Path(text)
 
 
-def settings(args):
-    """Flags that hold where the file says nothing, and flags that hold in any case."""
-    after = ["--batch-end", str(args.limit)] if args.limit else []
-    for flag in SETTINGS:
-        value = getattr(args, flag.removeprefix("--"))
-        after += [flag, str(value)] if value else []
-    if args.nano:
-        nano = ROOT / "nano"
-        after = ["--checkpoint", str(nano / "checkpoint"), *after]
-        if not args.videos:
-            after += ["--videos", str(nano / "demo" / "manifest.csv")]
-        return [], after
-    before = []
-    for flag, variable in SETTINGS.items():
-        value = site_setting(ROOT / "sbatch" / "site.sh", variable)
-        before += [flag, value] if value else []
-        if flag not in before + after:
-            raise common.UsageError(
-                f"no {flag}: pass it, write {variable}=... into sbatch/site.sh, or try --nano"
-            )
-    return before, after
-
-
-def site_setting(path, variable):
-    """What a variable is after site.sh, "" without the file."""
-    if not path.is_file():
-        return ""
-    show = f'. "$0" > /dev/null 2>&1; printf %s "${variable}"'
-    return subprocess.run(["bash", "-c", show, path], capture_output=True, text=True).stdout
-
-
-def print_status(parser, args, out):
-    if go_on(parser, args, out):
-        print(f"{out}: {shlex.join(tokens_of(args))}")
-    elif not is_started(out):
-        print(f"{out}: not started; --local or --slurm starts it")
-        if not (args.nano or args.checkpoint):
-            load_yaml(args.file)  # or what is wrong with it
-            return
-    rows, unfit = read_sweep(args.file, out, *settings(args))
-    table = [{"row": row.name, **status(row)} for row in rows]
-    nothing = dict.fromkeys(table[0], "-")
-    table += [nothing | {"row": name, "why": left_out(why)} for name, why in unfit.items()]
-    print(as_text(table))
-
-
-def left_out(why):
-    return f"left out, this model cannot run it: {why}"
-
-
 def write_sweep(args, out, rows, unfit):
     """sweep.json: what the rows are, and with which flags it goes on."""
     keys = ("name", "baseline", "over", "template")
@@ -176,7 +124,8 @@ def main():
             raise common.UsageError(f"--out {out}: is a file; give a folder")
     if args.status:
         for out in folders:
-            print_status(parser, argparse.Namespace(**vars(args)), out)
+            if table := status_table(parser, argparse.Namespace(**vars(args)), out):
+                print(as_text(table))
         return 0
     if len(folders) > 1:
         both = " and ".join(map(str, folders))

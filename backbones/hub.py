@@ -7,6 +7,8 @@ from backbones import TRANSFORMERS, CheckpointError
 from backbones import opensora2_configs as opensora2
 from backbones.configs import check_files
 
+RELEASES = ("meituan-longcat/LongCat-Video", "Skywork/SkyReels-V2-DF-1.3B-540P-Diffusers")
+HINT = "a release is fetched by " + " or ".join(f"`hf download {name}`" for name in RELEASES)
 NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")  # owner/name
 # what a backbone reads of any layout; no demonstrations, nor weights of other kinds
 PARTS = (*TRANSFORMERS, "vae", "text_encoder", "tokenizer", "scheduler")
@@ -24,7 +26,7 @@ def hub_folder(name, download):
     if folder is None and not download:
         raise CheckpointError(
             f"{name}: no such folder, and no whole checkpoint of this name in the Hugging Face "
-            f"cache; --download or `hf download {name}` would fetch it"
+            f"cache, where --download would put it; {HINT}"
         )
     return folder or downloaded(name)
 

@@ -21,47 +21,75 @@ def add_arguments(group):
 
 
 def facts(method, args):
-    """What an adapter says of itself: the method and its own flags, as text."""
-    flags = {name: str(getattr(args, name)) for name, said in args.flags.items() if said["own"]}
-    return json.dumps({"method": type(method).__name__, "flags": flags})
+    """What an adapter says of itself: the method's name and its own flags, as text."""
+    return json.dumps({"method": method, "flags": own_flags(args)})
+
+
+def own_flags(args):
+    """The method's own, as text; which they are is in what parse_args found."""
+    return {name: str(getattr(args, name)) for name, said in args.flags.items() if said["own"]}
 
 
 @torch.no_grad()
 def load_adapter(path, method, args=None):
     """Puts saved parameters into a method of the same kind and size and, where args are given, of
     the same flags. Raises UsageError where they are another's."""
-    path = Path(path)
-    tensors, said = read_adapter(path)
-    known = json.loads(facts(method, args)) if args else {"method": type(method).__name__}
-    for name in ("method", *(known.get("flags", {}))):
-        there, here = (found.get(name, found.get("flags", {}).get(name)) for found in (said, known))
-        if there not in (None, here):
-            what = name if name == "method" else args.flags[name]["names"][0]
-            raise UsageError(f"--adapter {path}: was saved with {what} {there}, here it is {here}")
+    tensors, said = read_adapter(Path(path))
+    refuse_other(path, said, type(method).__name__, args)
     parameters = method.named_parameters()
+    shapes = [{k: list(x.shape) for k, x in found.items()} for found in (tensors, parameters)]
     for name in dict.fromkeys([*parameters, *tensors]):
-        there, here = (
-            list(found[name].shape) if name in found else "nothing"
-            for found in (tensors, parameters)
-        )
+        there, here = (found.get(name, "nothing") for found in shapes)
         if there != here:
             raise UsageError(
                 f"--adapter {path}: {name} is {there} there, {here} here; give the flags and the "
                 "checkpoint that it was saved with"
             )
     for name, parameter in parameters.items():
+        if not tensors[name].isfinite().all():
+            raise UsageError(f"--adapter {path}: {name} is not finite; save it anew")
         parameter.copy_(tensors[name])
 
 
-def read_adapter(path):
-    """Its tensors by name, and what it says of itself. Raises UsageError."""
+def check_adapters(args, videos):
+    """Raises UsageError where what --adapter gives to these videos was saved with another method or
+    with other flags; known before a weight of the model is read."""
+    for video in videos if args.adapter else ():
+        try:
+            path = adapter_of(args.adapter, video.id)
+        except VideoError:  # it will be skipped
+            continue
+        refuse_other(path, read_adapter(path, tensors=False)[1], args.method, args)
+        if path == args.adapter:  # the same for all
+            return
+
+
+def refuse_other(path, said, method, args):
+    """Raises UsageError where what an adapter says of itself does not hold here: the method and,
+    where args are given, its own flags."""
+    own = own_flags(args) if args else {}
+    compared = [("method", said.get("method"), method)]
+    compared += [
+        (args.flags[name]["names"][0], said.get("flags", {}).get(name), here)
+        for name, here in own.items()
+    ]
+    for what, there, here in compared:
+        if there not in (None, here):
+            raise UsageError(f"--adapter {path}: was saved with {what} {there}, here it is {here}")
+
+
+def read_adapter(path, tensors=True):
+    """Its tensors by name, if they are wanted, and what it says of itself. Raises UsageError."""
     try:
         with safe_open(path / PEFT if path.is_dir() else path, "pt") as opened:
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}
+            found = {name: opened.get_tensor(name) for name in opened.keys() if tensors}
             said = (opened.metadata() or {}).get(FACTS, "{}")
         if (path / FACTS).is_file():
             said = (path / FACTS).read_text(encoding="utf-8")
-        return tensors, dict(json.loads(said))
+        said = dict(json.loads(said))
+        if not isinstance(said.get("flags", {}), dict):
+            raise TypeError("its flags are no table")
+        return found, said
     except (OSError, SafetensorError, ValueError, TypeError) as error:
         raise UsageError(
             f"--adapter {path}: is no adapter ({error}); give what --save-adapter wrote"

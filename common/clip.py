@@ -42,6 +42,17 @@ def fill_window(args, geometry):
             setattr(args, name, value)
 
 
+def fitting_window(args, geometry):
+    """Flags of a run with this anchor whose adaptation has no flags, as a baseline's, where the
+    checkpoint's own window reaches before the clip."""
+    latents = geometry.latents_filled(args.anchor)
+    frames = geometry.frames_of(latents)
+    if frames >= geometry.window["tta_frames"]:
+        return []
+    context = min(geometry.window["context_latents"], latents - 1)
+    return ["--tta-frames", str(frames), "--context-latents", str(context)]
+
+
 @dataclass(frozen=True)
 class Window:
     """Frame indices of one clip. `anchor` is the first frame to be generated; nothing before it is

@@ -63,10 +63,7 @@ def geometry_of(args):
     no weight is read. Raises UsageError."""
     name, is_folder = args.checkpoint.as_posix(), args.checkpoint.is_dir()
     if not is_folder and not hub.NAME.fullmatch(name):
-        raise UsageError(
-            f"--checkpoint {name}: no such folder; LongCat-Video's: hf download "
-            "meituan-longcat/LongCat-Video --local-dir weights/LongCat-Video"
-        )
+        raise UsageError(f"--checkpoint {name}: no such folder; {hub.HINT}")
     try:
         if not is_folder:
             args.checkpoint = hub.hub_folder(name, args.download)

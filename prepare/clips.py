@@ -11,7 +11,6 @@ MP4 and MOV are entered where a clip begins; other containers are decoded from t
 each clip, which takes long in long videos.
 """
 
-import argparse
 import math
 from pathlib import Path
 
@@ -27,6 +26,7 @@ from prepare.flags import add_arguments
 from prepare.make import FASTEST, SLOWEST, Candidate, one_line
 from prepare.select import prepare
 from runs.lists import list_videos
+from runs.parser import Parser
 
 
 def candidates(args):
@@ -61,9 +61,7 @@ def first_frames(path, args):
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__, "%(prog)s SOURCE --out DIR [flags]")
     parser.add_argument("source", type=Path, metavar="SOURCE", help="folder, video or CSV")
     parser.add_argument("--prompt", metavar="TEXT", help="caption of videos without a .txt")
     parser.add_argument(

@@ -188,9 +188,8 @@ def finish(chosen, rejected, args):
     kinds = Counter(reason.partition(":")[0] for reason in rejected)
     for kind, count in kinds.most_common():
         first = next(reason for reason in rejected if reason.partition(":")[0] == kind)
-        print(
-            printable(f"rejected {count}: {kind}{first.removeprefix(kind).replace(': ', ', as ')}")
-        )
+        why = first.removeprefix(kind).replace(": ", ", as ", 1)
+        print(printable(f"rejected {count}: {kind}{why}"))
     if rejected:
         print(f"{args.out}/verdicts has the reason of each")
     if len(chosen) < (args.count or 1):

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import UsageError
-from runs.flags import generation, is_table, spelt, tells_apart
+from runs.flags import generation, is_table, spelt, tells_apart, value_of
 from runs.identity import difference, is_baseline, read_config
 from runs.names import printable, unusable
 from runs.results import read_json, read_record
@@ -186,7 +186,7 @@ def refuse_mismatch(baseline, run):
     compared = [(name, *(r.config[name][:12] for r in (baseline, run))) for name in FACTS]
     flags = baseline.flags | run.flags
     compared += [
-        (spelt(flags, name), *(r.arguments.get(name) for r in (baseline, run)))
+        (spelt(flags, name), *(value_of(flags, name, r.arguments) for r in (baseline, run)))
         for name in dict.fromkeys([*generation(baseline.flags), *generation(run.flags)])
     ]
     found = [

@@ -107,7 +107,7 @@ def size(value, scale=None):
     """Without its sign, to as many places as suit the largest number beside it."""
     scale = abs(value) if scale is None else scale
     if scale >= 1000:
-        return f"{abs(value):.3g}"
+        return f"{abs(value):,.0f}" if scale < 1e6 else f"{abs(value):.3g}"
     shown = f"{abs(value):.{1 if scale >= 1 else 2}f}"
     return shown if float(shown) or not value else f"{abs(value):.1g}"
 

@@ -1,11 +1,12 @@
 """The baseline beside a run: the same videos and noise, without adaptation."""
 
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 
 from common.errors import UsageError
-from runs.flags import generation, is_table, spelt
+from runs.flags import generation, is_table, spelt, value_of
 from runs.identity import is_baseline, read_config
 from runs.results import in_8_bits, read_record
 
@@ -16,7 +17,7 @@ def add_arguments(group):
     group.add_argument(
         "--baseline", type=Path, metavar="FOLDER", changes=None,
         help="a run with --steps 0, shown beside this one's means (default: baseline* beside "
-        "--out); with its --save-frames, how far frames moved",
+        "--out); given, and made with --save-frames, also how far frames moved",
     )  # fmt: skip
 
 
@@ -58,7 +59,7 @@ def difference_of(there, here):
     """Words on the first thing in which the continuations of two configs differ, or None."""
     flags = there["flags"] | here["flags"]
     compared = [(name, there.get(name), here.get(name)) for name in SHARED] + [
-        (spelt(flags, name), there["arguments"].get(name), here["arguments"].get(name))
+        (spelt(flags, name), *(value_of(flags, name, x["arguments"]) for x in (there, here)))
         for name in [*generation(flags), "seed"]
     ]
     for name, its, mine in compared:
@@ -73,8 +74,11 @@ def moved(folder, video_id, frames):
     path = folder / "videos" / f"{video_id}.npz"
     if not path.is_file():
         return None
-    with np.load(path) as arrays:
-        difference = in_8_bits(frames).astype(float) - arrays["generated"]
+    try:
+        with np.load(path) as arrays:
+            difference = in_8_bits(frames).astype(float) - arrays["generated"]
+    except (OSError, EOFError, KeyError, ValueError, BadZipFile) as error:
+        raise UsageError(f"--baseline {folder}: {path.name} cannot be read ({error})") from error
     return float(np.sqrt(np.mean(difference**2)))
 
 

@@ -1,15 +1,18 @@
-"""What a run says at its end: its means, what they are read against, and what to do next."""
+"""What a run says: a line for each video, and at its end its means, what they are read against, and
+what to do next."""
 
 import itertools
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
+from common.clip import fitting_window
+from common.loading import geometry_of
 from common.metrics import mean
 from runs.baseline import adapted_runs, shared_records
 from runs.flags import kept_by_baseline
-from runs.identity import is_baseline
-from runs.results import change
+from runs.identity import ROOT, is_baseline
 
 SHOWN = {"psnr_db": ("PSNR", " dB", 2), "ssim": ("SSIM", "", 3), "lpips": ("LPIPS", "", 3)}
 REFERENCES = {
@@ -37,9 +40,11 @@ def means(args, summary, baseline):
     to this run's, and what they are read against. baseline: its folder, or None."""
     lines, alone = [], is_baseline(vars(args))
     before, after = summary["mean_future_loss_before"], summary["mean_future_loss"]
-    if after is not None:
-        shown = f"{after:.4f}" if alone else change(before, after)
-        lines.append(("loss on the true future", shown, "lower is better"))
+    percent = summary["mean_future_loss_change_percent"]
+    if percent is not None:
+        shown = f"{after:.4f}" if alone else f"{before:.4f} -> {after:.4f} ({percent:+.1f} %)"
+        each = "" if alone else "; in brackets the mean of each video's own change"
+        lines.append(("loss on the true future", shown, f"lower is better{each}"))
     against = args.out if alone else baseline
     pairs = shared_records(against, args.out) if against else []
     for name, (title, unit, digits) in SHOWN.items():
@@ -52,7 +57,11 @@ def means(args, summary, baseline):
     if moved is not None:
         lines.append(("frames moved by", f"{moved:.2f} of 255 levels", "root mean square"))
     widths = [max((len(line[i]) for line in lines), default=0) for i in (0, 1)]
-    return [f"  {a:{widths[0]}}  {b:{widths[1]}}  {c}".rstrip() for a, b, c in lines]
+    lines = [f"  {a:{widths[0]}}  {b:{widths[1]}}  {c}".rstrip() for a, b, c in lines]
+    if 0 < len(pairs) < summary["videos_done"]:
+        both = videos(len(pairs))
+        lines.append(f"  scores are those of the {both} that the baseline has done too")
+    return lines
 
 
 def gain(name, pairs, digits, unit):
@@ -77,6 +86,7 @@ def next_steps(args, config, baseline):
     if (args.out.parent / "sweep.json").exists():
         return []
     script, kept = f"{args.script}.py", kept_by_baseline(args.given, args.flags)
+    kept += fitting_window(args, geometry_of(args))
     if is_baseline(vars(args)):
         if found := adapted_runs(args.out, config):
             return ["next: the comparison", compare(args.out, *found)]
@@ -103,9 +113,39 @@ def compare(*folders):
     return command("compare.py", *folders, "--out", folders[0].parent / "report")
 
 
-def command(*words):
-    """A line to copy, with this Python as one would type it here."""
-    python = Path(sys.executable)
-    here = Path.cwd()
-    shown = python.relative_to(here) if python.is_relative_to(here) else "python"
-    return "    " + shlex.join(map(str, (shown, *words)))
+def command(script, *words):
+    """A line to copy, with this Python and the script as one would type them here."""
+    python = sys.executable
+    python = "python" if shutil.which("python") == python else from_here(python)
+    return "    " + shlex.join(map(str, (python, from_here(ROOT / script), *words)))
+
+
+def from_here(path):
+    path, here = Path(path), Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
+
+
+def line(result):
+    """One finished video in a line for people."""
+    before, after = result["fixed_loss_before"], result["fixed_loss_after"]
+    unchanged = "-" if before is None else f"{before:.4f}"
+    loss = unchanged if result["kept"] == "baseline" else change(before, after)
+    parts = [f"{result['id']}: loss {loss}"]
+    if result["future_loss"] is not None:
+        future = change(result["future_loss_before"], result["future_loss"])
+        same = f"{result['future_loss']:.4f}"
+        parts.append(f"true future {same if result['kept'] == 'baseline' else future}")
+    for name, unit in (("psnr_db", " dB"), ("ssim", ""), ("lpips", "")):
+        if result[name] is not None:
+            parts.append(f"{name.partition('_')[0].upper()} {result[name]:.2f}{unit}")
+    parts.append(f"{result['total_seconds']:.1f} s  {result['peak_memory_gb']:.1f} GB")
+    if result["diverged"]:
+        parts.append(f"DIVERGED, {result['kept']} kept")
+    return "  ".join(parts)
+
+
+def change(before, after):
+    """As '0.1552 -> 0.1521 (-2.0 %)'."""
+    if not before or after is None:
+        return "-"
+    return f"{before:.4f} -> {after:.4f} ({100 * (after / before - 1):+.1f} %)"

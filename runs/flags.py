@@ -88,6 +88,13 @@ def spelt(flags, name):
     return name if name in OURS else f"--{name.replace('_', '-')}"
 
 
+def value_of(flags, name, arguments):
+    """An argument as its flag says it: of --no-generate whether that was given."""
+    value = arguments.get(name)
+    turned = isinstance(value, bool) and spelt(flags, name).startswith("--no-")
+    return not value if turned else value
+
+
 def kept_by_baseline(tokens, flags):
     """Those of the words of a command line that do not belong to the adaptation."""
     named = {spelt: name for name, said in flags.items() for spelt in said["names"]}

@@ -14,7 +14,7 @@ from common.adapters import adapter_files
 from common.data import sha256
 from common.errors import UsageError
 from runs.claims import is_live
-from runs.flags import FACTS, TABLES, is_table, spelt, tells_apart
+from runs.flags import FACTS, TABLES, is_table, spelt, tells_apart, value_of
 from runs.results import read_json, read_record
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -174,7 +174,8 @@ def difference(old, config):
             return f"{now.get('script')}.py was edited since"
     for name in sorted((then.keys() | now.keys()) - {"script_sha256"}):
         if tells_apart(flags, name):
-            compared.append((spelt(flags, name), then.get(name), now.get(name)))
+            values = (value_of(flags, name, arguments) for arguments in (then, now))
+            compared.append((spelt(flags, name), *values))
     for name, there, here in compared:
         if there != here:
             return f"{name} is {there} there, {here} here"

@@ -34,7 +34,11 @@ def print_plan(args, geometry, window, videos, todo):
     for video in videos:
         state = "to do" if video.id in open_ids else "done "
         print(printable(f"{state}  {video.id}: {video.caption}"))
-    done = [read_record(args.out / "videos" / f"{v.id}.json") for v in videos if v not in todo]
+    done = [
+        read_record(args.out / "videos" / f"{video.id}.json")
+        for video in videos
+        if video.id not in open_ids
+    ]
     print("", memory(args, geometry), measured(done, len(todo)), sep="\n")
 
 

@@ -11,6 +11,7 @@ from common.errors import PreflightError, StopRun
 from common.values import folder
 from runs import identity, results
 from runs.baseline import moved
+from runs.ending import line
 from runs.evaluate import evaluate, reference_scores
 from runs.names import printable
 from runs.pictures import write_pictures
@@ -126,7 +127,7 @@ class Records:
         results.write_json(self.path(video), record)
 
     def announce(self, record):
-        self.say(results.line(record))
+        self.say(line(record))
         self.last = "" if record["psnr_db"] is None else f", PSNR {record['psnr_db']:.2f} dB"
         self.bar.update()
 

@@ -90,10 +90,7 @@ def is_whole(record):
         return False
     windows = [record["frame_indices"].get(name) for name in ("tta", "conditioning", "generated")]
     numbers = [key for key, kind in NEEDED.items() if type(kind) is tuple and float in kind]
-    scores = [
-        *(record[key] for key in numbers),
-        *record["losses"],
-    ]
+    scores = [*(record[key] for key in numbers), *record["losses"]]
     whole = all(map(is_range, windows)) and all(map(is_score, scores))
     return whole and are_references(record["references"]) and has_details(record)
 
@@ -177,7 +174,7 @@ def save_adapter(name, method, args):
 
     def write_folder(temporary):
         method.save(temporary)
-        (temporary / FACTS).write_text(facts(method, args), encoding="utf-8")
+        (temporary / FACTS).write_text(facts(args.method, args), encoding="utf-8")
 
     try:
         if hasattr(method, "save"):
@@ -186,7 +183,7 @@ def save_adapter(name, method, args):
         else:
             parts = method.named_parameters().items()
             tensors = {key: p.detach().cpu().contiguous() for key, p in parts}
-            header = {FACTS: facts(method, args)}
+            header = {FACTS: facts(args.method, args)}
             replace_file(path, lambda temporary: save_file(tensors, temporary, header))
     except SafetensorError as error:  # its word for a full disk
         raise OSError(f"{path}: {error}") from error
@@ -206,12 +203,19 @@ def summarise(out):
         "videos_with_lpips": sum(r["lpips"] is not None for r in done),
         **mean_references(done),
         "mean_future_loss_before": mean([r["future_loss_before"] for r in done]),
+        "mean_future_loss_change_percent": mean([future_change(r) for r in done]),
         **{f"mean_{name}": mean([r.get(name) for r in done]) for name in OTHERS},
         **{f"{name}_seconds": sum(r[f"{name}_seconds"] for r in done) for name in STAGES},
         "peak_memory_gb": max((r["peak_memory_gb"] for r in done), default=None),
     }
     write_json(out / "summary.json", summary)
     return summary
+
+
+def future_change(record):
+    """Of the loss on the true future, in per cent of the video's own before adapting; or None."""
+    before, after = record["future_loss_before"], record["future_loss"]
+    return 100 * (after / before - 1) if before and after is not None else None
 
 
 def mean_references(done):
@@ -224,29 +228,3 @@ def mean_references(done):
         for kind, each in found.items()
     }
     return {"mean_references": means}
-
-
-def line(result):
-    """One finished video in a line for people."""
-    before, after = result["fixed_loss_before"], result["fixed_loss_after"]
-    unchanged = "-" if before is None else f"{before:.4f}"
-    loss = unchanged if result["kept"] == "baseline" else change(before, after)
-    parts = [f"{result['id']}: loss {loss}"]
-    if result["future_loss"] is not None:
-        future = change(result["future_loss_before"], result["future_loss"])
-        same = f"{result['future_loss']:.4f}"
-        parts.append(f"true future {same if result['kept'] == 'baseline' else future}")
-    for name, unit in (("psnr_db", " dB"), ("ssim", ""), ("lpips", "")):
-        if result[name] is not None:
-            parts.append(f"{name.partition('_')[0].upper()} {result[name]:.2f}{unit}")
-    parts.append(f"{result['total_seconds']:.1f} s  {result['peak_memory_gb']:.1f} GB")
-    if result["diverged"]:
-        parts.append(f"DIVERGED, {result['kept']} kept")
-    return "  ".join(parts)
-
-
-def change(before, after):
-    """As '0.1552 -> 0.1521 (-2.0 %)'."""
-    if not before or after is None:
-        return "-"
-    return f"{before:.4f} -> {after:.4f} ({100 * (after / before - 1):+.1f} %)"

@@ -6,6 +6,7 @@ import time
 
 import av
 
+from common.adapters import check_adapters
 from common.clip import Window
 from common.errors import StopRun, UsageError, VideoError
 from common.loading import geometry_of
@@ -52,6 +53,7 @@ class Run:
         self.baseline = find_baseline(args, self.config)
         self.before = written(self.out / "videos")
         self.todo = [v for v in self.videos if not self._is_done(v)]
+        check_adapters(args, self.todo)
         self.done = len(self.videos) - len(self.todo)
         if not self.ends_here:
             self._open(goes_on, no_lpips)

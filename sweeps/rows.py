@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from string import Formatter
 
 import runs
+from common.clip import fitting_window
 from common.errors import MisfitError, UsageError
 from common.loading import geometry_of
 from runs.flags import kept_by_baseline
@@ -52,7 +53,7 @@ def read_sweep(path, out, before=(), after=()):
             continue
         setting = setting_of(args)
         kept = kept_by_baseline(tokens, args.flags)
-        baselines.setdefault(setting, [*kept, *fitting_window(args)])
+        baselines.setdefault(setting, [*kept, *fitting_window(args, geometry_of(args))])
         rows.append((Row(name, script, tokens, args, over, template=template), setting))
     if not rows:
         name, why = next(iter(unfit.items()))
@@ -158,18 +159,6 @@ def setting_of(args):
         for name, said in args.flags.items()
         if said["changes"] == "generation"
     )
-
-
-def fitting_window(args):
-    """Flags of a baseline, which adapts to nothing, where the checkpoint's own window reaches
-    before the clip."""
-    geometry = geometry_of(args)
-    latents = geometry.latents_filled(args.anchor)
-    frames = geometry.frames_of(latents)
-    if frames >= geometry.window["tta_frames"]:
-        return []
-    context = min(geometry.window["context_latents"], latents - 1)
-    return ["--tta-frames", str(frames), "--context-latents", str(context)]
 
 
 def baseline_names(settings):

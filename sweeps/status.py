@@ -1,6 +1,7 @@
 """How far the rows of a sweep are, from their folders."""
 
 import functools
+import shlex
 
 from common.metrics import lpips_sha256
 from runs.claims import is_live
@@ -9,6 +10,31 @@ from runs.lists import list_videos
 from runs.names import printable
 from runs.results import read_record
 from runs.todo import in_range, other_videos, same_file
+from sweeps.files import load_yaml
+from sweeps.remembered import go_on, is_started, tokens_of
+from sweeps.rows import read_sweep
+from sweeps.settings import settings
+
+
+def status_table(parser, args, out):
+    """A dict a row of the sweep in `out`, those that are left out last; none of one that is not
+    started. Prints which it is."""
+    if go_on(parser, args, out):
+        print(f"{out}: {shlex.join(tokens_of(args))}")
+    elif not is_started(out):
+        print(f"{out}: not started; --local or --slurm starts it")
+        if not (args.nano or args.checkpoint):
+            load_yaml(args.file)  # or what is wrong with it
+            return []
+    rows, unfit = read_sweep(args.file, out, *settings(args))
+    table = [{"row": row.name, **status(row)} for row in rows]
+    nothing = dict.fromkeys(table[0], "-")
+    table += [nothing | {"row": name, "why": left_out(why)} for name, why in unfit.items()]
+    return table
+
+
+def left_out(why):
+    return f"left out, this model cannot run it: {why}"
 
 
 def status(row):

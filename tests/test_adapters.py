@@ -1,6 +1,10 @@
 """Saved adapters, used again."""
 
+import json
+
 import pytest
+import torch
+from safetensors.torch import save_file
 from test_run import QUICK, results
 
 import adasteer
@@ -68,6 +72,18 @@ def test_compare_takes_the_run_as_a_method(saved, tmp_path, script, capsys):
     folders = [tmp_path / "base", tmp_path / "again"]
     assert script(compare, *folders, "--out", tmp_path / "report") == 0
     assert "again" in capsys.readouterr().out
+    report = json.loads((tmp_path / "report" / "results.json").read_text())
+    found = [row["other flags"] for row in report["comparisons"]["runs"]["settings"]]
+    assert found == ["", f"--adapter {saved}"]
+
+
+def test_another_methods_adapter_is_refused_before_weights_are_read(saved, script, capsys):
+    for module, flags, why in (
+        (full_tta, [], "was saved with method AdaSteer, here it is FullTTA"),
+        (adasteer, ["--groups", 2], "was saved with --groups 1, here it is 2"),
+    ):
+        assert script(module, *TWO[2:], *flags, "--adapter", saved, "--dry-run") == 2
+        assert why in capsys.readouterr().err
 
 
 def test_other_adapters_are_another_run(saved, tmp_path, script, capsys):
@@ -100,6 +116,19 @@ def test_what_is_no_adapter_is_refused(tmp_path, script, capsys):
         flags = [*TWO, "--adapter", tmp_path / place, "--out", tmp_path / "out"]
         assert script(adasteer, *flags) == 2
         assert why in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "value, flags, why",
+    [(float("nan"), {}, "delta.0 is not finite"), (0.0, "x", "its flags are no table")],
+)
+def test_damaged_adapters_are_refused(value, flags, why, tmp_path, script, capsys):
+    said = json.dumps({"method": "AdaSteer", "flags": flags})
+    file = tmp_path / "damaged.safetensors"
+    save_file({"delta.0": torch.full((64,), value)}, file, {"adasteer.json": said})
+    given = [*TWO[2:], "--no-generate", "--adapter", file, "--out", tmp_path / "out"]
+    assert script(adasteer, *given) == 2
+    assert why in capsys.readouterr().err
 
 
 def test_a_video_without_its_adapter_is_skipped(saved, tmp_path, script):

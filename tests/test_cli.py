@@ -17,7 +17,7 @@ import film_tta
 import lora_tta
 import runs
 import sweep
-from prepare import check, ucf101
+from prepare import check, clips, ucf101
 
 NANO, DIT = ROOT / "nano" / "checkpoint", "dit/diffusion_pytorch_model.safetensors"
 
@@ -35,7 +35,7 @@ NANO, DIT = ROOT / "nano" / "checkpoint", "dit/diffusion_pytorch_model.safetenso
         (["--groups", 0], "--groups: must be at least 1, got 0"),
         (["--groups", 13], "--groups must be in 1..12, got 13"),
         (["--checkpoint", "nowhere"], "--checkpoint nowhere: no such folder"),
-        (["--checkpoint", "LongCat"], "hf download meituan-longcat/LongCat-Video --local-dir "),
+        (["--checkpoint", "LongCat"], "`hf download meituan-longcat/LongCat-Video`"),
         (["--videos", "nowhere.csv"], "--videos nowhere.csv: no such file"),
         (["--prompt", "x"], "--prompt is for files and folders"),
         (["--batch-start", 4], "the range holds none"),
@@ -73,6 +73,7 @@ def test_usage_errors_are_one_line(tmp_path, script, capsys, flags, complaint):
         (sweep, ["x.yaml", "--stat"], "--stat; did you mean --status?"),
         (compare, ["a", "b", "--outt", "x"], "--outt; did you mean --out?"),
         (check, ["list.csv", "--shet=x.png"], "--shet; did you mean --sheet?"),
+        (clips, ["videos", "--siz", "64x64", "--out", "x"], "--siz; did you mean --size?"),
         (ucf101, ["UCF-101", "--caption-templat", "--x {action}", "--out", "x"], "--caption-templ"),
     ],
 )

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -43,6 +44,29 @@ def test_the_commands_it_ends_with_lead_to_a_report(tmp_path, script, capsys):
     assert (tmp_path / "report" / "index.html").is_file()
 
 
+def test_the_commands_work_from_another_folder(tmp_path):
+    """And where the Python on the path is another."""
+    flags = [*TWO, "--no-generate", "--future-draws", 1, "--out", "mine"]
+    line = list(map(str, [sys.executable, ROOT / "adasteer.py", *flags]))
+    env = {**os.environ, "PATH": "/usr/bin:/bin"}
+    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr
+    for line in [x for x in done.stdout.splitlines() if x.startswith("    ")]:
+        assert subprocess.run(shlex.split(line), cwd=tmp_path, env=env).returncode == 0
+    assert (tmp_path / "report" / "index.html").is_file()
+
+
+def test_the_commands_fit_an_early_anchor(tmp_path, script, capsys):
+    flags = [*TWO[2:], "--no-generate", "--anchor", 16, "--tta-frames", 13, "--context-latents", 2]
+    assert script(adasteer, *flags, "--steps", 1, "--out", tmp_path / "mine") == 0
+    base, _ = commands(capsys.readouterr().out)
+    assert script(adasteer, *base[1:]) == 0
+    shutil.rmtree(tmp_path / "mine")
+    assert script(adasteer, *base[1:]) == 0  # all is done
+    adapt, _ = commands(capsys.readouterr().out.split("next: ")[-1])
+    assert script(adasteer, *adapt[1:]) == 0
+
+
 def test_of_a_baseline_it_says_how_to_adapt(baseline, tmp_path, script, capsys):
     script(adasteer, *TWO, "--steps", 0, "--out", baseline)  # all is done
     said = capsys.readouterr().out
@@ -56,6 +80,8 @@ def test_means_are_shown_beside_the_baselines(baseline, tmp_path, script, capsys
     script(adasteer, *TWO, "--lr", 0.1, "--out", tmp_path / "mine")
     said = capsys.readouterr().out
     runs = [results(tmp_path / name).values() for name in ("baseline", "mine")]
+    changes = [r["future_loss"] / r["future_loss_before"] - 1 for r in runs[1]]
+    assert f"({50 * sum(changes):+.1f} %)  lower is better" in said
     before, after = (sum(r["psnr_db"] for r in run) / 2 for run in runs)
     assert (
         f"PSNR                     {before:.2f} -> {after:.2f} dB ({after - before:+.2f})" in said
@@ -72,7 +98,9 @@ def test_only_the_videos_that_both_have_are_compared(baseline, tmp_path, script,
     script(adasteer, *TWO, "--out", tmp_path / "mine")
     before = results(baseline)["scene_0"]["psnr_db"]
     after = results(tmp_path / "mine")["scene_0"]["psnr_db"]
-    assert f"{before:.2f} -> {after:.2f} dB" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"{before:.2f} -> {after:.2f} dB" in said
+    assert "scores are those of the 1 video that the baseline has done too" in said
 
 
 def test_how_far_frames_moved_from_the_baselines(baseline, tmp_path, script, capsys):
@@ -94,12 +122,21 @@ def test_unmoved_frames_and_frames_that_were_not_kept(baseline, tmp_path, script
     assert [found[f"scene_{i}"]["moved_from_baseline"] for i in (0, 1)] == [0, None]
 
 
+def test_frames_of_the_baseline_that_cannot_be_read(baseline, tmp_path, script, capsys):
+    path = baseline / "videos" / "scene_0.npz"
+    path.write_bytes(path.read_bytes()[:1000])
+    flags = [*TWO, "--baseline", baseline, "--out", tmp_path / "mine"]
+    assert script(adasteer, *flags) == 2
+    assert f"--baseline {baseline}: scene_0.npz cannot be read" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "flags, why",
     [
         (["--baseline", "nowhere"], "is no run's folder"),
         (["--seed", 1], "--seed is 42 there, 1 here"),
         (["--sampling-steps", 3], "--sampling-steps is 2 there, 3 here"),
+        (["--no-generate"], "--no-generate is False there, True here"),
     ],
 )
 def test_another_runs_baseline_is_refused(flags, why, baseline, tmp_path, script, capsys):

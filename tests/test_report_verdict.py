@@ -67,6 +67,12 @@ def test_it_harms(said):
     assert re.match(words, sentence)
 
 
+def test_large_numbers_are_written_out(said):
+    (sentence,) = said([-1500 * x for x in SPREAD * 4])
+    words = rf"run harms: {LOSS} rises by 1,500 % \(95 %: 1,\d\d\d to 1,\d\d\d\),"
+    assert re.match(words, sentence)
+
+
 def test_nothing_can_be_told(said):
     (sentence,) = said([3, -2, 1.2, -1] * 4, sources=[f"s{i % 8}" for i in range(16)])
     assert re.fullmatch(

@@ -95,7 +95,7 @@ def test_mistakes_are_found_before_anything_starts(message, script, tmp_path, ca
 
 
 def test_without_site_file_or_flags_nothing_is_chosen(script, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sweep, "ROOT", tmp_path)
+    monkeypatch.setattr("sweeps.settings.ROOT", tmp_path)
     assert script(sweep, write(tmp_path, THREE), "--local") == 2
     assert "no --checkpoint: pass it, write CHECKPOINT=" in capsys.readouterr().err
     (tmp_path / "sbatch").mkdir()

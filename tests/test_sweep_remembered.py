@@ -40,7 +40,7 @@ def call(place, tmp_path, script, monkeypatch, capsys):
     copy = tmp_path / "copy"
     shutil.copytree(place, copy)
     monkeypatch.chdir(copy)
-    monkeypatch.setattr(sweep, "ROOT", copy)  # without a site file
+    monkeypatch.setattr("sweeps.settings.ROOT", copy)  # without a site file
     (copy / "nano").symlink_to(ROOT / "nano")
 
     def run(*flags):

@@ -1,0 +1,39 @@
+"""Which checkpoint and videos a sweep's rows have: from its flags, or from sbatch/site.sh."""
+
+import subprocess
+
+from common.errors import UsageError
+from runs.identity import ROOT
+
+SETTINGS = {"--checkpoint": "CHECKPOINT", "--videos": "VIDEOS"}
+
+
+def settings(args):
+    """Flags that hold where the file says nothing, and flags that hold in any case."""
+    after = ["--batch-end", str(args.limit)] if args.limit else []
+    for flag in SETTINGS:
+        value = getattr(args, flag.removeprefix("--"))
+        after += [flag, str(value)] if value else []
+    if args.nano:
+        nano = ROOT / "nano"
+        after = ["--checkpoint", str(nano / "checkpoint"), *after]
+        if not args.videos:
+            after += ["--videos", str(nano / "demo" / "manifest.csv")]
+        return [], after
+    before = []
+    for flag, variable in SETTINGS.items():
+        value = site_setting(ROOT / "sbatch" / "site.sh", variable)
+        before += [flag, value] if value else []
+        if flag not in before + after:
+            raise UsageError(
+                f"no {flag}: pass it, write {variable}=... into sbatch/site.sh, or try --nano"
+            )
+    return before, after
+
+
+def site_setting(path, variable):
+    """What a variable is after site.sh, "" without the file."""
+    if not path.is_file():
+        return ""
+    show = f'. "$0" > /dev/null 2>&1; printf %s "${variable}"'
+    return subprocess.run(["bash", "-c", show, path], capture_output=True, text=True).stdout
