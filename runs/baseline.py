@@ -16,8 +16,8 @@ SHARED = ("manifest_sha256", "checkpoint_sha256")  # facts that a run and its ba
 def add_arguments(group):
     group.add_argument(
         "--baseline", type=Path, metavar="FOLDER", changes=None,
-        help="a run with --steps 0, shown beside this one's means (default: baseline* beside "
-        "--out); given, and made with --save-frames, also how far frames moved",
+        help="a run with --steps 0 to show means beside (default: baseline* beside --out); if "
+        "given, with its --save-frames, also how far frames moved",
     )  # fmt: skip
 
 

@@ -61,7 +61,7 @@ def is_flag(said):
         and names != []
         and all(isinstance(name, str) for name in names)
         and any(changes == known for known in CHANGES)
-        and said.get("known_by") in [None, *FACTS]
+        and said.get("known_by", ...) in [None, *FACTS]
     )
 
 
