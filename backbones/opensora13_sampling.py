@@ -61,7 +61,7 @@ def frame_weights(frames, mask_index, given_weight=1.0):
     the mean 1."""
     given = len(mask_index)
     weights = torch.ones(frames, 1, 1)
-    if given:
+    if 0 < given < frames:
         weights *= (frames - given * given_weight) / (frames - given)
         weights[list(mask_index)] = given_weight
     return weights
@@ -104,7 +104,7 @@ def condition(kind, shape, references, length):
 def transform_time(timestep, height, width, num_frames, scale=1.0):
     """Moves times up, r * t / (1 + (r - 1) * t), for larger and longer videos: r is the root of
     pixels over 512 * 512, times the root of the latents in time, times scale."""
-    latents = 1 if num_frames == 1 else (num_frames - 1) // TIME_STRIDE
+    latents = max(1, (num_frames - 1) // TIME_STRIDE)
     ratio = math.sqrt(height * width / BASE_PIXELS) * math.sqrt(latents) * scale
     t = timestep / 1000
     return 1000 * ratio * t / (1 + (ratio - 1) * t)
