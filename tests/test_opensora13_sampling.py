@@ -44,8 +44,7 @@ each_run = pytest.mark.parametrize("run", RUNS)
 def test_lengths():
     assert LENGTHS
     for key, rows in LENGTHS.items():
-        size = map(int, key.removeprefix("vae_latent_sizes_").split("x"))
-        height, width = size
+        height, width = map(int, key.removeprefix("vae_latent_sizes_").split("x"))
         for row in rows:
             chunk, overlap = row["micro_frame_size"], row["temporal_overlap"]
             shape = latent_shape(row["frames"], height, width, chunk, overlap)
@@ -196,21 +195,25 @@ def guidance_of(told):
     )
 
 
-def branches_of(dit, run):
-    """The canonical velocities of latents at a time."""
+def arguments_of(dit, run):
+    """The network's, of all branches, but for latents and time."""
     values, mask_index = given("sampling", f"{run}."), RUNS[run]["mask_index"]
     reference, mask = values["ref"], torch.zeros_like(values["ref"])
     mask[:, :, mask_index] = 1
     text = values["y"], values["mask"], dit.y_embedder.y_embedding
-    more = branch_inputs(*text, mask_index, reference * mask, mask)
     args = given("sampling", f"{run}.args.", ("fps", "height", "width"))
-    count = len(more["y"]) // len(values["y"])
+    return branch_inputs(*text, mask_index, reference * mask, mask) | args
+
+
+def branches_of(dit, run):
+    """The canonical velocities of latents at a time."""
+    more = arguments_of(dit, run)
 
     @torch.no_grad()
     def branches(latents, t):
-        x = latents.repeat(count, 1, 1, 1, 1)
-        out = dit(x, t.expand(len(x)), **more, **args)
-        return velocity_of(out, latents.shape[1]).chunk(count)
+        x = latents.repeat(len(more["y"]) // len(latents), 1, 1, 1, 1)
+        out = dit(x, t.expand(len(x)), **more)
+        return velocity_of(out, latents.shape[1]).split(len(latents))
 
     return branches
 
@@ -229,22 +232,15 @@ def test_sampling(run):
 @needs_opensora13
 @each_run
 def test_one_branch_after_the_other_gives_the_same(run):
-    """Text is packed by sample, so that a batch's samples do not meet."""
-    dit, values = network(), given("sampling", f"{run}.")
-    together, t = branches_of(dit, run), times_of(run)[1]
-    plain = together(values["z"], t)
-    mask_index = RUNS[run]["mask_index"]
-    texts = [values["y"], *[dit.y_embedder.y_embedding.expand_as(values["y"])] * (len(plain) - 1)]
-    mask = torch.zeros_like(values["ref"])
-    mask[:, :, mask_index] = 1
-    for n, (text, expected) in enumerate(zip(texts, plain, strict=True)):
-        more = {}
-        if mask_index:
-            shown = values["ref"] * mask if n < 2 else torch.zeros_like(mask)
-            more = {"cond": shown, "cond_mask": mask, "mask_index": mask_index, "y_null": texts[-1]}
-        args = given("sampling", f"{run}.args.", ("fps", "height", "width"))
-        out = dit(values["z"], t.view(1), text, values["mask"], **args, **more)
-        assert_near(velocity_of(out, values["z"].shape[1]), expected, 1e-4)
+    """The samples of a batch do not meet in the text."""
+    dit, z, t = network(), tensors("sampling")[f"{run}.z"], times_of(run)[1]
+    more = arguments_of(dit, run)
+    per_branch = ("y", "mask", "cond", "cond_mask", "y_null")
+    together = branches_of(dit, run)(z, t)
+    assert len(together) == len(more["y"]) > 1
+    for n, expected in enumerate(together):
+        one = {k: v[n : n + 1] if k in per_branch else v for k, v in more.items()}
+        assert_near(velocity_of(dit(z, t.view(1), **one), z.shape[1]), expected, 1e-4)
 
 
 @needs_opensora13
