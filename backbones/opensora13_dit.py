@@ -29,7 +29,7 @@ from backbones.opensora13_layers import (
     linear_of_silu,
     position_table,
     rotary_table,
-    window_of,
+    windows_over,
 )
 
 
@@ -90,10 +90,8 @@ class STDiT3(ModelMixin, ConfigMixin):
         steps = torch.arange(0, rotated, 2).float() / rotated
         self.rope.register_buffer("freqs", 10000**-steps)
         sizes = width, num_heads, mlp_ratio, qk_norm
-        rows, columns, frames = kernel_size or (1, 1, -1)
-        for name, window in (("spatial", (1, -1, -1)), ("temporal", (frames, rows, columns))):
-            blocks = nn.ModuleList(Block(*sizes, window) for _ in range(depth))
-            setattr(self, f"{name}_blocks", blocks)
+        self.spatial_blocks = nn.ModuleList(Block(*sizes) for _ in range(depth))
+        self.temporal_blocks = nn.ModuleList(Block(*sizes) for _ in range(depth))
         self.final_layer = FinalLayer(width, math.prod(patch) * self.out_channels)
         self.recompute_blocks = 0
         self.has_weight_hooks = False  # which must see the end of a recomputed block too
@@ -124,18 +122,19 @@ class STDiT3(ModelMixin, ConfigMixin):
         shape, 1 and 0; y_null, of y's shape, what the given frames read.
         """
         self._refuse_partial(mask_index, (cond, cond_mask, y_null))
-        size, grid = x.shape[3:], self._grid(x)
+        size, grid = x.shape[3:], self._grid(x.shape[2:])
         scale = math.sqrt(float(height[0]) * float(width[0])) / self.config.input_sq_size
         e, sigma, noisy = self._embed_times(timestep, fps, x_mask)
         x = self._embed_latents(x, cond, cond_mask, grid, scale)
         run = functools.partial(
-            self._run_pair, rotary=self._rotary(grid, scale), grid=grid, text=self.y_embedder(y),
+            self._run_pair, windows=self.windows(grid, scale, len(x)), grid=grid,
+            text=self.y_embedder(y),
             text_mask=None if mask is None else key_mask(mask, len(y)),
             null_text=None if y_null is None else self.y_embedder(y_null),
             given=tuple(mask_index or ()),
         )  # fmt: skip
-        # float32 once: graphs keep it
-        shared = functools.partial(linear_of_silu, *(p.float() for p in self.t_block.parameters()))
+        weights = self.t_block[1].weight, self.t_block[1].bias
+        shared = functools.partial(linear_of_silu, *(p.float() for p in weights))  # graphs keep it
         m = shared(e)
         for i in range(self.config.depth):
             steered = self._site("timestep_embedding", i, e, sigma)
@@ -161,17 +160,16 @@ class STDiT3(ModelMixin, ConfigMixin):
         """Prediction (B, 2 * in_channels, T, h, w), float32, of tokens x (B, T, S, C) that leave
         the last block, with the final layer's embedding e (B, T or 1, C); size is (h, w). No
         function at a site acts."""
-        _, ph, pw = self.config.patch_size
-        grid = x.shape[1], -(-size[0] // ph), -(-size[1] // pw)
-        return self._unpatchify(self.final_layer.normed(x, e), grid, size)
+        return self._unpatchify(
+            self.final_layer.normed(x, e), self._grid((x.shape[1], *size)), size
+        )
 
     def _refuse_partial(self, mask_index, parts):
         if any((part is None) != (mask_index is None) for part in parts):
             raise ValueError("cond, cond_mask and y_null must be given with mask_index, only then")
 
-    def _grid(self, x):  # (B, C, T, h, w) -> numbers of tokens (T, H, W), the last ones padded
-        _, ph, pw = self.config.patch_size
-        return x.shape[2], -(-x.shape[3] // ph), -(-x.shape[4] // pw)
+    def _grid(self, sizes):  # of latents -> numbers of tokens (T, H, W), the last ones padded
+        return tuple(-(-n // p) for n, p in zip(sizes, self.config.patch_size, strict=True))
 
     def _embed_times(self, timestep, fps, x_mask):
         """Embedding (B, T or 1, C), float32, and sigma (B, T or 1); and both of noisy frames."""
@@ -195,15 +193,19 @@ class STDiT3(ModelMixin, ConfigMixin):
         places = position_table(grid[1], grid[2], width, scale, x.device).to(tokens.dtype)
         return (tokens.flatten(3).permute(0, 2, 3, 1) + places).flatten(1, 2)
 
-    def _rotary(self, grid, scale):  # the tables of spatial and of temporal blocks
-        axes, freqs = 3 if self.config.kernel_size else 1, self.rope.freqs
-        spatial, temporal = (
-            rotary_table(window_of(grid, blocks[0].attn.window), freqs, scale, axes)
-            for blocks in (self.spatial_blocks, self.temporal_blocks)
+    def windows(self, grid, scale, batch):
+        """Those of spatial and of temporal blocks."""
+        axes = 3 if self.config.kernel_size else 1
+        rows, columns, frames = self.config.kernel_size or (1, 1, -1)
+        freqs = self.rope.freqs
+        table = functools.partial(rotary_table, frequencies=freqs, scale=scale, axes=axes)
+        of_spatial = table if self.config.use_spatial_rope else None
+        return tuple(
+            windows_over(grid, window, batch, rotary, freqs.device)
+            for window, rotary in (((1, -1, -1), of_spatial), ((frames, rows, columns), table))
         )
-        return spatial if self.config.use_spatial_rope else None, temporal
 
-    def _run_pair(self, i, x, m, rotary, **more):
+    def _run_pair(self, i, x, m, windows, **more):
         """Pair i with its sites; in backward each of its blocks is recomputed on its own, so that
         they come in the order opposite to the forward's."""
         pair = self.spatial_blocks[i], self.temporal_blocks[i]
@@ -211,7 +213,7 @@ class STDiT3(ModelMixin, ConfigMixin):
         parts = itertools.chain(*(block.modulation(m) for block in pair))
         parts = self._site("modulation", i, dict(zip(names, parts, strict=True)))
         for n, block in enumerate(pair):
-            run = functools.partial(block, rotary=rotary[n], **more)
+            run = functools.partial(block, windows=windows[n], **more)
             if i < self.recompute_blocks and torch.is_grad_enabled():
                 options = {"use_reentrant": False, "preserve_rng_state": False}
                 run = functools.partial(checkpoint, run, **options)

@@ -8,6 +8,7 @@ C hidden size, D head size, L text tokens; M windows of K tokens.
 """
 
 import functools
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -69,10 +70,6 @@ def rotary_table(window, frequencies, scale, axes=3):
 # Windows
 
 
-def window_of(sizes, window):  # -1 is as much as there is
-    return tuple(size if w < 0 else w for size, w in zip(sizes, window, strict=True))
-
-
 def split_windows(x, window):
     """x (B, T, H, W, C) -> (B * M, K, C), zeros where a window reaches beyond the grid."""
     missing = [-size % w for size, w in zip(x.shape[1:4], window, strict=True)]
@@ -93,13 +90,23 @@ def join_windows(x, sizes, window):
     return x[:, : sizes[0], : sizes[1], : sizes[2]]
 
 
-@functools.lru_cache(maxsize=16)
-def inside_grid(sizes, window, device):
-    """(M, 1, 1, K), True at the tokens that are there; None where no window reaches beyond."""
-    if not any(size % w for size, w in zip(sizes, window, strict=True)):
-        return None
-    there = torch.ones(1, *sizes, 1, device=device)
-    return split_windows(there, window)[:, None, None, :, 0].bool()
+class Windows(NamedTuple):
+    """Of self-attention: their size (frames, rows, columns), the rotary table of one, or None, and
+    of all of a batch which tokens are there, (B * M, 1, 1, K), or None where all are."""
+
+    size: tuple
+    rotary: tuple | None
+    there: torch.Tensor | None
+
+
+def windows_over(grid, window, batch, rotary, device):
+    """Those of a grid (T, H, W); -1 in `window` is all of an axis. rotary(size) gives the table."""
+    size = tuple(n if w < 0 else w for n, w in zip(grid, window, strict=True))
+    there = None
+    if any(n % w for n, w in zip(grid, size, strict=True)):
+        there = split_windows(torch.ones(1, *grid, 1, device=device), size).bool()
+        there = there[:, None, None, :, 0].repeat(batch, 1, 1, 1)
+    return Windows(size, rotary(size) if rotary else None, there)
 
 
 # Layers
@@ -147,26 +154,21 @@ class TextEmbedder(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Among the tokens of a window (frames, rows, columns); -1 is all of an axis."""
-
-    def __init__(self, width, heads, qk_norm, window):
+    def __init__(self, width, heads, qk_norm):
         super().__init__()
-        self.heads, self.window = heads, window
+        self.heads = heads
         self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
         for name in ("q_norm", "k_norm"):
             setattr(self, name, RMSNorm(width // heads) if qk_norm else nn.Identity())
 
-    def forward(self, x, rotary):  # x (B, T, H, W, C); rotary: rotary_table of a window, or None
-        batch, sizes = len(x), tuple(x.shape[1:4])
-        window = window_of(sizes, self.window)
-        mask = inside_grid(sizes, window, x.device)
-        qkv = self.qkv(split_windows(x, window))
+    def forward(self, x, windows):  # x (B, T, H, W, C)
+        qkv = self.qkv(split_windows(x, windows.size))
         q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         q, k = self.q_norm(q), self.k_norm(k)
-        if rotary is not None:
-            q, k = rotate(q, rotary), rotate(k, rotary)
-        x = attend(q, k, v, None if mask is None else mask.repeat(batch, 1, 1, 1))
-        return join_windows(self.proj(x.transpose(1, 2).flatten(2)), sizes, window)
+        if windows.rotary is not None:
+            q, k = rotate(q, windows.rotary), rotate(k, windows.rotary)
+        h = self.proj(attend(q, k, v, windows.there).transpose(1, 2).flatten(2))
+        return join_windows(h, x.shape[1:4], windows.size)
 
 
 class CrossAttention(nn.Module):
@@ -184,11 +186,11 @@ class CrossAttention(nn.Module):
 
 
 class Block(nn.Module):
-    """A spatial or a temporal block: they differ in the window of their self-attention."""
+    """A spatial or a temporal block: they differ in the windows of their self-attention."""
 
-    def __init__(self, width, heads, mlp_ratio, qk_norm, window):
+    def __init__(self, width, heads, mlp_ratio, qk_norm):
         super().__init__()
-        self.attn = SelfAttention(width, heads, qk_norm, window)
+        self.attn = SelfAttention(width, heads, qk_norm)
         self.cross_attn = CrossAttention(width, heads)
         self.mlp = Mlp(width, int(width * mlp_ratio), width)
         self.scale_shift_table = nn.Parameter(torch.randn(6, width) / width**0.5)
@@ -196,14 +198,14 @@ class Block(nn.Module):
     def modulation(self, m):  # (B, T or 1, 6C) of all blocks -> six of its own, float32
         return (m + self.scale_shift_table.float().flatten()).chunk(6, dim=-1)
 
-    def forward(self, x, m, grid, rotary, text, text_mask, null_text, given):
+    def forward(self, x, m, grid, windows, text, text_mask, null_text, given):
         """Tokens (B, N, C) after the block, of x of a grid (T, H, W) and m, six of (B, T or 1, C):
         what `modulation` gave. The frames `given` read null_text in place of text."""
         m = [part.unsqueeze(2) for part in m]
         shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = m
         frames = (gate_attn.shape[1], -1)
         h = modulate(x.unflatten(1, frames), shift_attn, scale_attn).flatten(1, 2)
-        h = self.attn(h.unflatten(1, grid), rotary).flatten(1, 3)
+        h = self.attn(h.unflatten(1, grid), windows).flatten(1, 3)
         x = add_gated(x, gate_attn, h, frames)
         x = x + self._read(x, grid, text, text_mask, null_text, given)
         h = modulate(x.unflatten(1, frames), shift_mlp, scale_mlp).flatten(1, 2)

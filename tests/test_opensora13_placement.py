@@ -16,10 +16,11 @@ from backbones.opensora13_layers import (
     LINEARS,
     NORMS,
     STAYS,
-    inside_grid,
     join_windows,
     split_windows,
+    windows_over,
 )
+from common.masters import Masters
 from devices import offload
 from devices.compiling import compile_blocks
 
@@ -27,6 +28,8 @@ TINY = {
     "depth": 3, "hidden_size": 24, "num_heads": 2, "in_channels": 3, "mlp_ratio": 2.0,
     "caption_channels": 10, "model_max_length": 5, "input_sq_size": 64, "kernel_size": [2, 3, -1],
 }  # fmt: skip
+
+KINDS = ("spatial", "temporal")
 
 
 def tiny(dtype=torch.float32, **config):
@@ -160,42 +163,51 @@ def test_windows_hold_every_token_once(sizes, window):
     parts = split_windows(x, window)
     assert parts.shape[1] == window[0] * window[1] * window[2]
     assert torch.equal(join_windows(parts, sizes, window), x)
-    there = inside_grid(sizes, window, x.device)
+    there = windows_over(sizes, window, 2, None, x.device).there
     if there is None:
         assert parts.numel() == x.numel()
     else:
-        assert 2 * there.sum() == x[..., 0].numel()
-        assert not parts[~there.squeeze().view(-1, parts.shape[1]).repeat(2, 1)].any()
+        assert there.shape == (len(parts), 1, 1, parts.shape[1])
+        assert there.sum() == x[..., 0].numel()
+        assert not parts[~there[:, 0, 0]].any()
 
 
-def reached(attention, x, place):
-    """Which tokens of (T, H, W) notice a change of the one at `place`."""
-    changed = x.clone()
-    changed[(0, *place)] += 1
-    return (attention(changed, None) - attention(x, None)).abs().amax(dim=-1)[0] > 1e-6
+def reached(dit, kind, grid, place):
+    """Which tokens of the grid notice a change of the one at `place` in the self-attention."""
+    torch.manual_seed(2)
+    x, windows = torch.randn(1, *grid, 24), dict(zip(KINDS, dit.windows(grid, 1.0, 1), strict=True))
+    attention = getattr(dit, f"{kind}_blocks")[0].attn
+    plain = attention(x, windows[kind])
+    x[(0, *place)] += 1
+    return (attention(x, windows[kind]) - plain).abs().amax(dim=-1)[0] > 1e-6
+
+
+def only(grid, frames, rows, columns):
+    expected = torch.zeros(grid, dtype=torch.bool)
+    for place in itertools.product(frames, rows, columns):
+        expected[place] = True
+    return expected
 
 
 def test_a_token_reaches_its_frame_in_a_spatial_block_and_its_window_in_a_temporal_one():
-    dit, x = tiny(), torch.randn(1, 3, 3, 4, 24)  # rows and columns fill no windows of 2 x 3
-    expected = torch.zeros(3, 3, 4, dtype=torch.bool)
-    expected[1] = True
-    assert torch.equal(reached(dit.spatial_blocks[0].attn, x, (1, 2, 3)), expected)
+    dit, grid = tiny(), (3, 3, 4)  # rows and columns fill no windows of 2 x 3
+    everywhere = range(3), range(3), range(4)
+    frame = only(grid, [1], *everywhere[1:])
+    assert torch.equal(reached(dit, "spatial", grid, (1, 2, 3)), frame)
     for place, rows, columns in (((1, 0, 1), [0, 1], [0, 1, 2]), ((0, 2, 3), [2], [3])):
-        expected = torch.zeros(3, 3, 4, dtype=torch.bool)
-        for row, column in itertools.product(rows, columns):
-            expected[:, row, column] = True
-        assert torch.equal(reached(dit.temporal_blocks[0].attn, x, place), expected)
+        window = only(grid, everywhere[0], rows, columns)
+        assert torch.equal(reached(dit, "temporal", grid, place), window)
 
 
-@pytest.mark.parametrize("kernel", [[2, 3, 2], [-1, -1, -1], None])
-def test_other_windows(kernel):
+@pytest.mark.parametrize(("kernel", "size"), [
+    ([2, 3, 2], (2, 2, 3)), ([-1, -1, -1], (4, 3, 4)), (None, (4, 1, 1)),
+])  # fmt: skip
+def test_other_windows(kernel, size):
     """In time too; over everything; without, a place attends over its frames alone."""
     dit = tiny(kernel_size=kernel, use_spatial_rope=kernel is not None)
-    expected = {None: (4, 1, 1), -1: (4, 3, 4), 2: (2, 2, 3)}[kernel and kernel[0]]
-    there = reached(dit.temporal_blocks[0].attn, torch.randn(1, 4, 3, 4, 24), (0, 0, 0))
-    assert there.sum() == expected[0] * expected[1] * expected[2]
-    x = plain_inputs()["x"]
-    assert dit(**plain_inputs()).shape == (2, 6, *x.shape[2:])
+    there = reached(dit, "temporal", (4, 3, 4), (0, 0, 0))
+    assert torch.equal(there, only((4, 3, 4), *map(range, size)))
+    assert dit(**plain_inputs()).shape == (2, 6, *plain_inputs()["x"].shape[2:])
 
 
 def test_padded_text_and_the_other_sample_are_not_read():
@@ -250,6 +262,18 @@ def test_bfloat16_weights_leave_the_embedding_and_the_output_in_float32():
     expected = plain(**tiny_inputs())
     assert types == {torch.float32} == {out.dtype}
     assert (out - expected).norm() < 0.05 * expected.norm()
+
+
+def test_copies_of_all_weights_act_in_their_place():
+    """As full tuning makes them: float32, which the forward sees in the weights' own type."""
+    dit = tiny(torch.bfloat16)
+    plain, names = dit(**tiny_inputs()), [name for name, _ in dit.named_parameters()]
+    copies = Masters(SimpleNamespace(dit=dit, device="cpu"), names)
+    with copies.attached():
+        out = dit(**tiny_inputs())
+        out.square().mean().backward()
+    assert torch.equal(out, plain)
+    assert all(copy.grad.any() for copy in copies.values.values())
 
 
 def test_a_saved_network_comes_back_with_its_rotary_table_in_float32(tmp_path):
