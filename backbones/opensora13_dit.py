@@ -36,12 +36,12 @@ from backbones.opensora13_layers import (
 class STDiT3(ModelMixin, ConfigMixin):
     """See the module's docstring. Attention runs through PyTorch's SDPA.
 
-    The defaults are those of the release. Keys that are about training or kernels (input_size,
-    drop_path, class_dropout_prob, enable_..., only_train_temporal, freeze_y_embedder) are accepted
-    and change nothing. Set from outside: `sites`, functions that a method registers through the
-    backbone (and "head_input", function(x): the tokens (B, T, S, C) that the last linear map is
-    about to take), and `recompute_blocks`, how many leading pairs are recomputed in backward. Block
-    i of the sites is the pair of spatial and temporal block i; i = depth is the final layer.
+    The defaults are those of the release. Keys about training or kernels, from input_size on, are
+    accepted and change nothing. Set from outside: `sites`, functions that a method registers
+    through the backbone (and "head_input", function(x): the tokens (B, T, S, C) that the last
+    linear map is about to take), and `recompute_blocks`, how many leading pairs are recomputed in
+    backward. Block i of the sites is the pair of spatial and temporal block i; i = depth is the
+    final layer.
     """
 
     _no_split_modules = ["Block"]
@@ -116,10 +116,10 @@ class STDiT3(ModelMixin, ConfigMixin):
         """Prediction (B, 2 * in_channels, T, h, w), float32; see the module's docstring.
 
         x (B, in_channels, T, h, w) noisy latents; timestep (B,) in 0..1000, 1000 is noise; y (B, 1,
-        L, text width); mask (B or 1, L), 0 where y is padded; fps, height and width (B or 1,) of
-        the video in pixels. x_mask (B, T): frames marked False are clean, and have time 0. Given
-        latents: mask_index, their frames; cond, of x's shape, and 0 elsewhere; cond_mask, of that
-        shape, 1 and 0; y_null, of y's shape, what the given frames read.
+        L, text width); mask (B or 1, L), 0 where y is padded; fps, height, width (B or 1,) of the
+        video. x_mask (B, T): frames marked False are clean, at time 0. With given latents:
+        mask_index, their frames; cond, of x's shape, 0 elsewhere; cond_mask, 1 and 0; y_null, of
+        y's shape, what the given frames read.
         """
         self._refuse_partial(mask_index, (cond, cond_mask, y_null))
         size, grid = x.shape[3:], self._grid(x.shape[2:])
@@ -184,14 +184,14 @@ class STDiT3(ModelMixin, ConfigMixin):
     def _embed_latents(self, x, cond, cond_mask, grid, scale):  # -> (B, N, C)
         _, ph, pw = self.config.patch_size
         padding = (0, grid[2] * pw - x.shape[4], 0, grid[1] * ph - x.shape[3])
-        tokens = 0
-        parts = (x, self.x_embedder), (cond, self.x_embedder_cond)
-        for part, embedder in (*parts, (cond_mask, self.x_embedder_cond_mask)):
-            if part is not None:
-                tokens = tokens + embedder.proj(F.pad(part.to(self.weight_dtype), padding))
-        width = self.config.hidden_size
-        places = position_table(grid[1], grid[2], width, scale, x.device).to(tokens.dtype)
-        return (tokens.flatten(3).permute(0, 2, 3, 1) + places).flatten(1, 2)
+        parts = {"": x, "_cond": cond, "_cond_mask": cond_mask}
+        tokens = sum(
+            getattr(self, f"x_embedder{end}").proj(F.pad(part.to(self.weight_dtype), padding))
+            for end, part in parts.items()
+            if part is not None
+        )
+        places = position_table(*grid[1:], self.config.hidden_size, scale, x.device)
+        return (tokens.flatten(3).permute(0, 2, 3, 1) + places.to(tokens.dtype)).flatten(1, 2)
 
     def windows(self, grid, scale, batch):
         """Those of spatial and of temporal blocks."""
@@ -200,10 +200,8 @@ class STDiT3(ModelMixin, ConfigMixin):
         freqs = self.rope.freqs
         table = functools.partial(rotary_table, frequencies=freqs, scale=scale, axes=axes)
         of_spatial = table if self.config.use_spatial_rope else None
-        return tuple(
-            windows_over(grid, window, batch, rotary, freqs.device)
-            for window, rotary in (((1, -1, -1), of_spatial), ((frames, rows, columns), table))
-        )
+        of_kind = ((1, -1, -1), of_spatial), ((frames, rows, columns), table)
+        return tuple(windows_over(grid, w, batch, rotary, freqs.device) for w, rotary in of_kind)
 
     def _run_pair(self, i, x, m, windows, **more):
         """Pair i with its sites; in backward each of its blocks is recomputed on its own, so that
