@@ -103,9 +103,10 @@ def condition(kind, shape, references, length):
 
 def transform_time(timestep, height, width, num_frames, scale=1.0):
     """Moves times up, r * t / (1 + (r - 1) * t), for larger and longer videos: r is the root of
-    pixels over 512 * 512, times the root of the latents in time, times scale."""
-    latents = max(1, (num_frames - 1) // TIME_STRIDE)
-    ratio = math.sqrt(height * width / BASE_PIXELS) * math.sqrt(latents) * scale
+    pixels over 512 * 512, and of a video times the root of the latents in time, times scale."""
+    ratio = math.sqrt(height * width / BASE_PIXELS)
+    if num_frames > 1:
+        ratio *= math.sqrt((num_frames - 1) // TIME_STRIDE) * scale
     t = timestep / 1000
     return 1000 * ratio * t / (1 + (ratio - 1) * t)
 

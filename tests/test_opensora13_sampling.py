@@ -67,13 +67,20 @@ def test_transformed_times(row):
     assert_near(moved, torch.tensor(row["transformed"]), 1e-3)
 
 
+def test_times_of_a_picture_are_not_scaled_and_those_of_a_video_are():
+    t = torch.tensor([250.0])
+    assert transform_time(t, 512, 512, 1, scale=3.0) == t
+    assert transform_time(t, 512, 512, 20).item() == pytest.approx(400)  # four latents: r = 2
+    assert transform_time(t, 512, 512, 17, scale=1.5).item() == pytest.approx(500)
+
+
 def times_of(run):
     """The recorded run's, and a last 0."""
     told, args = RUNS[run]["scheduler"], given("sampling", f"{run}.args.")
     times = schedule(told["num_sampling_steps"])
     if told["use_timestep_transform"]:
         sizes = (args[name].item() for name in ("height", "width", "num_frames"))
-        times = transform_time(times, *sizes)
+        times = transform_time(times, *sizes, told.get("transform_scale", 1.0))
     return times
 
 
@@ -222,7 +229,7 @@ def branches_of(dit, run):
 @each_run
 def test_sampling(run):
     dit, values = network(), given("sampling", f"{run}.")
-    known = {"num_sampling_steps", "cfg_scale", "use_timestep_transform", "scale_image_weight",
+    known = {"num_sampling_steps", "cfg_scale", "transform_scale", "use_timestep_transform", "scale_image_weight",
              "use_oscillation_guidance", "use_flaw_fix", "initial_image_scale"}  # fmt: skip
     assert RUNS[run]["scheduler"].keys() <= known
     latents = sample(branches_of(dit, run), values["z"], times_of(run), guidance_of(RUNS[run]))
