@@ -229,8 +229,10 @@ def branches_of(dit, run):
 @each_run
 def test_sampling(run):
     dit, values = network(), given("sampling", f"{run}.")
-    known = {"num_sampling_steps", "cfg_scale", "transform_scale", "use_timestep_transform", "scale_image_weight",
-             "use_oscillation_guidance", "use_flaw_fix", "initial_image_scale"}  # fmt: skip
+    known = {
+        "num_sampling_steps", "cfg_scale", "use_timestep_transform", "transform_scale",
+        "scale_image_weight", "initial_image_scale", "use_oscillation_guidance", "use_flaw_fix",
+    }  # fmt: skip
     assert RUNS[run]["scheduler"].keys() <= known
     latents = sample(branches_of(dit, run), values["z"], times_of(run), guidance_of(RUNS[run]))
     assert_near(latents, values["out"], SAMPLE_LIMIT)
