@@ -10,8 +10,8 @@ def add_groups(group):
     """--groups and what goes with it, for methods whose consecutive blocks share parameters."""
     group.add_argument(
         "--groups", type=groups, default=1, metavar="G|G,G|auto", changes="adaptation",
-        help="block i of L uses set floor(i * G / L) of G; G,G: each kind of block its own; auto: "
-        "as many as the target latents feed",
+        help="block i of L uses set floor(i * G / L) of its kind's G, 1 is one set for all; G,G "
+        "for kinds; auto: as many as latents feed",
     )  # fmt: skip
     group.add_argument(
         "--values-per-parameter", type=positive, metavar="R", changes="adaptation",
@@ -26,7 +26,8 @@ def number_of_groups(args, clip, size, stacks, blocks):
     check_groups(args, stacks, blocks)
     if args.groups == "auto":
         values, ratio = clip.target.numel(), args.values_per_parameter or RATIO
-        most = max(map(len, chosen_of_each(stacks, blocks)))
+        counts = list(filter(None, map(len, chosen_of_each(stacks, blocks))))
+        most, size = min(counts), size * len(counts)  # one group of each kind of blocks
         count = min(most, max(1, int(values / (ratio * size))))
         inputs = {"target_values": values, "values_per_parameter": ratio, "blocks": most}
         return count, {"capacity": inputs | {"group_parameters": size, "groups": count}}
@@ -38,19 +39,23 @@ def check_groups(args, stacks, blocks):
     if args.groups == "auto":
         return
     counts = [len(chosen) for chosen in chosen_of_each(stacks, blocks)]
-    several = isinstance(args.groups, tuple)
-    given = ",".join(map(str, args.groups)) if several else args.groups
+    asked = of_each(args.groups, stacks)
+    given = ",".join(map(str, asked)) if asked is args.groups else args.groups
     if args.values_per_parameter:
         raise UsageError(f"--values-per-parameter is for --groups auto, got {given}")
-    if several and len(args.groups) != len(counts):
+    if len(asked) != len(counts):
         raise MisfitError(
             f"--groups must be one number, or one for each kind of blocks ({len(counts)} here), "
             f"got {given}"
         )
-    pairs = zip(args.groups, counts, strict=True) if several else [(args.groups, max(counts))]
-    for asked, count in pairs:
-        if not 1 <= asked <= count:
+    for own, count in zip(asked, counts, strict=True):
+        if count and not 1 <= own <= count:
             raise MisfitError(f"--groups must be in 1..{count}, got {given}")
+
+
+def of_each(groups, stacks):
+    """How many groups each stack has."""
+    return groups if isinstance(groups, tuple) else (groups,) * len(stacks)
 
 
 def chosen_of_each(stacks, blocks):
@@ -64,13 +69,14 @@ def chosen_of_each(stacks, blocks):
 
 def laid_over(stacks, blocks, groups):
     """{block: group} of the chosen blocks: of those in one stack the j-th of L has group floor(j *
-    G / L), so that all groups begin and end with every stack. groups: G, or one for each stack,
-    whose groups are then counted on."""
+    G / L) of the stack's own G, counted on from the stack before. groups: G, of every stack, where
+    1 is one group of all blocks; or a tuple, one for each stack."""
+    if groups == 1:
+        return dict.fromkeys(blocks, 0)
     group_of, first = {}, 0
-    several = groups if isinstance(groups, tuple) else [groups] * len(stacks)
-    for chosen, count in zip(chosen_of_each(stacks, blocks), several, strict=True):
+    for chosen, count in zip(chosen_of_each(stacks, blocks), of_each(groups, stacks), strict=True):
         group_of |= {i: first + j * count // len(chosen) for j, i in enumerate(chosen)}
-        first += count if several is groups else 0
+        first += count if chosen else 0
     return group_of
 
 

@@ -193,8 +193,8 @@ WRONG = [
     (DIT_CONFIG, "guidance_embed", True, "true; it must be false"),
     (DIT_CONFIG, "cond_embed", False, "false; it must be true"),
     (DIT_CONFIG, "fused_qkv", True, "lacks"),
-    (DIT_CONFIG, "depth", 3, "lacks"),
-    (DIT_CONFIG, "depth", 1, "has no place in this network for"),
+    (DIT_CONFIG, "depth", 5, "lacks"),
+    (DIT_CONFIG, "depth", 3, "has no place in this network for"),
     (DIT_CONFIG, "mlp_ratio", 4.0, "has other shapes than this network for"),
     (DIT_CONFIG, "theta", NAN, "NaN"),
     (DIT_CONFIG, "axis_dim", [8, 8, 8], 'unknown key "axis_dim"'),
@@ -342,14 +342,18 @@ def test_methods_act_in_compiled_blocks(checkpoint, model, clip, method, flags):
 
 
 def test_groups_of_each_kind_of_block(model, clip):
-    """2 double and 4 single blocks; the place after them is the final layer."""
+    """4 double and 5 single blocks; the place after them is the final layer."""
     for flags, count, groups in (
-        ("--groups 2", 2, [0, 1, 0, 0, 1, 1, None]),
-        ("--groups 2 --final-layer", 2, [0, 1, 0, 0, 1, 1, 1]),
-        ("--groups 2 --final-layer own", 3, [0, 1, 0, 0, 1, 1, 2]),
-        ("--groups 2,3", 5, [0, 1, 2, 2, 3, 4, None]),
-        ("--groups 1,2 --final-layer own", 4, [0, 0, 1, 1, 2, 2, 3]),
-        ("--groups 3 --final-layer shared", 3, [0, 1, 0, 0, 1, 2, 2]),
+        ("--groups 1", 1, [0] * 9 + [None]),
+        ("--groups 1 --final-layer own", 2, [0] * 9 + [1]),
+        ("--groups 1,1", 2, [0, 0, 0, 0, 1, 1, 1, 1, 1, None]),
+        ("--groups 2", 4, [0, 0, 1, 1, 2, 2, 2, 3, 3, None]),
+        ("--groups 2 --final-layer", 4, [0, 0, 1, 1, 2, 2, 2, 3, 3, 3]),
+        ("--groups 2 --final-layer own", 5, [0, 0, 1, 1, 2, 2, 2, 3, 3, 4]),
+        ("--groups 2,3", 5, [0, 0, 1, 1, 2, 2, 3, 3, 4, None]),
+        ("--groups 1,2 --final-layer own", 4, [0, 0, 0, 0, 1, 1, 1, 2, 2, 3]),
+        ("--groups 2 --blocks last:7", 4, [None, None, 0, 1, 2, 2, 2, 3, 3, None]),
+        ("--groups 3 --blocks last:5", 3, [None, None, None, None, 0, 0, 1, 1, 2, None]),
     ):
         method, _ = new(AdaSteer, flags, model, clip)
         vectors = list(method.named_parameters().values())
@@ -358,7 +362,7 @@ def test_groups_of_each_kind_of_block(model, clip):
             for g, vector in enumerate(vectors, 1):
                 vector.fill_(g)
         zero = torch.zeros(1, 1, 48)
-        added = [method.steer(i, zero, None)[0, 0, 0].item() for i in range(7)]
+        added = [method.steer(i, zero, None)[0, 0, 0].item() for i in range(10)]
         assert added == [0 if g is None else g + 1 for g in groups], flags
     assert len(new(FiLM, "--groups 2,3", model, clip)[0].named_parameters()) == 5
 
@@ -367,7 +371,7 @@ def test_groups_of_each_kind_of_block(model, clip):
     ("flags", "words"),
     [
         ("--groups 2,3,1", "one for each kind of blocks (2 here), got 2,3,1"),
-        ("--groups 3,3", "must be in 1..2, got 3,3"),
+        ("--groups 5,3", "must be in 1..4, got 5,3"),
         ("--groups 5", "must be in 1..4, got 5"),
         ("--groups 2,3 --values-per-parameter 5", "for --groups auto, got 2,3"),
     ],

@@ -203,7 +203,7 @@ def test_parameters_of_the_draft():
     for cls, flags, count in (
         (AdaSteer, "--groups 1 --final-layer", 3072),
         (AdaSteer, "--groups 4,4 --final-layer own", 27_648),
-        (AdaSteer, "--groups 4 --final-layer own", 15_360),
+        (AdaSteer, "--groups 4 --final-layer own", 27_648),
         (AdaSteer, "--groups 4,4 --final-layer own --time-slope", 2 * 27_648),
         (DeltaC, "", 64),
     ):

@@ -45,7 +45,7 @@ SKYREELS = {
 
 OPENSORA2 = opensora2_configs.RELEASED | {
     "vec_in_dim": 24, "context_in_dim": 32, "hidden_size": 48, "num_heads": 2, "mlp_ratio": 2.0,
-    "depth": 2, "depth_single_blocks": 4, "axes_dim": [8, 8, 8],
+    "depth": 4, "depth_single_blocks": 5, "axes_dim": [8, 8, 8],
 }  # fmt: skip
 OPENSORA2_VAE = {"block_out_channels": [8, 8, 8, 8], "layers_per_block": 1, "norm_num_groups": 4}
 
