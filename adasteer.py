@@ -46,7 +46,7 @@ class AdaSteer:
         )  # fmt: skip
         group.add_argument(
             "--l2", type=common.not_negative, default=0.0, metavar="W",
-            help="adds W times the squared norm of all vectors to the loss",
+            help="adds W times the squared norm of all vectors to the loss; their means: W / width",
         )  # fmt: skip
         group.add_argument("--weight-decay", type=common.not_negative, default=0.01, help="AdamW's")
         group.add_argument("--eps", type=common.positive, default=1e-15, help="AdamW's")

@@ -117,7 +117,7 @@ def nothing_to_tell(rows, pictures, repeated):
     if not rows:
         return Verdict(None, "Nothing can be told", "the runs share neither that loss nor PSNR")
     name = rows[0]["method"]
-    parts = ["there are no results of a run with --steps of 1 or more"]
+    parts = ["there are no results of a run that adapts"]
     if name in pictures and repeated:
         parts.append(against(pictures[name], repeated))
     return Verdict(None, f"Nothing to compare {name} with", "; ".join(parts))

@@ -42,7 +42,7 @@ def means(args, summary, baseline):
     before, after = summary["mean_future_loss_before"], summary["mean_future_loss"]
     percent = summary["mean_future_loss_change_percent"]
     if percent is not None:
-        shown = f"{after:.4f}" if alone else f"{before:.4f} -> {after:.4f} ({percent:+.1f} %)"
+        shown = f"{after:.4f}" if alone else changed(before, after, percent)
         each = "" if alone else "; in brackets the mean of each video's own change"
         lines.append(("loss on the true future", shown, f"lower is better{each}"))
     against = args.out if alone else baseline
@@ -110,7 +110,7 @@ def free(path):
 
 
 def compare(*folders):
-    return command("compare.py", *folders, "--out", folders[0].parent / "report")
+    return command("compare.py", *folders, "--out", free(folders[0].parent / "report"))
 
 
 def command(script, *words):
@@ -148,4 +148,8 @@ def change(before, after):
     """As '0.1552 -> 0.1521 (-2.0 %)'."""
     if not before or after is None:
         return "-"
-    return f"{before:.4f} -> {after:.4f} ({100 * (after / before - 1):+.1f} %)"
+    return changed(before, after, 100 * (after / before - 1))
+
+
+def changed(before, after, percent):
+    return f"{before:.4f} -> {after:.4f} ({round(percent, 1) + 0.0:+.1f} %)"  # + 0.0: no "-0.0"

@@ -77,12 +77,15 @@ def test_compare_takes_the_run_as_a_method(saved, tmp_path, script, capsys):
     assert found == ["", f"--adapter {saved}"]
 
 
-def test_another_methods_adapter_is_refused_before_weights_are_read(saved, script, capsys):
+def test_another_methods_adapter_is_refused_before_weights_are_read(
+    saved, tmp_path, script, capsys
+):
     for module, flags, why in (
         (full_tta, [], "was saved with method AdaSteer, here it is FullTTA"),
         (adasteer, ["--groups", 2], "was saved with --groups 1, here it is 2"),
     ):
-        assert script(module, *TWO[2:], *flags, "--adapter", saved, "--dry-run") == 2
+        given = [*TWO[2:], *flags, "--adapter", saved, "--dry-run", "--out", tmp_path / "out"]
+        assert script(module, *given) == 2
         assert why in capsys.readouterr().err
 
 
