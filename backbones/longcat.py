@@ -10,12 +10,12 @@ import itertools
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-from backbones import pixels
+from backbones import pixels, sites
 from backbones.blocks import MODULATION
 from backbones.configs import check_checkpoint, geometry
 from backbones.longcat_dit import LongCatVideoTransformer3DModel
 from backbones.longcat_layers import LINEARS, NORMS
-from backbones.parts import autoencoder_class, load_part, load_weights, place_weights, registered
+from backbones.parts import autoencoder_class, load_part, load_weights, place_weights
 from backbones.sampling import contexts, guide, schedule
 from backbones.text import PromptEncoder
 from devices import offload
@@ -44,7 +44,7 @@ class LongCat:
         self.embedding_width = dit.config.adaln_tembed_dim
         self.hidden_width = dit.config.hidden_size
         self.latent_channels = dit.config.out_channels
-        self._velocity_site = []
+        self.velocity_site = []
         self.placed = None
         for module in (dit, vae):
             if module is not None:
@@ -82,12 +82,7 @@ class LongCat:
         """The "vae" visits the device only while it works; "blocks" are streamed from host."""
         place_weights(self, plan, STAYS)
 
-    def tokens_per_latent(self, height, width):
-        return height * width // self.geometry.size_multiple**2
-
-    def recompute(self, blocks):
-        """How many blocks are recomputed in backward: memory for time. All where None."""
-        self.dit.recompute_blocks = self.depth if blocks is None else blocks
+    recompute, tokens_per_latent = sites.recompute, sites.tokens_per_latent
 
     # Pixels and text
 
@@ -99,21 +94,8 @@ class LongCat:
 
     # Sites
 
-    def timestep_embedding(self, function):
-        """function(i, e, sigma): e (B, T, width) for block i; sigma (B, T), 0 on context."""
-        return registered(self.dit.sites["timestep_embedding"], function)
-
-    def modulation(self, function):
-        """function(i, m): the adaLN output of block i, {"attn.shift": (B, T, hidden), ...}."""
-        return registered(self.dit.sites["modulation"], function)
-
-    def block_output(self, function):
-        """function(i, x): the hidden state (B, T * S, hidden) after block i."""
-        return registered(self.dit.sites["block_output"], function)
-
-    def predicted_velocity(self, function):
-        """function(v): the velocity (B, C, T, h, w) of each guidance branch, before guidance."""
-        return registered(self._velocity_site, function)
+    timestep_embedding, modulation = sites.timestep_embedding, sites.modulation
+    block_output, predicted_velocity = sites.block_output, sites.predicted_velocity
 
     # Velocity and sampling
 
@@ -121,7 +103,7 @@ class LongCat:
         embeds, mask = (text[name].expand(len(x), *text[name].shape[1:]) for name in TEXT)
         out = self.dit(x, timestep, embeds, mask, **more)
         velocity = self.network_sign * out
-        for function in self._velocity_site:
+        for function in self.velocity_site:
             velocity = function(velocity)
         return velocity
 

@@ -23,6 +23,7 @@ from diffusers import AutoencoderKLHunyuanVideo
 
 from backbones import opensora2_configs as configs
 from backbones import opensora2_latents as packed
+from backbones import sites
 from backbones.opensora2_dit import MMDiT
 from backbones.opensora2_layers import NORMS, SINGLE_MODULATION, STAYS, linears
 from backbones.opensora2_sampling import (
@@ -35,7 +36,7 @@ from backbones.opensora2_sampling import (
     token_ids,
 )
 from backbones.opensora2_text import PromptEncoders
-from backbones.parts import load_single, place_weights, registered
+from backbones.parts import load_single, place_weights
 from devices import offload
 
 PROMPT_TOKENS, GUIDANCE_SCALE = 512, 7.5  # of the recipe
@@ -58,7 +59,7 @@ class OpenSora2:
         self.hidden_width, self.embedding_width = geometry.hidden_width, geometry.embedding_width
         self.latent_channels = dit.config.in_channels
         self.linears = linears(dit.config.fused_qkv)
-        self._velocity_site, self._shown, self.placed = [], None, None
+        self.velocity_site, self._shown, self.placed = [], None, None
         for module in (dit, vae):
             if module is not None:
                 module.requires_grad_(False).eval()
@@ -95,12 +96,7 @@ class OpenSora2:
         """The "vae" visits the device only while it works; "blocks" are streamed from host."""
         place_weights(self, plan, STAYS)
 
-    def tokens_per_latent(self, height, width):
-        return height * width // self.geometry.size_multiple**2
-
-    def recompute(self, blocks):
-        """How many blocks are recomputed in backward: memory for time. All where None."""
-        self.dit.recompute_blocks = self.depth if blocks is None else blocks
+    recompute, tokens_per_latent = sites.recompute, sites.tokens_per_latent
 
     # Pixels and text
 
@@ -112,10 +108,8 @@ class OpenSora2:
 
     # Sites
 
-    def timestep_embedding(self, function):
-        """function(i, e, sigma): e (B, 1, width), the sum of time and pooled text, for block i;
-        sigma (B, 1)."""
-        return registered(self.dit.sites["timestep_embedding"], function)
+    timestep_embedding, block_output = sites.timestep_embedding, sites.block_output
+    predicted_velocity = sites.predicted_velocity
 
     def modulation(self, function):
         """function(i, m): the attention's modulation of block i, {"attn.shift": (B, 1, width)}. In
@@ -124,15 +118,7 @@ class OpenSora2:
         def of_attention(i, m):
             return m | function(i, {name: m[name] for name in self.modulation_parts})
 
-        return registered(self.dit.sites["modulation"], of_attention)
-
-    def block_output(self, function):
-        """function(i, x): the video tokens (B, N, width) after block i, context included."""
-        return registered(self.dit.sites["block_output"], function)
-
-    def predicted_velocity(self, function):
-        """function(v): the velocity (B, C, T, h, w) of each guidance branch, before guidance."""
-        return registered(self._velocity_site, function)
+        return sites.modulation(self, of_attention)
 
     # Velocity and sampling
 
@@ -182,7 +168,7 @@ class OpenSora2:
         )
         velocity = self.network_sign * packed.latents(out, x.shape)
         context, velocity = velocity[:, :, :known], velocity[:, :, known:]
-        for function in self._velocity_site:
+        for function in self.velocity_site:
             velocity = function(velocity)
         return torch.cat([context, velocity], dim=2)
 

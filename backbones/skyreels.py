@@ -8,10 +8,10 @@ together, which its authors call synchronous.
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 
-from backbones import pixels
+from backbones import pixels, sites
 from backbones.blocks import MODULATION
 from backbones.configs import check_checkpoint, read_config
-from backbones.parts import autoencoder_class, load_part, load_weights, place_weights, registered
+from backbones.parts import autoencoder_class, load_part, load_weights, place_weights
 from backbones.sampling import contexts
 from backbones.skyreels_configs import SHIFT, SKYREELS, geometry
 from backbones.skyreels_dit import LINEARS, NORMS, SkyReelsV2Transformer3DModel
@@ -42,7 +42,7 @@ class SkyReels:
         self.stacks, self.depth = geometry.stacks, geometry.depth
         self.hidden_width, self.embedding_width = geometry.hidden_width, geometry.embedding_width
         self.latent_channels = dit.config.out_channels
-        self._velocity_site = []
+        self.velocity_site = []
         self.placed = None
         for module in (dit, vae):
             if module is not None:
@@ -79,12 +79,7 @@ class SkyReels:
         """The "vae" visits the device only while it works; "blocks" are streamed from host."""
         place_weights(self, plan, STAYS)
 
-    def tokens_per_latent(self, height, width):
-        return height * width // self.geometry.size_multiple**2
-
-    def recompute(self, blocks):
-        """How many blocks are recomputed in backward: memory for time. All where None."""
-        self.dit.recompute_blocks = self.depth if blocks is None else blocks
+    recompute, tokens_per_latent = sites.recompute, sites.tokens_per_latent
 
     # Pixels and text
 
@@ -96,21 +91,8 @@ class SkyReels:
 
     # Sites
 
-    def timestep_embedding(self, function):
-        """function(i, e, sigma): e (B, T, width) for block i; sigma (B, T), 0 on context."""
-        return registered(self.dit.sites["timestep_embedding"], function)
-
-    def modulation(self, function):
-        """function(i, m): what modulates block i, its table added, {"attn.shift": (B, T, C)}."""
-        return registered(self.dit.sites["modulation"], function)
-
-    def block_output(self, function):
-        """function(i, x): the hidden state (B, T * S, C) after block i, context included."""
-        return registered(self.dit.sites["block_output"], function)
-
-    def predicted_velocity(self, function):
-        """function(v): the velocity (B, C, T, h, w) of each guidance branch, before guidance."""
-        return registered(self._velocity_site, function)
+    timestep_embedding, modulation = sites.timestep_embedding, sites.modulation
+    block_output, predicted_velocity = sites.block_output, sites.predicted_velocity
 
     # Velocity and sampling
 
@@ -122,7 +104,7 @@ class SkyReels:
         timestep = (1000 * sigma.to(x))[:, None].repeat(1, x.shape[2])
         timestep[:, :context] = 1000 * context_noise
         velocity = self.network_sign * self.dit(x, timestep, padded(text, batch), context)
-        for function in self._velocity_site:
+        for function in self.velocity_site:
             velocity = function(velocity)
         return velocity
 

@@ -50,7 +50,7 @@ def same(a, b):
 
 
 def registered_functions(model):
-    return [*model._velocity_site, *(f for site in model.dit.sites.values() for f in site)]
+    return [*model.velocity_site, *(f for site in model.dit.sites.values() for f in site)]
 
 
 def state(model):

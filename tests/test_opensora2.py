@@ -16,7 +16,6 @@ from oracles import SHARED, assert_near
 from safetensors.torch import load_file, save_file
 from test_configs import ANYTHING, GONE, NAN, changed
 from test_scripts import SCRIPTS
-from test_skyreels import MIXED
 from toy import OPENSORA2_VAE, loss_of, make_opensora2, new, sample, toy_clip
 from transformers import AutoTokenizer, CLIPTextModel, T5EncoderModel
 
@@ -27,10 +26,8 @@ from backbones import hub
 from backbones.opensora2_configs import CLIP, DIT, DIT_CONFIG, RELEASED, T5, VAE, VAE_CONFIG
 from backbones.opensora2_latents import tokens
 from backbones.opensora2_sampling import pack
-from common.adaptation import adapt
 from common.clip import Footage, Window, load_clip
 from common.errors import UsageError
-from devices.compiling import compile_blocks
 from film_tta import FiLM
 from lora_tta import LoRA
 from norm_tta import NormTTA
@@ -294,48 +291,6 @@ def test_float8_stays_close(checkpoint, model, clip):
         assert all(torch.equal(*pair) for pair in zip(*gradients, strict=True))
     exact = sample(model, clip)
     assert (sample(rounded, clip) - exact).square().mean() < 0.01 * exact.square().mean()
-
-
-@pytest.mark.parametrize(
-    ("method", "flags"), [(m, f.replace("cross", "qk")) for m, f in MIXED[:4] + MIXED[5:]]
-)
-def test_bfloat16_stays_close(checkpoint, clip, method, flags):
-    outcomes = []
-    for dtype in (torch.bfloat16, torch.float32):
-        model = backbones.load(checkpoint, dtype=dtype)
-        adapted, args = new(method, flags, model, clip)
-        with adapted.attached():
-            losses = adapt(model, adapted, clip, args)["losses"]
-            outcomes.append((losses, sample(model, clip)))
-    (losses, latents), (exact, exact_latents) = outcomes
-    assert losses == pytest.approx(exact, rel=5e-3) and losses != exact
-    assert (latents - exact_latents).square().mean() < 1e-3 * exact_latents.square().mean()
-
-
-@pytest.mark.parametrize(("method", "flags"), MIXED[:3])
-def test_methods_act_in_compiled_blocks(checkpoint, model, clip, method, flags):
-    """Traced as for a compiler, in as many graphs as there are kinds of calls, then run."""
-    torch._dynamo.reset()
-    compiled, traces = backbones.load(checkpoint), []
-
-    def backend(graph, inputs):
-        traces.append(graph)
-        return graph.forward
-
-    compile_blocks(compiled, backend)
-    torch._dynamo.config.suppress_errors = False  # here an error is an error
-    outcomes = []
-    for each in (compiled, model):
-        counts = []
-        for _ in range(2):
-            adapted, args = new(method, flags, each, clip)
-            with adapted.attached():
-                losses = adapt(each, adapted, clip, args)["losses"]
-                outcomes.append(torch.cat([torch.tensor(losses), sample(each, clip).flatten()]))
-            counts.append(len(traces))
-        assert counts[0] == counts[1] > 0  # nothing again for the next video
-    assert_near(outcomes[0], outcomes[2], 1e-4)
-    torch._dynamo.reset()
 
 
 # Options of the methods

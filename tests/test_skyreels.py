@@ -23,10 +23,6 @@ import compare
 from adasteer import AdaSteer
 from backbones.skyreels_dit import SkyReelsV2Transformer3DModel
 from benchmarks.skyreels_memory import RELEASED
-from common.adaptation import adapt
-from devices.compiling import compile_blocks
-from film_tta import FiLM
-from full_tta import FullTTA
 from lora_tta import LoRA
 from norm_tta import NormTTA
 
@@ -303,53 +299,6 @@ def test_float8_stays_close(checkpoint, model, clip):
         assert all(torch.equal(*pair) for pair in zip(*gradients, strict=True))
     exact = sample(model, clip)
     assert (sample(rounded, clip) - exact).square().mean() < 0.01 * exact.square().mean()
-
-
-MIXED = [
-    (AdaSteer, "--groups 3 --final-layer"), (FiLM, ""), (LoRA, ""), (FullTTA, ""),
-    (NormTTA, "--norms cross"), (NormTTA, "--norms qk"),  # float32 weights between bfloat16
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("method", "flags"), MIXED)
-def test_bfloat16_stays_close(checkpoint, clip, method, flags):
-    """As on a GPU, with the layers that diffusers keeps in float32."""
-    outcomes = []
-    for dtype in (torch.bfloat16, torch.float32):
-        model = backbones.load(checkpoint, dtype=dtype)
-        adapted, args = new(method, flags, model, clip)
-        with adapted.attached():
-            losses = adapt(model, adapted, clip, args)["losses"]
-            outcomes.append((losses, sample(model, clip)))
-    (losses, latents), (exact, exact_latents) = outcomes
-    assert losses == pytest.approx(exact, rel=2e-3) and losses != exact
-    assert (latents - exact_latents).square().mean() < 1e-3 * exact_latents.square().mean()
-
-
-@pytest.mark.parametrize(("method", "flags"), MIXED[:3])
-def test_methods_act_in_compiled_blocks(checkpoint, model, clip, method, flags):
-    """Traced as for a compiler, in as many graphs as there are kinds of calls, then run."""
-    torch._dynamo.reset()
-    compiled, traces = backbones.load(checkpoint), []
-
-    def backend(graph, inputs):
-        traces.append(graph)
-        return graph.forward
-
-    compile_blocks(compiled, backend)
-    torch._dynamo.config.suppress_errors = False  # here an error is an error
-    outcomes = []
-    for each in (compiled, model):
-        counts = []
-        for _ in range(2):
-            adapted, args = new(method, flags, each, clip)
-            with adapted.attached():
-                losses = adapt(each, adapted, clip, args)["losses"]
-                outcomes.append(torch.cat([torch.tensor(losses), sample(each, clip).flatten()]))
-            counts.append(len(traces))
-        assert counts[0] == counts[1] > 0  # nothing again for the next video
-    assert_near(outcomes[0], outcomes[2], 1e-4)
-    torch._dynamo.reset()
 
 
 @needs_clips

@@ -1,0 +1,78 @@
+"""Weights in bfloat16 and compiled blocks change what a method finds by rounding alone; LongCat's
+are in test_methods.py and test_compile.py."""
+
+import pytest
+import torch
+from oracles import assert_near
+from toy import make_opensora2, make_skyreels, new, sample, toy_clip
+
+import backbones
+from adasteer import AdaSteer
+from common.adaptation import adapt
+from devices.compiling import compile_blocks
+from film_tta import FiLM
+from full_tta import FullTTA
+from lora_tta import LoRA
+from norm_tta import NormTTA
+
+COMPILED = [(AdaSteer, "--groups 3 --final-layer"), (FiLM, ""), (LoRA, "")]
+MIXED = [*COMPILED, (FullTTA, ""), (NormTTA, "--norms qk")]
+CROSS = (NormTTA, "--norms cross")  # float32 weights between bfloat16, which one model has
+MODELS = {make_skyreels: ([*MIXED, CROSS], 2e-3), make_opensora2: (MIXED, 5e-3)}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """{make: checkpoint and clip}."""
+    found = {}
+    for make in MODELS:
+        checkpoint = make(tmp_path_factory.mktemp("toy") / "checkpoint")
+        found[make] = checkpoint, toy_clip(backbones.load(checkpoint))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("make", "method", "flags"),
+    [(make, *case) for make, (cases, _) in MODELS.items() for case in cases],
+)
+def test_bfloat16_stays_close(made, make, method, flags):
+    """As on a GPU, with the layers that diffusers keeps in float32."""
+    (checkpoint, clip), (_, tolerance) = made[make], MODELS[make]
+    outcomes = []
+    for dtype in (torch.bfloat16, torch.float32):
+        model = backbones.load(checkpoint, dtype=dtype)
+        adapted, args = new(method, flags, model, clip)
+        with adapted.attached():
+            losses = adapt(model, adapted, clip, args)["losses"]
+            outcomes.append((losses, sample(model, clip)))
+    (losses, latents), (exact, exact_latents) = outcomes
+    assert losses == pytest.approx(exact, rel=tolerance) and losses != exact
+    assert (latents - exact_latents).square().mean() < 1e-3 * exact_latents.square().mean()
+
+
+@pytest.mark.parametrize("make", MODELS)
+@pytest.mark.parametrize(("method", "flags"), COMPILED)
+def test_methods_act_in_compiled_blocks(made, make, method, flags):
+    """Traced as for a compiler, in as many graphs as there are kinds of calls, then run."""
+    torch._dynamo.reset()
+    checkpoint, clip = made[make]
+    compiled, model, traces = backbones.load(checkpoint), backbones.load(checkpoint), []
+
+    def backend(graph, inputs):
+        traces.append(graph)
+        return graph.forward
+
+    compile_blocks(compiled, backend)
+    torch._dynamo.config.suppress_errors = False  # here an error is an error
+    outcomes = []
+    for each in (compiled, model):
+        counts = []
+        for _ in range(2):
+            adapted, args = new(method, flags, each, clip)
+            with adapted.attached():
+                losses = adapt(each, adapted, clip, args)["losses"]
+                outcomes.append(torch.cat([torch.tensor(losses), sample(each, clip).flatten()]))
+            counts.append(len(traces))
+        assert counts[0] == counts[1] > 0  # nothing again for the next video
+    assert_near(outcomes[0], outcomes[2], 1e-4)
+    torch._dynamo.reset()
