@@ -74,6 +74,12 @@ def geometry_of(args):
 
 def check(args, geometry):
     """Raises UsageError where flags contradict each other or the checkpoint."""
+    lengths = geometry.context_lengths
+    if lengths is not None and not any(lengths):
+        raise MisfitError(
+            f"--checkpoint {args.checkpoint}: a text-to-video model, which was made to be shown no "
+            "frames; there is nothing that it continues"
+        )
     for flag, value in (("--weights", "fp8"), ("--offload", "blocks")):
         if args.compile and value in (args.weights, args.offload):  # a graph keeps what they swap
             raise UsageError(f"--compile: not together with {flag} {value}")
