@@ -85,8 +85,10 @@ def check(args, geometry):
             raise UsageError(f"--compile: not together with {flag} {value}")
     size, multiple = args.size or geometry.size, geometry.size_multiple
     if any(side % multiple or side <= 0 for side in size):
+        height, width = (max(1, round(side / multiple)) * multiple for side in size)
         raise MisfitError(
-            f"--size {size[1]}x{size[0]}: this checkpoint needs multiples of {multiple}"
+            f"--size {size[1]}x{size[0]}: this checkpoint needs multiples of {multiple}, such as "
+            f"{width}x{height}"
         )
 
 
