@@ -21,7 +21,6 @@ import backbones
 from adasteer import AdaSteer
 from backbones.wan_dit import WanTransformer3DModel
 from devices.compiling import compile_blocks
-from film_tta import FiLM
 from lora_tta import LoRA
 
 CLIPS = SHARED / "clips" / "metadata.csv"
@@ -194,9 +193,7 @@ def test_sampling_sees_the_sigmas_of_its_scheduler(model, clip):
     assert [t[-1].item() for t in seen] == pytest.approx(expected, rel=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("method", "flags"), [(AdaSteer, "--groups 2 --final-layer"), (FiLM, ""), (LoRA, "")]
-)
+@pytest.mark.parametrize(("method", "flags"), [(AdaSteer, "--groups 2 --final-layer"), (LoRA, "")])
 def test_gradients_are_the_same_however_blocks_run(checkpoint, clip, method, flags):
     ways = {
         "plain": lambda model: model.recompute(0),
@@ -246,7 +243,7 @@ def test_wrong_values_are_named(file, key, value, right, checkpoint, tmp_path):
     assert right in said and "\n" not in said and file.split("/")[0] in said
 
 
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=8)
 @given(data=st.data())
 def test_any_configuration_gives_a_model_or_one_line(data, checkpoint, tmp_path_factory):
     file = data.draw(st.sampled_from(FILES))
@@ -297,7 +294,7 @@ def test_the_first_line_says_where_it_is_zero_shot(
 ):
     flags = ["--checkpoint", checkpoint, "--videos", CLIPS, "--limit", 1, "--steps", 0]
     assert script(adasteer, *flags, *known.split(), "--no-generate", "--out", tmp_path) == 0
-    first = next(x for x in capsys.readouterr().out.splitlines() if "are generated" in x)
+    first = capsys.readouterr().out.splitlines()[0]
     assert right in first and ("zero-shot" in first) == bool(right)
 
 
