@@ -102,7 +102,8 @@ def make_wan(folder):
     ).save_pretrained(folder / "scheduler")
     with_other_parts(folder)
     AutoencoderKLWan(**WAN_VAE).save_pretrained(folder / "vae")
-    index = {"height": 32, "width": 64, "max_sequence_length": 16, "expand_timesteps": True}
+    index = {"height": 32, "width": 64, "max_sequence_length": 16}
+    index |= {"expand_timesteps": True, "boundary_ratio": None, "transformer_2": [None, None]}
     (folder / "model_index.json").write_text(json.dumps(index))
     return folder
 
