@@ -1,6 +1,7 @@
 """The Open-Sora v1.3 autoencoder at a tiny size: chunks and their seams, what sees what, recorded
 numbers, names, files, types, refusals."""
 
+import functools
 import json
 
 import pytest
@@ -15,7 +16,6 @@ from backbones.opensora13_autoencoder import (
     OpenSora13Autoencoder,
     load_autoencoder,
 )
-from common.metrics import psnr_db
 
 SMALL = {"ch": 32, "ch_mult": [1, 2, 1, 1], "num_res_blocks": 1, "z_channels": 16}
 CONFIG = {  # as the public source saves it
@@ -38,16 +38,32 @@ def wave(shape, step):
     return (step * values).sin().float().view(shape)
 
 
-def tiny():
-    """Its weights are waves, so that recorded numbers need no random generator."""
-    model = OpenSora13Autoencoder(SMALL, SMALL).requires_grad_(False)
-    for i, (name, p) in enumerate(sorted(model.state_dict().items())):
-        values = wave(p.shape, 1 + i / 100)
-        if p.ndim > 1:
-            p.copy_(1.5 * values * (2 / p[0].numel()) ** 0.5)
+@functools.cache
+def waves():
+    """Weights that need no random generator, as recorded numbers of them must."""
+    with torch.device("meta"):
+        shapes = {k: p.shape for k, p in OpenSora13Autoencoder(SMALL, SMALL).state_dict().items()}
+    values = {}
+    for i, (name, shape) in enumerate(sorted(shapes.items())):
+        values[name] = wave(shape, 1 + i / 100)
+        if len(shape) > 1:
+            values[name] *= 1.5 * (2 / shape[1:].numel()) ** 0.5
         else:
-            p.copy_(values / 4 + ("norm" in name and name.endswith("weight")))
+            values[name] = values[name] / 4 + ("norm" in name and name.endswith("weight"))
+    return values
+
+
+def tiny():
+    with torch.device("meta"):
+        model = OpenSora13Autoencoder(SMALL, SMALL).requires_grad_(False)
+    model.load_state_dict({name: p.clone() for name, p in waves().items()}, assign=True)
     return model
+
+
+def drawn():
+    """Its weights are as torch draws them: rounding moves it less than the one of waves."""
+    torch.manual_seed(0)
+    return OpenSora13Autoencoder(SMALL, SMALL).requires_grad_(False)
 
 
 def video(frames=33, height=8, width=16, step=0.37):
@@ -81,11 +97,11 @@ def test_numbers_of_the_public_source():
     z = model.encode(video(33, 16, 24))
     assert_near(z.flatten()[::101], torch.tensor([
         0.1866, 0.08217, 0.16175, -0.3146, 0.33068, -0.51161, 0.12156, -0.54606, 0.29199, 0.19758,
-    ]), 3e-4)  # fmt: skip
+    ]), 2e-3)  # fmt: skip
     assert_near(model.decode(z).flatten()[::3571], torch.tensor([
         -0.07222, -0.02164, 0.18167, -0.60675, -0.0088, 0.28748, 0.41741, 0.28637, 0.13524, 0.19988,
         -0.50651,
-    ]), 5e-4)  # fmt: skip
+    ]), 2e-3)  # fmt: skip
 
 
 # Lengths, chunks, seams
@@ -122,10 +138,10 @@ def test_the_frame_that_two_decoded_chunks_have_is_the_mean_of_theirs():
 
 
 def test_videos_of_a_batch_do_not_see_one_another():
-    model, x = tiny(), torch.cat([video(17), video(17, step=0.11)])
+    model, x = drawn(), torch.cat([video(17), video(17, step=0.11)])
     z = model.encode(x)
-    assert_near(z, torch.cat([model.encode(each) for each in x.split(1)]), 1e-4)
-    assert_near(model.decode(z), torch.cat([model.decode(each) for each in z.split(1)]), 1e-3)
+    assert_near(z, torch.cat([model.encode(each) for each in x.split(1)]), 1e-5)
+    assert_near(model.decode(z), torch.cat([model.decode(each) for each in z.split(1)]), 1e-5)
 
 
 def test_the_first_frames_of_what_is_decoded():
@@ -206,8 +222,7 @@ def test_the_released_names_and_sizes():
 
 
 def test_bfloat16_is_near_and_gives_float32():
-    torch.manual_seed(0)
-    model, x = OpenSora13Autoencoder(SMALL, SMALL).requires_grad_(False), video(17)
+    model, x = drawn(), video(17, 16, 24)
     z = model.encode(x)
     y, model = model.decode(z), model.to(torch.bfloat16)
     rounded, again = model.encode(x), model.decode(z)
@@ -216,14 +231,14 @@ def test_bfloat16_is_near_and_gives_float32():
     assert (again - y).norm() < 0.05 * y.norm()
 
 
-def folder(path, weights=None, **config):
+def folder(path, **config):
     """A folder of the release's layout. config: in place of keys, by "encoder__ch" of a part's."""
     stated = json.loads(json.dumps(CONFIG))
     for key, value in config.items():
         part, _, name = key.rpartition("__")
         (stated[part] if part else stated)[name] = value
     (path / "config.json").write_text(json.dumps(stated))
-    save_file(tiny().state_dict() if weights is None else weights, path / "model.safetensors")
+    save_file(waves(), path / "model.safetensors")
     return path
 
 
