@@ -7,8 +7,6 @@ import shutil
 import sys
 from pathlib import Path
 
-from common.clip import fitting_window
-from common.loading import geometry_of
 from common.metrics import mean
 from runs.baseline import adapted_runs, shared_records
 from runs.flags import kept_by_baseline
@@ -20,11 +18,11 @@ REFERENCES = {
 }  # fmt: skip
 
 
-def ending(args, config, summary, baseline):
-    """All lines. baseline: its folder, or None."""
+def ending(args, config, summary, means, baseline):
+    """All lines. means: those on the scores; baseline: its folder, or None."""
     lines, skipped = [], list(summary["videos_skipped"])
     if done := summary["videos_done"]:
-        lines = [f"{videos(done)} done: {args.out}/summary.json", *means(args, summary, baseline)]
+        lines = [f"{videos(done)} done: {args.out}/summary.json", *means]
     if skipped:
         names = ", ".join(skipped[:10]) + (", ..." if len(skipped) > 10 else "")
         lines.append(f"{videos(len(skipped))} skipped, summary.json has the reasons: {names}")
@@ -86,7 +84,7 @@ def next_steps(args, config, baseline):
     if (args.out.parent / "sweep.json").exists():
         return []
     script, kept = f"{args.script}.py", kept_by_baseline(args.given, args.flags)
-    kept += fitting_window(args, geometry_of(args))
+    kept += args.kind.window_flags(args)
     if is_baseline(vars(args)):
         if found := adapted_runs(args.out, config):
             return ["next: the comparison", compare(args.out, *found)]

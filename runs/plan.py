@@ -21,10 +21,10 @@ from runs.results import read_record
 BETWEEN = {"size": "x", "shard": "/"}  # the numbers of a flag; else a comma
 
 
-def print_plan(args, geometry, window, videos, todo):
+def print_plan(args, about, videos, todo, memory):
+    """about: lines on what is done with each video; memory: what it takes."""
     print(printable(f"{args.method} on {len(videos)} videos of {shown(args.videos)} -> {args.out}"))
-    for name, (start, stop) in window.indices().items():
-        print(f"  {name} frames {start}..{stop - 1}")
+    print(*about, sep="\n")
     for title, names in args.headings.items():
         lines = [line_of(args, name, given) for name, given in names.items()]
         if any(lines):
@@ -39,7 +39,7 @@ def print_plan(args, geometry, window, videos, todo):
         for video in videos
         if video.id not in open_ids
     ]
-    print("", memory(args, geometry), measured(done, len(todo)), sep="\n")
+    print("", memory, measured(done, len(todo)), sep="\n")
 
 
 def is_default(line):
