@@ -75,38 +75,39 @@ def rollout(predictor, clip, context_frames=1, steps=None):
     return normalise(out.unflatten(1, given.shape[1:3])[:, context_frames - 1 :])
 
 
-def one_by_one(predictor, clip, context_frames=1, steps=None):
-    """As rollout, a frame (1, 1, N, D) at a time, each with the weights of its moment."""
-    features, conditions = on_device(predictor, clip)
-    frames = features[:, :context_frames]
-    for stop in range(
-        context_frames, context_frames + frames_to_predict(clip, context_frames, steps)
-    ):
-        out = predictor(frames.flatten(1, 2), *cut(conditions, 0, stop))
-        prediction = normalise(out[:, None, -frames.shape[2] :])
-        yield prediction
-        frames = torch.cat([frames, prediction.detach()], dim=1)
-
-
 def jump(predictor, clip, steps=None):
     """The last `steps` frames, each in one pass from frame 0 and what was done in it, put at the
     time before the predicted one."""
-    return torch.cat(list(jump_one_by_one(predictor, clip, steps)), dim=1)
+    return torch.cat(list(jumps(predictor, clip, steps)), dim=1)
 
 
-def jump_one_by_one(predictor, clip, steps=None):
+def jumps(predictor, clip, steps=None):
     """As jump, a frame (1, 1, N, D) at a time, each with the weights of its moment."""
     features, conditions = on_device(predictor, clip)
-    first = len(clip.features) - frames_to_predict(clip, 1, steps)
-    for frame in range(first, len(clip.features)):
+    last = features.shape[1] - 1
+    for frame in range(last + 1 - frames_to_predict(clip, 1, steps), last + 1):
         place = torch.tensor([frame - 1], device=features.device)
         out = predictor(features[:, 0], *cut(conditions, 0, 1), frames=place)
         yield normalise(out)[:, None]
 
 
-def targets(predictor, clip, first, count):
-    """The true frames first..first + count - 1, normalised."""
-    return on_device(predictor, clip)[0][:, first : first + count]
+def rolled_out(predictor, clip, context_frames=1, steps=None):
+    """As rollout, a frame (1, 1, N, D) at a time, each with the weights of its moment."""
+    features, conditions = on_device(predictor, clip)
+    frames = features[:, :context_frames]
+    for _ in range(frames_to_predict(clip, context_frames, steps)):
+        out = predictor(frames.flatten(1, 2), *cut(conditions, 0, frames.shape[1]))
+        prediction = normalise(out[:, None, -frames.shape[2] :])
+        yield prediction
+        frames = torch.cat([frames, prediction.detach()], dim=1)
+
+
+def teacher_forced(predictor, clip, steps=None):
+    """The last `steps` frames, each predicted from the true ones before it."""
+    features, conditions = on_device(predictor, clip)
+    given = features[:, :-1]
+    out = predictor(given.flatten(1, 2), *conditions)
+    return normalise(out.unflatten(1, given.shape[1:3])[:, -frames_to_predict(clip, 1, steps) :])
 
 
 def errors(predictions, true):
