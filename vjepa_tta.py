@@ -13,6 +13,9 @@ done in them. A step follows the gradient of its mean error on true frames:
     python vjepa_tta.py --steps 0 --out results/vjepa-baseline
 """
 
+import runs  # first: it says how torch's threads wait
+
+# isort: split
 import torch
 
 import common
@@ -22,6 +25,8 @@ from predictors.adaptation import in_place
 
 class VJEPAAdaptation:
     """The kinds of the predictor's own weights that --adapt names, float32, in place."""
+
+    of_latent_clips = True
 
     @staticmethod
     def add_arguments(group):
@@ -106,3 +111,24 @@ class VJEPAAdaptation:
 
     def loss(self, draw):
         return rollout.errors(*draw)[self.args.loss].mean()
+
+
+def main():
+    args = runs.parse_args(__doc__, VJEPAAdaptation)
+    run = runs.LatentRun(args)
+    if run.ends_here:  # --dry-run, or all is done
+        return run.exit_code()
+    method = VJEPAAdaptation(run.load_predictor(), args)
+    with method.attached(), run.working(method):
+        for item in run.pending():
+            with run.recorded(item) as record:
+                clip = run.load_clip(item)
+                record |= run.errors_before(clip)
+                record |= run.adapt(clip)
+                record |= run.errors_after(clip)
+                record.later(clip)
+    return run.exit_code()
+
+
+if __name__ == "__main__":
+    runs.run_script(main)

@@ -22,7 +22,7 @@ from runs.evaluate import reconstruct
 from runs.plan import memory, print_plan
 from runs.scores import Scores
 from runs.summary import summarise
-from runs.todo import chosen_videos, is_done, other_videos, setting
+from runs.todo import chosen_videos, done_among, other_videos, setting
 from runs.work import Work
 
 PROBLEMS = (ValueError, RuntimeError, av.FFmpegError)  # of scoring one video
@@ -41,7 +41,7 @@ class Run:
             args, manifest_sha256, no_lpips or "alex", forgetting_sha256=others_sha256,
             lpips_sha256=lpips_sha256(args.lpips_weights),
         )  # fmt: skip
-        self.work = Work(args, self.config, videos, is_done)
+        self.work = Work(args, self.config, videos, done_among)
         self.todo, self.show = self.work.todo, self.work.records.show
         self.scores = Scores(args, self.work.records, self.window, lpips)
         self.baseline = find_baseline(args, self.config)

@@ -125,6 +125,12 @@ def is_record(name):
     return name.endswith(".json") and not name.startswith(".")
 
 
+def done_among(videos, folder):
+    """Ids of the videos that are done by the records in a folder."""
+    there = written(folder)
+    return {v.id for v in videos if v.id in there and is_done(v, folder / f"{v.id}.json")}
+
+
 def is_done(video, path):
     """Whether the record at `path` is that of the finished video. Raises UsageError where it was
     made from another file."""

@@ -17,20 +17,18 @@ from runs.todo import written
 class Work:
     """Opens or resumes the run in args.out. Raises UsageError where that holds another one.
 
-    items: those of this worker, in their order. is_done(item, path): whether the record at `path`
-    is that of the finished item."""
+    items: those of this worker, in their order. done_among(items, folder): ids of those that the
+    records in `folder` say are done."""
 
-    def __init__(self, args, config, items, is_done):
+    def __init__(self, args, config, items, done_among):
         self.args, self.out, self.config, self.items = args, args.out, config, items
         self.folder = args.out / "videos"
         self.goes_on = identity.same_run(self.out, config)
         self.records = Records(args, config)
         self.before = written(self.folder)
-        self.todo = [x for x in items if not self._is_done(x, is_done)]
+        done = done_among(items, self.folder)
+        self.todo = [item for item in items if item.id not in done]
         self.done = len(items) - len(self.todo)
-
-    def _is_done(self, item, is_done):
-        return item.id in self.before and is_done(item, self.records.path(item))
 
     @property
     def ends_here(self):
