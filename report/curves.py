@@ -96,7 +96,7 @@ def by_frame(comparison, metric):
         plot_means(axis, frames, INK if i == 0 else colour(i - 1), method)
     if not axis.lines:
         return None
-    axis.set(xlabel="generated frame", ylabel=metric)
+    axis.set(xlabel="generated frame" if comparison.of_videos else "predicted frame", ylabel=metric)
     axis.legend()
     return as_svg(figure)
 
@@ -122,7 +122,7 @@ def parts_of_the_future(comparison):
         axis.set_xlabel(PARTS[part])
         if part == "latent":
             whole_numbers(axis)
-    axes[0].set_ylabel(gain_label("future_loss"))
+    axes[0].set_ylabel(gain_label(comparison.metrics["future_loss"]))
     axes[0].legend()
     return as_svg(figure)
 

@@ -22,15 +22,16 @@ def ending(args, config, summary, means, baseline):
     """All lines. means: those on the scores; baseline: its folder, or None."""
     lines, skipped = [], list(summary["videos_skipped"])
     if done := summary["videos_done"]:
-        lines = [f"{videos(done)} done: {args.out}/summary.json", *means]
+        lines = [f"{counted(done, args.kind.NOUN)} done: {args.out}/summary.json", *means]
     if skipped:
         names = ", ".join(skipped[:10]) + (", ..." if len(skipped) > 10 else "")
-        lines.append(f"{videos(len(skipped))} skipped, summary.json has the reasons: {names}")
+        count = counted(len(skipped), args.kind.NOUN)
+        lines.append(f"{count} skipped, summary.json has the reasons: {names}")
     return [*lines, *(next_steps(args, config, baseline) if done else [])]
 
 
-def videos(count):
-    return f"{count} {'video' if count == 1 else 'videos'}"
+def counted(count, noun):
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def means(args, summary, baseline):
@@ -57,7 +58,7 @@ def means(args, summary, baseline):
     widths = [max((len(line[i]) for line in lines), default=0) for i in (0, 1)]
     lines = [f"  {a:{widths[0]}}  {b:{widths[1]}}  {c}".rstrip() for a, b, c in lines]
     if 0 < len(pairs) < summary["videos_done"]:
-        both = videos(len(pairs))
+        both = counted(len(pairs), "video")
         lines.append(f"  scores are those of the {both} that the baseline has done too")
     return lines
 
@@ -90,12 +91,12 @@ def next_steps(args, config, baseline):
             return ["next: the comparison", compare(args.out, *found)]
         other = free(args.out.parent / args.script)
         adapt = command(script, *kept, "--out", other)
-        return ["next: adapt, from the same noise, and compare", adapt, compare(args.out, other)]
+        return [f"next: adapt, from {args.kind.SAME}, and compare", adapt, compare(args.out, other)]
     if baseline:
         return ["what of it can be believed, with intervals:", compare(baseline, args.out)]
     baseline = free(args.out.parent / "baseline")
     return [
-        "next: the baseline, the same noise without adaptation, and the comparison",
+        f"next: the baseline, {args.kind.SAME} without adaptation, and the comparison",
         command(script, *kept, "--steps", "0", "--out", baseline),
         compare(baseline, args.out),
     ]

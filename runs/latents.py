@@ -57,6 +57,7 @@ def add_device(group):
     )  # fmt: skip
 
 
+NOUN, SAME = "clip", "the same clips"  # what a baseline shares with a run
 ORDER = ("adaptation", "data and model", "run")  # in the help, after the script's own
 GROUPS = {  # as they are declared; None: those of the method
     "data and model": (add_arguments,),

@@ -37,6 +37,9 @@ GROUPS = {  # as they are declared; None: those of the method
 }  # fmt: skip
 
 
+NOUN, SAME = "video", "the same noise"  # what a baseline shares with a run
+
+
 def complete(args, method):
     """Fills in the checkpoint's own defaults and checks what can be checked by now."""
     geometry = loading.geometry_of(args)
