@@ -14,8 +14,8 @@ def parse_args(description, method, argv=None):
     """The shared flags plus those of `method`, filled in from the checkpoint's configuration.
     Checks what can be checked without weights or videos. Raises UsageError, and where another
     checkpoint's model could follow the flags MisfitError."""
-    kind = latents if getattr(method, "of_latent_clips", False) else videos
     refuse_misspelt(method)
+    kind = kind_of(method)
     parser = parser_of(description, method, kind)
     args = parser.parse_args(argv)
     file = getattr(sys.modules[method.__module__], "__file__", sys.argv[0])  # none in a notebook
@@ -26,6 +26,11 @@ def parse_args(description, method, argv=None):
     args.out = args.out or Path("results") / Path(sys.argv[0]).stem
     kind.complete(args, method)
     return args
+
+
+def kind_of(method):
+    """The module that says what runs of it are: on videos, or on clips of frame features."""
+    return latents if getattr(method, "of_latent_clips", False) else videos
 
 
 def given_under(parser, tokens):

@@ -14,6 +14,7 @@ from runs.names import printable, unusable
 from runs.parser import shown
 from runs.results import read_record
 
+SITE = {"--checkpoint": "PREDICTOR", "--videos": "CLIPS"}  # what sbatch/site.sh calls them
 NANO = {"--checkpoint": ROOT / "nano" / "vjepa", "--videos": ROOT / "nano" / "demo_vjepa"}
 
 
@@ -91,8 +92,22 @@ def metrics_of(args):
 
 
 def facts(args):
-    """SHA-256s beside those of the list and the checkpoint."""
-    return {}
+    """The list's SHA-256, as config.json has it."""
+    return {"manifest_sha256": chosen(args)[1]}
+
+
+def in_range(args):
+    """The clips that a worker with these flags has."""
+    return chosen(args)[0]
+
+
+def is_same(item, record):
+    """Whether its files are those of the record."""
+    return item.is_that_of(record)
+
+
+def import_model(checkpoint):
+    """There is one class of predictors, and it is imported."""
 
 
 @dataclass(frozen=True)

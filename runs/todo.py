@@ -13,10 +13,12 @@ from runs.lists import list_videos
 from runs.names import printable
 from runs.results import read_record
 
+DEMO = ROOT / "nano" / "demo" / "manifest.csv"
+
 
 def add_arguments(group):
     group.add_argument(
-        "--videos", type=Path, default=ROOT / "nano" / "demo" / "manifest.csv", metavar="PATH",
+        "--videos", type=Path, default=DEMO, metavar="PATH",
         changes="generation", known_by="manifest_sha256",
         help="CSV with filename,caption; or a folder or file, with a caption in clip.txt beside "
         "clip.mp4 or --prompt",

@@ -1,5 +1,8 @@
 """Runs on videos: their flags, and what of them is the same for every method and checked first."""
 
+import functools
+
+import backbones
 from common import (
     adaptation,
     adapters,
@@ -12,7 +15,7 @@ from common import (
     stages,
     stopping,
 )
-from runs import baseline, cache, captions, records, scores, todo
+from runs import baseline, cache, captions, lists, records, scores, todo
 
 ORDER = (  # in the help, after the script's own
     "adaptation", "data and model", "run", "sampling", "frame window", "loss on the true future",
@@ -37,6 +40,8 @@ GROUPS = {  # as they are declared; None: those of the method
 }  # fmt: skip
 
 
+SITE = {"--checkpoint": "CHECKPOINT", "--videos": "VIDEOS"}  # what sbatch/site.sh calls them
+NANO = {"--checkpoint": loading.NANO, "--videos": todo.DEMO}
 NOUN, SAME = "video", "the same noise"  # what a baseline shares with a run
 
 
@@ -64,3 +69,37 @@ def window_flags(args):
 def metrics_of(args):
     """What is measured, as config.json says it: names, and which values are better."""
     return {name: {"better": better} for name, better in metrics.METRICS.items() if better}
+
+
+weights_sha256 = functools.cache(metrics.lpips_sha256)
+
+
+def facts(args):
+    """SHA-256s of the lists and of what scores, as config.json has them: the last not on every
+    machine that asks."""
+    found = {
+        "manifest_sha256": lists.list_videos(args.videos, args.prompt, allow_empty=True)[1],
+        "forgetting_sha256": todo.other_videos(args)[1],
+    }
+    lpips = weights_sha256(args.lpips_weights)
+    return found | ({"lpips_sha256": lpips} if lpips else {})
+
+
+def in_range(args):
+    """The videos that a worker with these flags has."""
+    return todo.in_range(lists.list_videos(args.videos, args.prompt, allow_empty=True)[0], args)
+
+
+def is_same(video, record):
+    """Whether its file, where there is one, is that of the record."""
+    return not video.path.is_file() or todo.same_file(video.path, record)
+
+
+def carries(args):
+    """Whether what is learned goes on from video to video."""
+    return False
+
+
+def import_model(checkpoint):
+    """Imports its class, before processes are forked."""
+    backbones.found(backbones.BACKBONES, checkpoint)
