@@ -32,7 +32,7 @@ class VJEPAAdaptation:
     def add_arguments(group):
         group.add_argument(
             "--preset", choices=tuple(presets.PRESETS), default="stronger",
-            help="gives the flags of the adaptation that are not given: the study's, or AdaJEPA's",
+            help="values of these flags where they are not given: the study's rows, or AdaJEPA's",
         )  # fmt: skip
         group.add_argument(
             "--adapt", type=weights.kinds, metavar="KIND[+KIND]",

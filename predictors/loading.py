@@ -4,6 +4,8 @@ A `.pt` or `.ckpt` file is read by torch with weights_only=True, which runs no c
 `python -m predictors.convert FILE FOLDER` makes such a folder of it.
 """
 
+import inspect
+import re
 import sys
 from pathlib import Path
 
@@ -64,11 +66,12 @@ def read_predictor(path, config=None):
             f"{path} is no predictor: expected is a folder with {CONFIG} and {WEIGHTS}, or a .pt "
             "or .ckpt file"
         )
-    tensors = predictor_in(path, read_pickled(path))
-    beside = path.parent / CONFIG
+    content, beside = read_pickled(path), path.parent / CONFIG
+    tensors = predictor_in(path, content)
     if config is None and beside.is_file():
         config = read_config(beside)
-    return tensors, checked(inferred(path, tensors, config or {}), beside), path
+    stated = hyper_parameters(content) | (config or {})
+    return tensors, checked(inferred(path, tensors, stated), path), path
 
 
 def read_safetensors(path):
@@ -82,8 +85,13 @@ def read_pickled(path):
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # of any kind: the disk's, the format's, other objects than tensors
+        reason, other = line_of(error), re.search(r"GLOBAL (\S+)", str(error))
+        if other:
+            reason = f"it holds {other[1]}; where it was trained, save its state_dict alone"
+        elif "zipfile" in reason:
+            reason = "it is no file of torch.save, or one from before torch 1.6"
         raise CheckpointError(
-            f"{path} cannot be read with weights_only=True: {line_of(error)}"
+            f"{path} cannot be read by torch with weights_only=True: {reason}"
         ) from error
 
 
@@ -113,6 +121,13 @@ def predictor_in(path, content):
         for name, value in flat.items()
         if name.startswith(start)
     }
+
+
+def hyper_parameters(content):
+    """Those of a Lightning checkpoint that the network has, too."""
+    found = content.get("hyper_parameters", {}) if isinstance(content, dict) else {}
+    known = inspect.signature(ActionConditionedPredictor).parameters
+    return {k: v for k, v in found.items() if k in known} if isinstance(found, dict) else {}
 
 
 def flattened(content, start=""):

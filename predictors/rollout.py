@@ -45,7 +45,8 @@ def frames_to_predict(clip, context_frames, steps=None):
     count = len(clip.features) - context_frames
     if count < 1:
         raise ValueError(
-            f"{len(clip.features)} frames: {context_frames} of context leave none to predict"
+            f"{context_frames} frames of context leave none to predict: the clip has "
+            f"{len(clip.features)}"
         )
     return count if steps is None else min(count, steps)
 
@@ -78,17 +79,26 @@ def rollout(predictor, clip, context_frames=1, steps=None):
 def jump(predictor, clip, steps=None):
     """The last `steps` frames, each in one pass from frame 0 and what was done in it, put at the
     time before the predicted one."""
-    return torch.cat(list(jumps(predictor, clip, steps)), dim=1)
+    return normalise(jumped(predictor, clip, last_frames(clip, steps)))[None]
 
 
 def jumps(predictor, clip, steps=None):
     """As jump, a frame (1, 1, N, D) at a time, each with the weights of its moment."""
+    for frame in last_frames(clip, steps).split(1):
+        yield normalise(jumped(predictor, clip, frame))[None]
+
+
+def last_frames(clip, steps):
+    last = len(clip.features)
+    return torch.arange(last - frames_to_predict(clip, 1, steps), last)
+
+
+def jumped(predictor, clip, frames):
+    """Features (K, N, D) of these frames (K,), not normalised."""
     features, conditions = on_device(predictor, clip)
-    last = features.shape[1] - 1
-    for frame in range(last + 1 - frames_to_predict(clip, 1, steps), last + 1):
-        place = torch.tensor([frame - 1], device=features.device)
-        out = predictor(features[:, 0], *cut(conditions, 0, 1), frames=place)
-        yield normalise(out)[:, None]
+    given = [features[:, 0], *cut(conditions, 0, 1)]
+    given = [None if x is None else x.expand(len(frames), -1, -1) for x in given]
+    return predictor(*given, frames=frames[:, None].to(features.device) - 1)
 
 
 def rolled_out(predictor, clip, context_frames=1, steps=None):
@@ -104,10 +114,11 @@ def rolled_out(predictor, clip, context_frames=1, steps=None):
 
 def teacher_forced(predictor, clip, steps=None):
     """The last `steps` frames, each predicted from the true ones before it."""
+    count = frames_to_predict(clip, 1, steps)
     features, conditions = on_device(predictor, clip)
     given = features[:, :-1]
     out = predictor(given.flatten(1, 2), *conditions)
-    return normalise(out.unflatten(1, given.shape[1:3])[:, -frames_to_predict(clip, 1, steps) :])
+    return normalise(out.unflatten(1, given.shape[1:3])[:, -count:])
 
 
 def errors(predictions, true):

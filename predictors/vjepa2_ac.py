@@ -45,12 +45,7 @@ class ActionConditionedPredictor(nn.Module):
         is_frame_causal=True,
     ):
         super().__init__()
-        if predictor_embed_dim % num_heads:
-            raise ValueError(
-                f"predictor_embed_dim {predictor_embed_dim} is no multiple of num_heads {num_heads}"
-            )
-        if not (use_rope and is_frame_causal):
-            raise ValueError("use_rope and is_frame_causal must be true")
+        refuse(predictor_embed_dim, num_heads, use_rope and is_frame_causal)
         self.grid = tuple(side // patch_size for side in img_size)  # rows, columns
         self.patches, self.use_extrinsics = math.prod(self.grid), use_extrinsics
         self.embed_dim, self.action_embed_dim = embed_dim, action_embed_dim
@@ -59,17 +54,16 @@ class ActionConditionedPredictor(nn.Module):
         self.action_encoder = nn.Linear(action_embed_dim, width)
         self.state_encoder = nn.Linear(action_embed_dim, width)
         self.extrinsics_encoder = nn.Linear(action_embed_dim - 1, width)  # there, used or not
-        hidden = int(width * mlp_ratio)
-        gated = 2 * hidden // 3 + -(2 * hidden // 3) % 8 if wide_silu else hidden
-        self.predictor_blocks = nn.ModuleList(
+        blocks = (
             Block(
                 Attention(width, num_heads, qkv_bias),
-                GatedMLP(width, gated) if use_silu else MLP(width, hidden),
+                mlp_of(width, mlp_ratio, use_silu, wide_silu),
                 width,
                 norm_eps,
             )
             for _ in range(depth)
         )
+        self.predictor_blocks = nn.ModuleList(blocks)
         self.predictor_norm = nn.LayerNorm(width, eps=norm_eps)
         self.predictor_proj = nn.Linear(width, embed_dim)
         self._initialise()
@@ -151,6 +145,13 @@ class ActionConditionedPredictor(nn.Module):
         return angles.cos(), angles.sin()
 
 
+def refuse(width, heads, is_published):
+    if width % heads:
+        raise ValueError(f"predictor_embed_dim {width} is no multiple of num_heads {heads}")
+    if not is_published:
+        raise ValueError("use_rope and is_frame_causal must be true")
+
+
 class Block(nn.Module):
     def __init__(self, attention, mlp, width, eps):
         super().__init__()
@@ -213,6 +214,14 @@ class GatedMLP(nn.Module):
 
     def forward(self, x):
         return self.fc3(F.silu(self.fc1(x)) * self.fc2(x))
+
+
+def mlp_of(width, ratio, gated, narrow):
+    """A gated one is narrower by a third, up to a multiple of 8, with the key `wide_silu`."""
+    hidden = int(width * ratio)
+    if not gated:
+        return MLP(width, hidden)
+    return GatedMLP(width, -(-(2 * hidden // 3) // 8) * 8 if narrow else hidden)
 
 
 def frame_causal_mask(count, size, known=0, device=None):

@@ -97,7 +97,6 @@ def test_what_adapts_and_where_it_ends(again, kind, name):
     for key, expected in values(f"tta/{kind}_results", f"{name}.final.").items():
         error = (done.final[key] - expected).abs()
         assert (error <= LIMIT).float().mean() >= SHARE, key
-        assert error.max() <= 4 * LIMIT, key
 
 
 @each_run
