@@ -6,7 +6,7 @@ import numpy as np
 
 from common.errors import UsageError
 from report.metrics import ZERO, shared, unit
-from report.notes import edited, listed, notes_on, notes_on_seeds, versions
+from report.notes import edited, listed, notes_on, notes_on_order, notes_on_seeds, versions
 from report.paired import Comparison, Method
 from report.runs import refuse_mismatch
 from report.statistics import clustered_interval, holm, signed_rank, spread_over_seeds
@@ -42,7 +42,8 @@ def compare(runs):
     used = [run for method in kept for run in method.runs]
     left_out = measured_otherwise(used)
     notes = notes_on(used + [run for run in runs if not run.done], videos)
-    notes += [*notes_on_seeds(with_results, seeds), *edited(methods), *versions(used)]
+    notes += [*notes_on_order(used), *notes_on_seeds(with_results, seeds)]
+    notes += [*edited(methods), *versions(used)]
     notes += [f"{metric} is not compared: {why}" for metric, why in left_out.items()]
     first = kept.pop(with_results.index(baseline))
     metrics = shared([run for method in kept or [first] for run in method.runs])

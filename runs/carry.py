@@ -25,9 +25,8 @@ def add_order(group):
 def refuse_parts(args, flag):
     """Raises UsageError where a run does not begin with the first item. flag: what carries over."""
     if args.shard != (0, 1):
-        raise UsageError(
-            f"--shard {args.shard[0]}/{args.shard[1]}: not with {flag}: {WHY}; run it as one worker"
-        )
+        part = "/".join(map(str, args.shard))
+        raise UsageError(f"--shard {part}: not with {flag}: {WHY}; one worker runs it (--array=0)")
     if args.batch_start:
         raise UsageError(f"--batch-start {args.batch_start}: not with {flag}: {WHY}; leave it out")
 

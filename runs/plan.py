@@ -13,6 +13,7 @@ from common.errors import UsageError
 from common.generation import as_text
 from common.loading import pick_device
 from devices.placement import fitting, free_bytes, working_bytes
+from runs.ending import counted
 from runs.flags import spelt
 from runs.names import printable
 from runs.parser import shown
@@ -23,7 +24,8 @@ BETWEEN = {"size": "x", "shard": "/"}  # the numbers of a flag; else a comma
 
 def print_plan(args, about, videos, todo, memory):
     """about: lines on what is done with each video; memory: what it takes."""
-    print(printable(f"{args.method} on {len(videos)} videos of {shown(args.videos)} -> {args.out}"))
+    count = counted(len(videos), args.kind.NOUN)
+    print(printable(f"{args.method} on {count} of {shown(args.videos)} -> {args.out}"))
     print(*about, sep="\n")
     for title, names in args.headings.items():
         lines = [line_of(args, name, given) for name, given in names.items()]
@@ -33,7 +35,7 @@ def print_plan(args, about, videos, todo, memory):
     open_ids = {video.id for video in todo}
     for video in videos:
         state = "to do" if video.id in open_ids else "done "
-        print(printable(f"{state}  {video.id}: {video.caption}"))
+        print(printable(f"{state}  {video.id}: {video.caption}".removesuffix(": ")))
     done = [
         read_record(args.out / "videos" / f"{video.id}.json")
         for video in videos
