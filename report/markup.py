@@ -105,7 +105,9 @@ def video_table(comparison, shown, name):
     """One sortable row a video."""
     videos = comparison.scored(shown)
     gains = [comparison.gains(method, shown, videos) for method in comparison.methods]
-    names = ["video", *(m.name for m in comparison.methods), "baseline", "caption", "source"]
+    kind = "video" if comparison.of_videos else "clip"
+    captions = ["caption"] if comparison.of_videos else []
+    names = [kind, *(m.name for m in comparison.methods), "baseline", *captions, "source"]
     head = "".join(f"<th><button>{escape(n)}</button></th>" for n in names)
     lines = []
     for i, video in enumerate(videos):
@@ -114,8 +116,8 @@ def video_table(comparison, shown, name):
         cells = [f"<td>{escape(video)}</td>"]
         cells += [f'<td data-value="{g[i]}">{g[i]:+.3f}</td>' for g in gains]
         cells.append(f'<td data-value="{base}">{number(base)}</td>')
-        cells.append(f'<td class="text">{escape(record["caption"])}</td>')
-        cells.append(f'<td class="text">{escape(record["source"])}</td>')
+        words = [record[key] for key in (*captions, "source")]
+        cells += [f'<td class="text">{escape(text)}</td>' for text in words]
         lines.append(f'<tr id="{name}-video-{escape(video)}">{"".join(cells)}</tr>')
     methods = f", under the methods: {escape(gain_label(shown))}" if gains else ""
     return (

@@ -72,7 +72,7 @@ def sections_of(comparison, tables, media, name, count):
         horizon = curves.by_frame(comparison, shown), HORIZON
     videos = comparison.of_videos
     draw = [
-        ("learning", curves.learning_curves(comparison), LEARNING),
+        ("learning", curves.learning_curves(comparison), LEARNING if videos else LEARNED_FROM),
         ("one after the other", in_sequence(comparison), SEQUENCE),
         ("every video" if videos else "every clip", figures.sorted_gains(comparison, shown), EVERY),
         ("two answers", figures.one_against_other(comparison), TWO),
@@ -102,13 +102,14 @@ LEARNING = (
     "adaptation does not see them. Dots are where early stopping stopped a video; it then goes on "
     "with the state that was kept."
 )
+LEARNED_FROM = "Mean error on the frames that are learned from, over the steps (lower is better)."
 EVERY = (
     "Each bar is one: its gain over its own baseline, with the same noise. Above zero is better."
     " Each method has its own scale."
 )
 SEQUENCE = (
     "Error on each clip before it is adapted to, by what the clips before it have taught, against "
-    "the untouched predictor on the same clip (grey). Lower is better."
+    "the untouched predictor on the same clip (the baseline). Lower is better."
 )
 TWO = (
     "Each dot is a video. To the right the true future is predicted better, upwards a sample has "
@@ -120,7 +121,7 @@ SWEPT = (
     f"are 95 % intervals, which need {FEWEST} sources. A cell has colour where its interval "
     "excludes zero: blue is better, red is worse."
 )
-HORIZON = "The further from the given frames, the harder. Grey: the baseline."
+HORIZON = "The further from the given frames, the harder."
 PARTS = (
     "Where the gain lies: change of the mean loss by how far ahead, and by how much noise is to be "
     "removed. Above zero is better."

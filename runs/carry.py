@@ -17,7 +17,7 @@ WHY = "what is learned from a clip goes on to the next, so that their order is p
 
 def add_order(group):
     group.add_argument(
-        "--order", choices=("list", "seed"), default="list",
+        "--order", choices=("list", "seed"), default="list", changes="adaptation",
         help="of the clips; seed: one that --seed gives",
     )  # fmt: skip
 

@@ -33,7 +33,7 @@ def add_arguments(group):
 
 def add_protocol(group):
     group.add_argument(
-        "--reset", choices=("clip", "never"), default="clip",
+        "--reset", choices=("clip", "never"), default="clip", changes="adaptation",
         help="clip: each begins at the checkpoint; never: weights and optimiser go on to the next",
     )  # fmt: skip
     carry.add_order(group)
