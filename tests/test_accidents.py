@@ -131,14 +131,14 @@ def test_huge_values_are_refused(flags, tmp_path, script, capsys):
 
 
 def test_results_that_vanish_stop_the_run(tmp_path, script, monkeypatch, capsys):
-    scored = runs.run.Records.scored
+    scored = runs.scores.Scores.of
 
     def vanish(self, *given):
         record = scored(self, *given)
         shutil.rmtree(tmp_path / "out")
         return record
 
-    monkeypatch.setattr(runs.run.Records, "scored", vanish)
+    monkeypatch.setattr(runs.scores.Scores, "of", vanish)
     assert script(adasteer, *QUICK, "--out", tmp_path / "out") == 1
     assert "adasteer.py: stopped: " in capsys.readouterr().err
 
