@@ -58,12 +58,14 @@ class FullTTA:
         if args.ewc and args.context_latents < 2:
             raise common.UsageError("--ewc needs --context-latents of at least 2: one to predict")
 
+    @staticmethod
+    def learns(args):
+        return torch.float32 if args.optimizer == "adamw" else None
+
     def __init__(self, model, clip, args):
         self.model, self.clip, self.args = model, clip, args
         names = [name for name, _ in model.dit.named_parameters()]
-        self.copies = common.Masters(
-            model, names, torch.float32 if args.optimizer == "adamw" else None
-        )
+        self.copies = common.Masters(model, names, self.learns(args))
         self.weights = self.copies.values
 
     def named_parameters(self):
@@ -111,9 +113,10 @@ class FullTTA:
         for sigma in sigmas.split(1):
             noise = common.draw_noise(generator, problem.target)
             loss = common.flow_matching_loss(self.model, problem, sigma.to(noise.device), noise)
-            gradients = torch.autograd.grad(loss, list(self.weights.values()))
-            for name, gradient in zip(total, gradients, strict=True):
-                total[name] += gradient.float().square()
+            loss.backward()
+            for name, weight in self.weights.items():
+                total[name] += weight.grad.float().square()
+                weight.grad = None
         mean = sum(f.sum() for f in total.values()) / sum(f.numel() for f in total.values())
         return {name: f / mean for name, f in total.items()}
 

@@ -92,7 +92,10 @@ def place_weights(model, plan, stays):
     """As Backbone.place. Of a block's matrices, which the plan "blocks" streams, those stay on the
     device whose names begin with `stays`."""
     dit, device = model.dit, model.device
-    if plan == "blocks" and model.placed != "blocks":
+    shards = getattr(model, "shards", None)
+    if shards:
+        shards.place(stays)
+    elif plan == "blocks" and model.placed != "blocks":
         dit.to("cpu")
         streamed = {names[0].partition(".")[0] for names in model.stacks}
         for name, part in dit.named_children():

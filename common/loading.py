@@ -8,6 +8,7 @@ import backbones
 from backbones import hub
 from common.errors import MisfitError, UsageError
 from common.values import count_of_blocks, frame_size
+from devices import ranks
 from devices.compiling import compiles
 from devices.placement import PLANS, Placement
 
@@ -83,6 +84,10 @@ def check(args, geometry):
     for flag, value in (("--weights", "fp8"), ("--offload", "blocks")):
         if args.compile and value in (args.weights, args.offload):  # a graph keeps what they swap
             raise UsageError(f"--compile: not together with {flag} {value}")
+        if ranks.count() > 1 and value in (args.weights, args.offload):
+            raise UsageError(f"{flag} {value}: not with several processes, which share weights out")
+    if ranks.count() > 1 and args.compile:
+        raise UsageError("--compile: not with several processes, which share the weights out")
     size, multiple = args.size or geometry.size, geometry.size_multiple
     if any(side % multiple or side <= 0 for side in size):
         height, width = (max(1, round(side / multiple)) * multiple for side in size)
@@ -99,17 +104,26 @@ def load_model(args):
         model = backbones.load(args.checkpoint, device, place=None, float8=args.weights == "fp8")
     except backbones.CheckpointError as error:
         raise UsageError(f"--checkpoint: {error}") from error
+    if ranks.count() > 1:
+        model.shards = shards_of(model, args)
     model.compiled = args.compile and compiles(model)
     model.frame_size = args.size or model.geometry.size
     model.placement = Placement(model, args)
     return model
 
 
+def shards_of(model, args):
+    """How the processes of torchrun share its weights out."""
+    from devices.sharding import Shards  # here: it takes a second to import
+
+    return Shards(model, args.learns is not None, args.learns and args.learns(args))
+
+
 def pick_device(name):
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        device = torch.empty(1, device=name).device  # with its index
+        device = torch.empty(1, device=ranks.own_device(name)).device  # with its index
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise UsageError(f"--device {name}: not usable here ({reason}); try cpu") from error

@@ -13,6 +13,7 @@ import torch
 from common.errors import UsageError
 from common.loss import Problem, anchored_loss, draw_noise, random_stream
 from common.values import at_least, numbers
+from devices.agreement import said_by_all
 
 
 def add_arguments(group):
@@ -107,7 +108,7 @@ def early_stopping(model, clip, args, parameters):
     noise = draw_noise(generator, clip.held_out, args.stop_draws)
     return EarlyStopping(
         parameters,
-        lambda: anchored_loss(model, problem, args.stop_sigmas, noise),
+        lambda: said_by_all(anchored_loss(model, problem, args.stop_sigmas, noise))[0],
         args.stop_every,
         args.patience,
     )
