@@ -12,7 +12,7 @@ from devices import ranks
 PATIENCE = 1800.0  # seconds until a process that says nothing is taken for lost
 IMPATIENCE = 60.0  # the same, after memory ran out here: others may wait for us within a step
 POLL = 1.0  # seconds; signals are heard in between
-said = [0]  # how many times all have said something
+said, turns = [0], [0]  # how many times all have said something, and the first has gone on
 
 
 def said_by_all(value, patience=PATIENCE):
@@ -61,3 +61,15 @@ def with_all(attempt, recover=lambda: None):
         return result
 
     return run if ranks.count() > 1 else attempt
+
+
+def begin_turn():
+    """The first process goes on, for which the others may have waited for hours."""
+    if ranks.count() > 1:
+        turns[0] += 1
+        ranks.stores[0].set(f"turn {turns[0]}", "")
+
+
+def wait_for_turn():
+    turns[0] += 1
+    wait_for(ranks.stores[0], [f"turn {turns[0]}"], float("inf"))

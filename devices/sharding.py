@@ -63,7 +63,9 @@ class Shards:
         dit.register_forward_pre_hook(lambda *_: [layer.unshard() for layer in outside] and None)
         self.parts = {name: p for name, p in dit.named_parameters() if isinstance(p, DTensor)}
         if self.learned:
-            self.originals = {name: p.detach().to(main, copy=True) for name, p in self.parts.items()}
+            self.originals = {
+                name: p.detach().to(main, copy=True) for name, p in self.parts.items()
+            }
 
     def release(self):
         for module in self.kept:
