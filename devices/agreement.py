@@ -15,6 +15,10 @@ POLL = 1.0  # seconds; signals are heard in between
 said, turns = [0], [0]  # how many times all have said something, and the first has gone on
 
 
+class StoodAlone(ConnectionError):
+    """Memory ran out here in the middle of what the others wait for."""
+
+
 def said_by_all(value, patience=PATIENCE):
     """The value of every process, in their order; values that JSON holds."""
     if ranks.count() == 1:
@@ -53,7 +57,16 @@ def with_all(attempt, recover=lambda: None):
             result = attempt()
         except torch.OutOfMemoryError as error:
             problem = str(error).splitlines()[0]
-        problems = said_by_all(problem, IMPATIENCE if problem else PATIENCE)
+        try:
+            problems = said_by_all(problem, IMPATIENCE if problem else PATIENCE)
+        except ranks.RankLost as error:
+            if not problem:
+                raise
+            raise StoodAlone(
+                f"rank {ranks.rank()} of {ranks.count()}: out of memory ({problem}) in the middle "
+                "of a step, where the others wait for it; try --checkpointing all, fewer --draws "
+                "or a smaller --size, and keep other programs off this GPU"
+            ) from error
         if any(problems):
             recover()
             first = next(i for i, found in enumerate(problems) if found)

@@ -86,7 +86,7 @@ class Placement:
             "recomputed_blocks": self.recomputed,
             "compiled": self.model.compiled and every_graph_compiled(),
             "out_of_memory": self.out_of_memory,
-        }
+        } | ({"processes": ranks.count()} if ranks.count() > 1 else {})
 
     def _measure(self, attempt):
         """With the last two blocks kept. The last leaves the context out, so that the one before it
@@ -149,7 +149,7 @@ class Placement:
         place = "streamed from host memory" if self.offload == "blocks" else f"on {on}"
         vae = f"VAE on {on}" if self.offload == "none" else "VAE visiting"
         if getattr(self.model, "shards", None):
-            place += f" of each of {ranks.count()} processes"
+            place += f" for each of {ranks.count()} processes"
         line = f"{before}{dit} {place}, {vae}, {self.says}"
         if self.args.steps and self.recomputed is not None:
             line += f", {self.recomputed} of {model.depth} blocks recomputed"
