@@ -93,6 +93,7 @@ class Shards:
         for name in names:
             if name in self.parts:
                 originals[name], values[name] = self.originals[name], self.parts[name]
+                values[name].original = originals[name]  # see shards.kept
             else:
                 p = self.dit.get_parameter(name).detach()
                 originals[name] = DTensor.from_local(p, self.mesh, [Replicate()])

@@ -59,7 +59,16 @@ def clip(parameters, limit):
 
 
 def squares(tensors):
-    return torch.stack([torch.linalg.vector_norm(local(x)).square() for x in tensors]).sum()
+    norms = [torch.linalg.vector_norm(local(x), dtype=torch.float32) for x in tensors]
+    return torch.stack(norms).square().sum()
+
+
+def kept(parameter):
+    """A copy, or, where there is one of the same value, the original that it was made from."""
+    original = getattr(parameter, "original", None)
+    if original is not None and torch.equal(local(parameter), local(original).to(parameter.dtype)):
+        return original
+    return parameter.detach().clone()
 
 
 def put(parameter, tensor):

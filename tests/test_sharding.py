@@ -8,7 +8,7 @@ import time
 
 import psutil
 import pytest
-from sharded import furthest, our_lines, records, run, same, start
+from sharded import differences, furthest, our_lines, records, run, start
 from test_run import ROOT
 
 import adasteer
@@ -53,7 +53,7 @@ def test_two_processes_reproduce_one(name, one_process, tmp_path):
     flags = [*FLAGS, *flags]
     alone = one_process(ROOT / f"{script}.py", *flags)
     run(2, ROOT / f"{script}.py", *flags, "--out", tmp_path)
-    assert records(alone) and same(records(alone), records(tmp_path))
+    assert not differences(records(alone), records(tmp_path))
     assert furthest(alone, tmp_path) < 1e-5
 
 
@@ -62,7 +62,7 @@ def test_four_processes_reproduce_one(one_process, tmp_path):
     flags = ["--steps", 2, *FLAGS, "--no-generate"]
     alone = one_process(FULL, *flags)
     run(4, FULL, *flags, "--out", tmp_path)
-    assert same(records(alone), records(tmp_path)) and furthest(alone, tmp_path) < 1e-5
+    assert not differences(records(alone), records(tmp_path)) and furthest(alone, tmp_path) < 1e-5
     (placement,) = [json.loads(p.read_text())["placement"] for p in (tmp_path / "videos").glob("*")
                     if p.suffix == ".json"]  # fmt: skip
     assert placement["processes"] == 4
@@ -96,7 +96,7 @@ def test_a_skipped_video_and_one_that_diverges(flags, three_clips, tmp_path):
     run(0, script, *flags, "--out", tmp_path / "one", code=3)
     said, errors = run(2, script, *flags, "--out", tmp_path / "two", code=1)  # torchrun's own
     found = records(tmp_path / "two")
-    assert same(records(tmp_path / "one"), found)
+    assert not differences(records(tmp_path / "one"), found)
     assert found["a"]["diverged"] and found["c"]["diverged"] and found["b"]["status"] == "skipped"
     assert "1 video skipped" in said and not our_lines(errors)
 
@@ -116,7 +116,7 @@ def test_sigkill_of_one(rank, one_process, tmp_path):
     assert f"rank {rank} of 2 has ended without a word" in line and "goes on" in line
     said, _ = run(2, FULL, *flags, "--out", tmp_path)
     assert "1 already done, 1 to do" in said
-    assert same(records(one_process(FULL, *flags)), records(tmp_path))
+    assert not differences(records(one_process(FULL, *flags)), records(tmp_path))
     assert furthest(one_process(FULL, *flags), tmp_path) < 1e-5
 
 
@@ -179,7 +179,7 @@ def test_memory_that_runs_out_in_one_does_so_in_all(where, ranks, one_process, t
     assert (placement["offload"], placement["recomputed_blocks"]) == {
         "loss": ("none", 12), "decode": ("vae", placement["recomputed_blocks"])
     }[where]  # fmt: skip
-    assert same(records(one_process(FULL, *flags)), records(tmp_path / "out"))
+    assert not differences(records(one_process(FULL, *flags)), records(tmp_path / "out"))
 
 
 @pytest.mark.slow  # two processes are started
