@@ -27,7 +27,6 @@ METHODS = {
     ),
     "lora": ("lora_tta", "--steps", 3, "--draws", 2),
     "adasteer": ("adasteer", "--steps", 3, "--groups", 2, "--stop-every", 1),
-    "norms": ("norm_tta", "--steps", 2, "--with-delta"),
     "last layer": ("last_layer_tta", "--steps", 2),
 }  # fmt: skip
 
@@ -68,6 +67,17 @@ def test_four_processes_reproduce_one(one_process, tmp_path):
     assert placement["processes"] == 4
 
 
+@pytest.mark.slow  # three processes are started
+def test_saved_weights_are_started_from(one_process, tmp_path):
+    """Of one process by two, each of which takes its part."""
+    saved = one_process(FULL, "--steps", 2, *FLAGS, "--no-generate") / "videos"
+    flags = ["--adapter", saved, "--steps", 1, "--limit", 1, "--no-generate", "--save-adapter"]
+    alone = one_process(FULL, *flags)
+    run(2, FULL, *flags, "--out", tmp_path)
+    assert not differences(records(alone), records(tmp_path))
+    assert furthest(alone, tmp_path) < 1e-5
+
+
 @pytest.mark.slow  # two processes are started
 def test_one_process_of_torchrun_is_none(one_process, tmp_path):
     flags = ["--steps", 2, *FLAGS, "--no-generate"]
@@ -87,14 +97,12 @@ def three_clips(tmp_path):
     return ["--videos", folder, "--prompt", "two things move"]
 
 
-@pytest.mark.slow  # five processes are started
-@pytest.mark.parametrize("flags", [("full_tta", "--lr", 1e30), ("adasteer", "--lr", 1e38)], ids=str)
-def test_a_skipped_video_and_one_that_diverges(flags, three_clips, tmp_path):
-    """The third is adapted as if there were no other: all that was learned is gone."""
-    script, *flags = ROOT / f"{flags[0]}.py", *flags[1:]
-    flags = [*flags, *three_clips, "--steps", 3, "--no-generate"]
-    run(0, script, *flags, "--out", tmp_path / "one", code=3)
-    said, errors = run(2, script, *flags, "--out", tmp_path / "two", code=1)  # torchrun's own
+@pytest.mark.slow  # three processes are started
+def test_a_skipped_video_and_one_that_diverges(three_clips, tmp_path):
+    """The third is adapted to as if there were no other: all that was learned is gone."""
+    flags = ["--lr", 1e30, *three_clips, "--steps", 3, "--no-generate"]
+    run(0, FULL, *flags, "--out", tmp_path / "one", code=3)
+    said, errors = run(2, FULL, *flags, "--out", tmp_path / "two", code=1)  # torchrun's own
     found = records(tmp_path / "two")
     assert not differences(records(tmp_path / "one"), found)
     assert found["a"]["diverged"] and found["c"]["diverged"] and found["b"]["status"] == "skipped"
