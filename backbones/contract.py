@@ -28,11 +28,14 @@ class Geometry(Protocol):
     size: tuple[int, int]  # native (height, width) of frames in pixels
     size_multiple: int  # of which height and width of frames are multiples
     fps: float  # frames a second that the model was trained at
-    context_lengths: Sequence[int] | None  # latents that may precede the predicted; None: any
+    context_lengths: Sequence[int] | None  # latents that may precede the predicted; None: any.
+    # (0,): a text-to-video model, which the scripts refuse
     context_alone: bool  # whether these are encoded apart, since latents depend on later frames
     window: Mapping[str, int]  # anchor, cond_frames, tta_frames, context_latents, gen_frames
     sampling: Mapping[str, bool | int | float | str]  # generate's own options, with defaults
     sampling_ranges: Mapping[str, tuple[float, float]]  # least and most of those that have such
+    limits: Mapping[str, int]  # the most that flags may say, by name, e.g. {"sampling_steps": 1000}
+    sizes: tuple[tuple[int, int], tuple[int, int]] | None  # least and most (height, width), if any
 
     def frames_of(self, latents: int) -> int:
         """Frames that so many latents decode to; 0 of 0, and more of more."""

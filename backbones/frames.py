@@ -21,6 +21,8 @@ class EveryK:
     context_lengths: tuple | None = None
     sampling_ranges: dict = field(default_factory=dict)
     context_alone: bool = False
+    limits: dict = field(default_factory=dict)
+    sizes: tuple | None = None
 
     @property
     def depth(self):

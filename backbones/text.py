@@ -18,10 +18,11 @@ def clean_prompt(text):
 
 
 class PromptEncoder:
-    """The tokenizer and UMT5 encoder of a checkpoint folder, in memory only while they work."""
+    """The tokenizer and encoder of a checkpoint folder, in memory only while they work. kind: the
+    encoder's class in transformers; masked: whether it is told which tokens are padding."""
 
-    def __init__(self, folder, dtype):
-        self.folder, self.dtype = folder, dtype
+    def __init__(self, folder, dtype, kind="UMT5EncoderModel", masked=True):
+        self.folder, self.dtype, self.kind, self.masked = folder, dtype, kind, masked
 
     def __call__(self, prompts, device, length):
         """Of each prompt in turn, padded to `length` tokens, its embeddings (1, 1, L, width) and
@@ -29,20 +30,22 @@ class PromptEncoder:
 
         One prompt a pass: in a batch its last bits would depend on the others.
         """
-        from transformers import AutoTokenizer, UMT5EncoderModel, utils  # slow, and often unneeded
+        import transformers  # slow, and often unneeded
 
-        utils.logging.disable_progress_bar()  # one bar: that over the videos
+        transformers.utils.logging.disable_progress_bar()  # one bar: that over the videos
         safe = {"trust_remote_code": False}  # else a checkpoint's own files may ask to be run
-        tokenizer = load_part(AutoTokenizer, self.folder / "tokenizer", **safe)
+        tokenizer = load_part(transformers.AutoTokenizer, self.folder / "tokenizer", **safe)
         vocabulary = read_config(self.folder / "text_encoder" / "config.json")["vocab_size"]
         check_tokenizer(self.folder / "tokenizer", tokenizer, vocabulary, length)
         safe["ignore_mismatched_sizes"] = True  # load_weights says which, in one line
-        encoder = load_weights(UMT5EncoderModel, self.folder / "text_encoder", self.dtype, **safe)
+        cls = getattr(transformers, self.kind)
+        encoder = load_weights(cls, self.folder / "text_encoder", self.dtype, **safe)
         encoder.eval().to(device)
         for prompt in tqdm(prompts, "prompts", unit="prompt", disable=None, leave=False):
             tokens = tokenize(tokenizer, prompt, length).to(device)
+            mask = tokens.attention_mask if self.masked else None
             with torch.no_grad():
-                out = encoder(tokens.input_ids, tokens.attention_mask).last_hidden_state
+                out = encoder(tokens.input_ids, mask).last_hidden_state
             yield {"embeds": out[:, None].cpu(), "mask": tokens.attention_mask.cpu()}
             del out
         del encoder

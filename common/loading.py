@@ -74,6 +74,12 @@ def geometry_of(args):
 
 def check(args, geometry):
     """Raises UsageError where flags contradict each other or the checkpoint."""
+    lengths = geometry.context_lengths
+    if lengths is not None and not any(lengths):
+        raise MisfitError(
+            f"--checkpoint {args.checkpoint}: a text-to-video model, which was made to be shown no "
+            "frames; there is nothing that it continues"
+        )
     for flag, value in (("--weights", "fp8"), ("--offload", "blocks")):
         if args.compile and value in (args.weights, args.offload):  # a graph keeps what they swap
             raise UsageError(f"--compile: not together with {flag} {value}")
@@ -81,6 +87,22 @@ def check(args, geometry):
     if any(side % multiple or side <= 0 for side in size):
         raise MisfitError(
             f"--size {size[1]}x{size[0]}: this checkpoint needs multiples of {multiple}"
+        )
+    check_limits(args, geometry, size)
+
+
+def check_limits(args, geometry, size):
+    """Raises MisfitError where flags ask for more than the checkpoint has positions or times of."""
+    for name, most in geometry.limits.items():
+        if (getattr(args, name) or 0) > most:
+            flag = f"--{name.replace('_', '-')} {getattr(args, name)}"
+            raise MisfitError(f"{flag}: this checkpoint takes at most {most}")
+    least, most = geometry.sizes or (size, size)
+    nearest = [max(low, min(side, high)) for low, side, high in zip(least, size, most, strict=True)]
+    if nearest != [*size]:
+        raise MisfitError(
+            f"--size {size[1]}x{size[0]}: this checkpoint has no positions for it; the nearest "
+            f"that fits is {nearest[1]}x{nearest[0]}"
         )
 
 
