@@ -97,8 +97,7 @@ class CogVideoX:
 
     @torch.no_grad()
     def encode(self, frames):
-        """frames (B, 3, F, H, W) in 0..1 -> latents (B, C, T, h, w), float32, the posterior's mode.
-        Raises ValueError where the autoencoder would drop frames."""
+        """As pixels.encode, for an autoencoder with one factor for all channels."""
         self.geometry.latents_of(frames.shape[2])  # or ValueError
         with vae_on_device(self) as vae:
             z = vae.encode(frames.to(self.device, torch.float32) * 2 - 1).latent_dist.mode()
@@ -108,9 +107,8 @@ class CogVideoX:
     def decode(self, latents):
         """latents (B, C, T, h, w) -> frames (B, 3, 4 (T - 1) + 1, H, W) in 0..1, float32.
 
-        The autoencoder decodes two latents at a time after the first: an even number would become
-        4 T frames, the first latent four of them. There the last is given twice, and what it adds
-        is cut off again.
+        The autoencoder decodes latents in pairs, after an odd one: an even number would become 4 T
+        frames. There the last is given twice, and what it adds is cut off again.
         """
         z = latents.float() / self.vae.config.scaling_factor
         if latents.shape[2] % 2 == 0:
@@ -120,8 +118,7 @@ class CogVideoX:
         return (x[:, :, : self.geometry.frames_of(latents.shape[2])] / 2 + 0.5).clamp(0, 1)
 
     def embed_each(self, prompts):
-        """Of each prompt {"embeds": (1, 1, L, width), "mask": (1, L)}, on the CPU; padding takes
-        part, as in its training."""
+        """Of each prompt {"embeds": (1, 1, L, width), "mask": (1, L)}, unmasked, on the CPU."""
         return self.prompt_encoder(prompts, self.device, self.dit.config.max_text_seq_length)
 
     # Sites
@@ -135,16 +132,18 @@ class CogVideoX:
         """Velocity noise - latents, float32, of noisy_latents (B, C, T, h, w) at sigma (B,), after
         cond_latents (1 or B, C, T_cond, h, w). ValueError where a text-to-video model is given a
         context, or one of 1.5 no multiple of its patch in time."""
-        x, sigma = noisy_latents, sigma.to(noisy_latents.device)
-        beside = self._beside(cond_latents.shape[2], x.shape[2])
-        cond_latents = cond_latents.expand(len(x), -1, -1, -1, -1)
+        x, known = noisy_latents, cond_latents.shape[2]
+        beside = self._beside(known, x.shape[2]) if known else 0
+        cond_latents, sigma = cond_latents.expand(len(x), -1, -1, -1, -1), sigma.to(x.device)
         if beside:
-            first = cond_latents[:, :, :1].expand(-1, -1, beside - cond_latents.shape[2], -1, -1)
+            first = cond_latents[:, :, :1].expand(-1, -1, beside - known, -1, -1)
+            clean, weight = (
+                torch.cat([first, cond_latents], dim=2),
+                sigma.to(x).view(-1, 1, 1, 1, 1),
+            )
             noise = torch.cat([noise_beside(each, beside) for each in x.split(1)])
-            clean, weight = torch.cat([first, cond_latents], dim=2), sigma.view(-1, 1, 1, 1, 1)
             x = torch.cat([(1 - weight) * clean + weight * noise, x], dim=2)
-        x_t = vprediction.scaled(x, sigma)
-        shown = self._shown(cond_latents, x.shape[2])
+        x_t, shown = vprediction.scaled(x, sigma), self._shown(cond_latents, x.shape[2])
         return self._predict(x_t, sigma, shown, text, beside)[:, :, beside:]
 
     def _beside(self, known, new):
@@ -230,8 +229,8 @@ class CogVideoX:
         """Continues cond_latents (1, C, T_cond, h, w): denoises noise (1, C, T, h, w), returns it.
 
         As diffusers' pipelines; with guidance_scale <= 1 there is one branch. dpm: DPM-Solver++,
-        whose noise the initial noise decides, in place of DDIM; by default the checkpoint's own.
-        dynamic_guidance is that of its pipelines (`use_dynamic_cfg`).
+        whose noise the initial noise decides, in place of DDIM; None: the checkpoint's own.
+        dynamic_guidance: the pipelines' use_dynamic_cfg.
         """
         noise, cond_latents = (x.to(self.device, torch.float32) for x in (noise, cond_latents))
         beside, guided = self._beside(cond_latents.shape[2], noise.shape[2]), guidance_scale > 1

@@ -104,7 +104,7 @@ class CogVideoXTransformer3DModel(diffusers.CogVideoXTransformer3DModel):
         if not hasattr(embed, "pos_embedding"):
             return x, text
         table, known = self._positions(grid).to(x), self.config.max_text_seq_length
-        return x + table[:, known:], text + table[:, :known]
+        return x + table[:, known:], text + table[:, : text.shape[1]]
 
     def _positions(self, grid):
         """(1, L + N, C): of the text, then of the video. A shorter video has the first ones, as in

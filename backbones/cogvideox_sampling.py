@@ -8,8 +8,8 @@ SCHEDULERS = {False: CogVideoXDDIMScheduler, True: CogVideoXDPMScheduler}  # by 
 
 
 def stepper(kind, config, steps, generator):
-    """step(v, t, x_t) -> x_t of a new scheduler of that kind, and its timesteps. DPM-Solver++ is
-    the stochastic one, which draws from the generator."""
+    """step(v, t, x_t) -> x_t (B, C, T, h, w) of a new scheduler of that kind, and its timesteps.
+    DPM-Solver++ is the stochastic one, which draws from the generator as for (B, T, C, h, w)."""
     scheduler = kind.from_config(config)
     scheduler.set_timesteps(steps)
     clean, before = None, None  # latents as they were predicted, and at which timestep
@@ -20,9 +20,10 @@ def stepper(kind, config, steps, generator):
     def dpm(v, t, x_t):
         nonlocal clean, before
         more = {"generator": generator, "return_dict": False}
+        v, x_t = v.transpose(1, 2), x_t.transpose(1, 2)
         x_t, clean = scheduler.step(v, clean, t, before, x_t, **more)
         before = t
-        return x_t
+        return x_t.transpose(1, 2)
 
     return dpm if kind is CogVideoXDPMScheduler else ddim, scheduler.timesteps
 

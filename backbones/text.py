@@ -18,11 +18,11 @@ def clean_prompt(text):
 
 
 class PromptEncoder:
-    """The tokenizer and encoder of a checkpoint folder, in memory only while they work. kind: the
-    encoder's class in transformers; masked: whether it is told which tokens are padding."""
+    """The tokenizer and encoder of a checkpoint folder, in memory only while they work. encoder:
+    the name of its class in transformers; masked: whether it is told which tokens are padding."""
 
-    def __init__(self, folder, dtype, kind="UMT5EncoderModel", masked=True):
-        self.folder, self.dtype, self.kind, self.masked = folder, dtype, kind, masked
+    def __init__(self, folder, dtype, encoder="UMT5EncoderModel", masked=True):
+        self.folder, self.dtype, self.encoder, self.masked = folder, dtype, encoder, masked
 
     def __call__(self, prompts, device, length):
         """Of each prompt in turn, padded to `length` tokens, its embeddings (1, 1, L, width) and
@@ -38,7 +38,7 @@ class PromptEncoder:
         vocabulary = read_config(self.folder / "text_encoder" / "config.json")["vocab_size"]
         check_tokenizer(self.folder / "tokenizer", tokenizer, vocabulary, length)
         safe["ignore_mismatched_sizes"] = True  # load_weights says which, in one line
-        cls = getattr(transformers, self.kind)
+        cls = getattr(transformers, self.encoder)
         encoder = load_weights(cls, self.folder / "text_encoder", self.dtype, **safe)
         encoder.eval().to(device)
         for prompt in tqdm(prompts, "prompts", unit="prompt", disable=None, leave=False):

@@ -21,7 +21,7 @@ from opensora2_oracles import (
 from oracles import arguments, assert_near
 
 from adasteer import AdaSteer
-from backbones import opensora2
+from backbones import opensora2, opensora2_latents
 from backbones.opensora2 import OpenSora2
 from backbones.opensora2_configs import RELEASED, geometry
 from backbones.opensora2_dit import MMDiT
