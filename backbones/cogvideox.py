@@ -164,7 +164,7 @@ class CogVideoX:
                 )
             return cond_latents.new_zeros(batch, 0, count, *size)
         vae, shown = self.vae.config, cond_latents.new_zeros(batch, channels, count, *size)
-        # 1.5 was trained with an image whose latent is divided by the factor
+        # 1.5 takes the image's latent divided by the factor, as its authors left it out
         scale = vae.scaling_factor**-2 if vae.invert_scale_latents else 1.0
         shown[:, :, :known] = scale * cond_latents
         return shown

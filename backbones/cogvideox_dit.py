@@ -108,7 +108,8 @@ class CogVideoXTransformer3DModel(diffusers.CogVideoXTransformer3DModel):
 
     def _positions(self, grid):
         """(1, L + N, C): of the text, then of the video. A shorter video has the first ones, as in
-        the authors' code; diffusers would put sines in the place of learned ones there."""
+        the authors' code (THUDM/CogVideo 0c6dc7b, sat/dit_video_concat.py); diffusers would put
+        sines in the place of learned ones there."""
         embed, (_, height, width) = self.patch_embed, self.patch
         frames = (embed.sample_frames - 1) // embed.temporal_compression_ratio + 1
         own = frames, embed.sample_height // height, embed.sample_width // width
