@@ -9,7 +9,7 @@ import pytest
 import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from oracles import assert_near
-from toy import COGVIDEOX_SCHEDULE, COGVIDEOX_VAE, loss_of, make_cogvideox, new, toy_clip
+from toy import COGVIDEOX_SCHEDULE, COGVIDEOX_VAE, loss_of, make_cogvideox, new, sample, toy_clip
 from transformers import AutoTokenizer, T5EncoderModel
 
 import backbones
@@ -308,6 +308,25 @@ def test_before_the_head_of_a_token_that_spans_the_context_too(made):
 
 
 # Ways to compute
+
+
+def test_float8_stays_close(made, model, clip):
+    rounded = backbones.load(made("5b-I2V"), float8=True)
+    stored = {name: p.dtype for name, p in rounded.dit.named_parameters()}
+    block = "transformer_blocks.0"
+    assert stored[f"{block}.attn1.to_q.weight"] == torch.float8_e4m3fn
+    assert stored[f"{block}.norm1.linear.weight"] == torch.float32
+    for method in (AdaSteer, LoRA):
+        gradients = []
+        for blocks in (0, None):
+            rounded.recompute(blocks)
+            adapted, _ = new(method, "", rounded, clip)
+            with adapted.attached():
+                loss_of(rounded, clip).backward()
+            gradients.append([p.grad for p in adapted.named_parameters().values()])
+        assert all(torch.equal(*pair) for pair in zip(*gradients, strict=True))
+    exact = sample(model, clip)
+    assert (sample(rounded, clip) - exact).square().mean() < 0.01 * exact.square().mean()
 
 
 @contextlib.contextmanager
