@@ -141,7 +141,7 @@ def assert_line(said, capsys):
 
 def test_a_text_to_video_model_is_refused_with_the_reason(text_to_video, script, capsys, tmp_path):
     assert script(adasteer, "--checkpoint", text_to_video, "--out", tmp_path / "out") == 2
-    assert_line("CogVideoX-5b: a text-to-video model, .* nothing that it continues", capsys)
+    assert_line("CogVideoX-5b: a text-to-video model: .* can continue none", capsys)
 
 
 def test_a_size_beyond_the_positions_of_1_5(newer, script, capsys, tmp_path):
