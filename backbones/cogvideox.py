@@ -137,10 +137,8 @@ class CogVideoX:
         cond_latents, sigma = cond_latents.expand(len(x), -1, -1, -1, -1), sigma.to(x.device)
         if beside:
             first = cond_latents[:, :, :1].expand(-1, -1, beside - known, -1, -1)
-            clean, weight = (
-                torch.cat([first, cond_latents], dim=2),
-                sigma.to(x).view(-1, 1, 1, 1, 1),
-            )
+            clean, weight = torch.cat([first, cond_latents], dim=2), sigma.to(x)
+            weight = weight.view(-1, 1, 1, 1, 1)
             noise = torch.cat([noise_beside(each, beside) for each in x.split(1)])
             x = torch.cat([(1 - weight) * clean + weight * noise, x], dim=2)
         x_t, shown = vprediction.scaled(x, sigma), self._shown(cond_latents, x.shape[2])
@@ -207,10 +205,9 @@ class CogVideoX:
         """Velocity shaped `shape` (B, C, T, h, w) of what `before_head` gave, either as it gave it;
         no velocity site."""
         noisy_latents, sigma = x.at if hasattr(x, "at") else e.at
-        _, height, width = (
-            count // size for count, size in zip(shape[2:], self.dit.patch, strict=True)
-        )
-        v = self.network_sign * self.dit.head(x, e, (x.shape[1] // (height * width), height, width))
+        _, height, width = self.dit.patch
+        sides = shape[3] // height, shape[4] // width
+        v = self.network_sign * self.dit.head(x, e, (x.shape[1] // math.prod(sides), *sides))
         x_t = vprediction.scaled(noisy_latents, sigma)
         return vprediction.velocity_of(v[:, :, -shape[2] :], x_t, sigma)
 
