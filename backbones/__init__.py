@@ -10,6 +10,7 @@ BACKBONES = {
     "LongCatVideoTransformer3DModel": "backbones.longcat:LongCat",
     "SkyReelsV2Transformer3DModel": "backbones.skyreels:SkyReels",
     "MMDiT": "backbones.opensora2:OpenSora2",
+    "WanTransformer3DModel": "backbones.wan:Wan",
     "LTXVideoTransformer3DModel": "backbones.ltx:LTX",
 }
 # of the same, what reads the configurations alone: no import of weights' libraries
@@ -17,6 +18,7 @@ GEOMETRIES = {
     "LongCatVideoTransformer3DModel": "backbones.configs:longcat_geometry",
     "SkyReelsV2Transformer3DModel": "backbones.skyreels_configs:skyreels_geometry",
     "MMDiT": "backbones.opensora2_configs:opensora2_geometry",
+    "WanTransformer3DModel": "backbones.wan_configs:wan_geometry",
     "LTXVideoTransformer3DModel": "backbones.ltx_configs:ltx_geometry",
 }
 TRANSFORMERS = ("dit", "transformer")  # folders that hold it

@@ -23,6 +23,7 @@ from benchmarks import (
     skyreels_memory,
     start,
     stopping_study,
+    wan_memory,
 )
 from common.errors import UsageError
 from runs.identity import ROOT
@@ -65,18 +66,22 @@ def test_bfloat16_stays_close(monkeypatch, capsys):
     assert len(found) == 5 and all(0 < x < 0.05 for x in found)
 
 
-def test_memory_is_predicted_by_stage(monkeypatch, capsys):
+@pytest.mark.parametrize("benchmark", [
+    skyreels_memory,
+    pytest.param(wan_memory, marks=pytest.mark.slow),  # it is the first one's code that predicts
+])  # fmt: skip
+def test_memory_is_predicted_by_stage(benchmark, monkeypatch, capsys):
     """More where more is kept and for larger frames; of a real run the same bytes."""
-    flags = ["--small", "--sizes", "64x48", "96x64"]
-    monkeypatch.setattr(sys, "argv", ["skyreels_memory", *flags])
-    skyreels_memory.main()
+    small, large = "64x32", "96x64"
+    monkeypatch.setattr(sys, "argv", ["memory", "--small", "--sizes", small, large])
+    benchmark.main()
     line = r"(\S+) (.*): (\S+) GB predicted"
     found = {(s, n): float(g) for s, n, g in re.findall(line, capsys.readouterr().out)}
     stages = {name for _, name in found}
     assert len(stages) == 5 and len(found) == 10
-    assert all(found["64x48", name] < found["96x64", name] for name in stages)
+    assert all(found[small, name] < found[large, name] for name in stages)
     all_recomputed, half = "AdaSteer step, all blocks recomputed", "AdaSteer step, half of them"
-    assert found["96x64", "generation"] < found["96x64", all_recomputed] < found["96x64", half]
+    assert found[large, "generation"] < found[large, all_recomputed] < found[large, half]
 
 
 def test_what_is_counted_is_what_is_alive():
