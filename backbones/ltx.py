@@ -65,14 +65,14 @@ class LTX:
         may say what differs from the release."""
         device = torch.device(device)
         dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
-        stated, multiple, config = check_ltx(folder)
+        stated, *checked = check_ltx(folder)
         model = cls(
             load_weights(LTXVideoTransformer3DModel, folder / "transformer", dtype),
             load_weights(AutoencoderKLLTXVideo, folder / "vae", torch.float32),
             PromptEncoder(folder, dtype, "T5EncoderModel"),
             load_part(FlowMatchEulerDiscreteScheduler, folder / "scheduler"),
             device,
-            geometry(stated, multiple, config),
+            geometry(stated, *checked),
         )
         if float8:
             offload.store_float8(model.dit, dtype, NOT_FLOAT8)

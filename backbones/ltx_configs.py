@@ -32,6 +32,7 @@ SIZE = (480, 704)  # of its authors' sampler
 WINDOW = {
     "anchor": 33, "cond_frames": 17, "tta_frames": 33, "context_latents": 3, "gen_frames": 16
 }  # fmt: skip
+FIRST_FRAME = (0, 1)  # contexts in latents of releases before 0.9.5; from then on clips
 OPTIONS = {"strength": 1.0, "image_cond_noise_scale": 0.0}
 RANGES = dict.fromkeys(OPTIONS, (0.0, 1.0))
 ONE = one_of(1, 1.0)
@@ -94,32 +95,32 @@ def ltx_geometry(folder):
     return geometry(*check_ltx(folder))
 
 
-def geometry(stated, size_multiple, config):
-    """Of a checked folder, what its model_index.json states, and its transformer's config."""
+def geometry(stated, size_multiple, config, trained_contexts):
+    """Of what check_ltx gives."""
     size = stated.get("height", SIZE[0]), stated.get("width", SIZE[1])
     width = config["num_attention_heads"] * config["attention_head_dim"]
     blocks = tuple(f"transformer_blocks.{i}" for i in range(config["num_layers"]))
     more = {"stacks": (blocks,), "embedding_width": width, "hidden_width": width}
-    more |= {"sampling_ranges": RANGES}
+    more |= {"sampling_ranges": RANGES, "trained_contexts": trained_contexts}
     return EveryK(NAME, FRAMES, size, size_multiple, FPS, WINDOW, OPTIONS, **more)
 
 
 def check_ltx(folder):
     """Checks every configuration of a folder, and which files hold the weights; gives what
-    model_index.json says, of what frames' sides are multiples, and the transformer's configuration.
-    Raises CheckpointError."""
+    model_index.json says, of what frames' sides are multiples, the transformer's configuration, and
+    the numbers of context latents it was trained with. Raises CheckpointError."""
     check_files(folder, "transformer")
     path, text_path = (folder / part / "config.json" for part in ("transformer", "text_encoder"))
     config, text = check(path, TRANSFORMER), check(text_path, T5_RULES)
     vae_path = folder / "vae" / "config.json"
     vae = check(vae_path, VAE)
-    check_scheduler(folder / "scheduler" / "scheduler_config.json")
+    shifts = check_scheduler(folder / "scheduler" / "scheduler_config.json")
     optional_file(folder / "tokenizer" / "tokenizer_config.json", {})
     check_transformer(path, config, vae["latent_channels"])
     check_width(path, config, "caption_channels", text["d_model"])
     check_buckets(text_path, text)
     multiple = check_compression(vae_path, vae)
-    return native_values(folder, multiple), multiple, config
+    return native_values(folder, multiple), multiple, config, FIRST_FRAME if shifts else None
 
 
 def check_transformer(path, config, latent_channels):
@@ -136,11 +137,13 @@ def check_transformer(path, config, latent_channels):
 
 
 def check_scheduler(path):
+    """Whether it shifts the sigmas, which that of releases before 0.9.5 does."""
     scheduler = check(path, {"_class_name": SCHEDULER["_class_name"]})
     check(path, DYNAMIC if scheduler.get("use_dynamic_shifting") else STATIC)
     first, last = (scheduler.get(name) for name in SHIFTS[2:])
     if scheduler.get("use_dynamic_shifting") and first >= last:
         refuse(path, SHIFTS[3], last, f"more than base_image_seq_len = {first}")
+    return bool(scheduler.get("use_dynamic_shifting"))
 
 
 def check_compression(path, vae):

@@ -3,13 +3,14 @@
 import contextlib
 import json
 
+import diffusers
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_configs import ANYTHING, EXTRA, GONE, NAN, changed
 from test_ltx import CLIPS, OF_0_9_0, needs_clips
-from toy import make_ltx
+from toy import LTX_VAE, make_ltx
 
 import adasteer
 import backbones
@@ -17,7 +18,8 @@ import backbones
 DIT, SCHEDULER, VAE = (
     "transformer/config.json", "scheduler/scheduler_config.json", "vae/config.json"
 )  # fmt: skip
-FILES = (DIT, SCHEDULER, VAE, "text_encoder/config.json", "model_index.json")
+TEXT = "text_encoder/config.json"
+FILES = (DIT, SCHEDULER, VAE, TEXT, "model_index.json")
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +48,7 @@ WRONG = [
     (SCHEDULER, "base_shift", NAN, "NaN; it must be a finite number"),
     (SCHEDULER, "_class_name", "DDIMScheduler", '"FlowMatchEulerDiscreteScheduler"'),
     ("model_index.json", "height", 48, "48; it must be a multiple of 32"),
-    ("text_encoder/config.json", "model_type", "umt5", '"umt5"; it must be "t5"'),
+    (TEXT, "model_type", "umt5", '"umt5"; it must be "t5"'),
 ]
 
 
@@ -88,11 +90,44 @@ def use(model):
     assert model.decode(latents).isfinite().all()
 
 
-def test_the_release_has_windows_of_its_own(checkpoint, tmp_path):
+RELEASES = {  # autoencoder and scheduler as diffusers' conversion writes them
+    "0.9.0": ({}, OF_0_9_0),
+    "0.9.1": (
+        {
+            "decoder_block_out_channels": [256, 512, 1024],
+            "decoder_layers_per_block": [5, 6, 7, 8],
+            "decoder_spatio_temporal_scaling": [True] * 3, "upsample_residual": [True] * 3,
+            "decoder_inject_noise": [True, True, True, False], "upsample_factor": [2] * 3,
+            "timestep_conditioning": True,
+        },
+        OF_0_9_0,
+    ),
+    "0.9.5": (
+        LTX_VAE | {
+            "latent_channels": 128, "block_out_channels": [128, 256, 512, 1024, 2048],
+            "decoder_block_out_channels": [256, 512, 1024], "layers_per_block": [4, 6, 6, 2, 2],
+            "decoder_layers_per_block": [5] * 4,
+        },
+        {},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("vae", "scheduling"), RELEASES.values(), ids=RELEASES)
+def test_the_geometry_of_a_release(vae, scheduling, checkpoint, tmp_path):
     """Where model_index.json says no size, as diffusers writes it."""
-    folder = changed(checkpoint, tmp_path / "released", "model_index.json", text="{}")
+    with torch.device("meta"):
+        dit, vae = diffusers.LTXVideoTransformer3DModel(), diffusers.AutoencoderKLLTXVideo(**vae)
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(**scheduling)
+    files = {file: part.to_json_string() for file, part in ((DIT, dit), (VAE, vae))}
+    files |= {SCHEDULER: scheduler.to_json_string(), "model_index.json": "{}"}
+    folder = changed(checkpoint, tmp_path / "text", TEXT, d_model=4096)
+    for i, (file, text) in enumerate(files.items()):
+        folder = changed(folder, tmp_path / str(i), file, text=text)
     geometry = backbones.geometry(folder)
     assert geometry.size == (480, 704) and geometry.size_multiple == 32 and geometry.fps == 25
+    assert geometry.depth == 28 and geometry.embedding_width == geometry.hidden_width == 2048
+    assert geometry.trained_contexts == ((0, 1) if scheduling else None)
     assert [geometry.latents_of(n) for n in (1, 9, 17, 33)] == [1, 2, 3, 5]
     with pytest.raises(ValueError, match="8k . 1, got 13: .* try 9 or 17"):
         geometry.latents_of(13)
