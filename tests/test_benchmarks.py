@@ -17,6 +17,7 @@ from benchmarks import (
     generate,
     layers,
     longcat_h200,
+    ltx_memory,
     precision,
     scaling,
     shown_answer,
@@ -69,6 +70,7 @@ def test_bfloat16_stays_close(monkeypatch, capsys):
 @pytest.mark.parametrize("benchmark", [
     skyreels_memory,
     pytest.param(wan_memory, marks=pytest.mark.slow),  # it is the first one's code that predicts
+    pytest.param(ltx_memory, marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_memory_is_predicted_by_stage(benchmark, monkeypatch, capsys):
     """More where more is kept and for larger frames; of a real run the same bytes."""
