@@ -117,7 +117,7 @@ def geometry(folder, stated, size_multiple, config):
     return EveryK(
         NAME, 4, size, size_multiple, fps, WINDOW, options,
         context_lengths=None if continues else (0,),
-        trained_contexts=TRAINED,
+        trained_contexts=TRAINED if continues else None,
         sampling_ranges={"shift": SHIFTS},
         **widths(config),
     )  # fmt: skip

@@ -77,8 +77,8 @@ def check(args, geometry):
     lengths = geometry.context_lengths
     if lengths is not None and not any(lengths):
         raise MisfitError(
-            f"--checkpoint {args.checkpoint}: a text-to-video model, which was made to be shown no "
-            "frames; there is nothing that it continues"
+            f"--checkpoint {args.checkpoint}: a text-to-video model: its network was never shown "
+            "clean frames, so it can continue none"
         )
     for flag, value in (("--weights", "fp8"), ("--offload", "blocks")):
         if args.compile and value in (args.weights, args.offload):  # a graph keeps what they swap

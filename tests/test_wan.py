@@ -216,6 +216,15 @@ def test_gradients_are_the_same_however_blocks_run(checkpoint, clip, method, fla
     assert any(g.abs().max() > 1e-3 for g in gradients["plain"])
 
 
+def test_float8_stays_close(checkpoint, model, clip):
+    rounded = backbones.load(checkpoint, float8=True)
+    stored = {name: p.dtype for name, p in rounded.dit.named_parameters()}
+    assert stored["blocks.0.attn1.to_q.weight"] == torch.float8_e4m3fn
+    assert stored["condition_embedder.time_proj.weight"] == torch.float32
+    exact = sample(model, clip)
+    assert (sample(rounded, clip) - exact).square().mean() < 0.01 * exact.square().mean()
+
+
 WRONG = [
     (DIT, "num_layers", 0, "a whole number from 1 to 256"),
     (DIT, "num_layers", 3, "has no place in its config.json for"),
@@ -280,7 +289,7 @@ def test_what_it_cannot_take_is_one_line_that_says_what_it_can(
 def test_text_to_video_continues_nothing(text_to_video, script, tmp_path, capsys):
     assert script(adasteer, "--checkpoint", text_to_video, "--out", tmp_path / "out") == 2
     said = capsys.readouterr().err.splitlines()[-1]
-    assert f"--checkpoint {text_to_video}: a text-to-video model" in said
+    assert f"--checkpoint {text_to_video}: a text-to-video model: its network was never" in said
     assert not (tmp_path / "out").exists()
 
 
