@@ -22,7 +22,6 @@ from backbones.ltx_dit import LTXVideoTransformer3DModel
 from backbones.ltx_sampling import linear_quadratic, schedule
 from backbones.sampling import generator_of
 from devices.compiling import compile_blocks
-from film_tta import FiLM
 from lora_tta import LoRA
 from norm_tta import NormTTA
 
@@ -241,8 +240,7 @@ def test_of_0_9_1_decoding_draws_nothing_of_others(tmp_path):
     assert not torch.equal(model.decode(latents), found)
 
 
-@pytest.mark.parametrize(("method", "flags"), [(AdaSteer, "--groups 2 --final-layer"), (FiLM, "")])
-def test_gradients_stay_however_blocks_are_run(checkpoint, clip, method, flags):
+def test_gradients_stay_however_blocks_are_run(checkpoint, clip):
     """Compiled, recomputed, streamed from host memory."""
     torch._dynamo.reset()
     gradients = []
@@ -252,12 +250,12 @@ def test_gradients_stay_however_blocks_are_run(checkpoint, clip, method, flags):
         if way == "compiled":
             compile_blocks(model, "aot_eager")
             torch._dynamo.config.suppress_errors = False  # here an error is an error
-        adapted, _ = new(method, flags, model, clip)
+        adapted, _ = new(AdaSteer, "--groups 2 --final-layer own", model, clip)
         with adapted.attached():
             loss_of(model, clip).backward()
         gradients.append([p.grad for p in adapted.named_parameters().values()])
     torch._dynamo.reset()
-    assert any(g.any() for g in gradients[0])
+    assert all(g.any() for g in gradients[0])
     for found in gradients[1:]:
         for actual, expected in zip(found, gradients[0], strict=True):
             assert_near(actual, expected, 1e-5)
@@ -299,6 +297,7 @@ def test_every_method_from_the_command_line(name, checkpoint, script, tmp_path):
 
 
 @needs_clips
+@pytest.mark.slow  # three runs, of what test_contract.py says of the model's functions
 def test_memory_and_time_are_traded_without_a_number_changing(checkpoint, script, tmp_path):
     flags = ["--checkpoint", checkpoint, "--videos", CLIPS, "--limit", 1, "--steps", 2]
     flags += ["--draws", 2, "--groups", 2, "--sampling-steps", 2]

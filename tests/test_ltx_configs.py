@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_configs import ANYTHING, EXTRA, GONE, NAN, changed
 from test_ltx import CLIPS, OF_0_9_0, needs_clips
-from toy import LTX_VAE, make_ltx
+from toy import make_ltx
 
 import adasteer
 import backbones
+from benchmarks import ltx_memory
 
 DIT, SCHEDULER, VAE = (
     "transformer/config.json", "scheduler/scheduler_config.json", "vae/config.json"
@@ -102,14 +103,7 @@ RELEASES = {  # autoencoder and scheduler as diffusers' conversion writes them
         },
         OF_0_9_0,
     ),
-    "0.9.5": (
-        LTX_VAE | {
-            "latent_channels": 128, "block_out_channels": [128, 256, 512, 1024, 2048],
-            "decoder_block_out_channels": [256, 512, 1024], "layers_per_block": [4, 6, 6, 2, 2],
-            "decoder_layers_per_block": [5] * 4,
-        },
-        {},
-    ),
+    "0.9.5": (ltx_memory.VAE, {}),
 }  # fmt: skip
 
 
