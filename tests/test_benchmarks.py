@@ -46,12 +46,14 @@ def ratios(module, flags, monkeypatch, capsys):
     return said, [float(x) for x in re.findall(r"ratio (\d+\.\d+)", said)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", CASES, ids=lambda m: m.__name__)
 def test_ratios_are_printed(module, monkeypatch, capsys):
     _, found = ratios(module, CASES[module], monkeypatch, capsys)
     assert found and all(0 < x < 100 for x in found)
 
 
+@pytest.mark.slow
 def test_exponents_are_fitted(monkeypatch, capsys):
     flags = ["--repeats", 1, "--hidden", 64, "--only", "draws"]
     said, _ = ratios(scaling, flags, monkeypatch, capsys)
@@ -67,11 +69,8 @@ def test_bfloat16_stays_close(monkeypatch, capsys):
     assert len(found) == 5 and all(0 < x < 0.05 for x in found)
 
 
-@pytest.mark.parametrize("benchmark", [
-    skyreels_memory,
-    pytest.param(wan_memory, marks=pytest.mark.slow),  # it is the first one's code that predicts
-    pytest.param(ltx_memory, marks=pytest.mark.slow),
-])  # fmt: skip
+@pytest.mark.slow
+@pytest.mark.parametrize("benchmark", [skyreels_memory, wan_memory, ltx_memory])
 def test_memory_is_predicted_by_stage(benchmark, monkeypatch, capsys):
     """More where more is kept and for larger frames; of a real run the same bytes."""
     small, large = "64x32", "96x64"
@@ -97,6 +96,7 @@ def test_what_is_counted_is_what_is_alive():
     assert alive.now == 400 + 4000 + 2000 and alive.most == 400 + 8000
 
 
+@pytest.mark.slow
 def test_a_clip_of_the_study_goes_on_and_its_sign_can_be_flipped(tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "set_num_threads", lambda count: None)  # other tests are here too
     flags = "--groups 1 --lr 5e-3 --steps 2"
@@ -140,6 +140,7 @@ def test_the_released_size_in_small_and_resumed(tmp_path, monkeypatch, capsys):
     assert again == found  # nothing was measured twice
 
 
+@pytest.mark.slow
 @needs_opensora2
 def test_what_is_learned_when_the_answer_is_shown(monkeypatch, capsys):
     """Four lines of losses; the honest one on the future is the same before either adaptation."""
@@ -152,6 +153,7 @@ def test_what_is_learned_when_the_answer_is_shown(monkeypatch, capsys):
     assert pairs[1][0] == pairs[3][0] and pairs[0][0] != pairs[2][0]
 
 
+@pytest.mark.slow
 def test_where_early_stopping_stops(script, tmp_path, monkeypatch, capsys):
     """Of what the records say: the changes at the chosen, the last and the best step."""
     flags = ["--no-generate", "--limit", 2, "--steps", 4, "--stop-every", 2, "--patience", 9]
