@@ -11,6 +11,7 @@ BACKBONES = {
     "SkyReelsV2Transformer3DModel": "backbones.skyreels:SkyReels",
     "MMDiT": "backbones.opensora2:OpenSora2",
     "WanTransformer3DModel": "backbones.wan:Wan",
+    "LTXVideoTransformer3DModel": "backbones.ltx:LTX",
     "CogVideoXTransformer3DModel": "backbones.cogvideox:CogVideoX",
 }
 # of the same, what reads the configurations alone: no import of weights' libraries
@@ -19,6 +20,7 @@ GEOMETRIES = {
     "SkyReelsV2Transformer3DModel": "backbones.skyreels_configs:skyreels_geometry",
     "MMDiT": "backbones.opensora2_configs:opensora2_geometry",
     "WanTransformer3DModel": "backbones.wan_configs:wan_geometry",
+    "LTXVideoTransformer3DModel": "backbones.ltx_configs:ltx_geometry",
     "CogVideoXTransformer3DModel": "backbones.cogvideox_configs:cogvideox_geometry",
 }
 TRANSFORMERS = ("dit", "transformer")  # folders that hold it

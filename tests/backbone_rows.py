@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from toy import make_checkpoint, make_cogvideox, make_opensora2, make_skyreels, make_wan
+from toy import make_checkpoint, make_cogvideox, make_ltx, make_opensora2, make_skyreels, make_wan
 
 
 @contextlib.contextmanager
@@ -87,5 +87,6 @@ BACKBONES = {
     "SkyReelsV2Transformer3DModel": Row(make_skyreels, skyreels_answers),
     "MMDiT": Row(make_opensora2, opensora2_answers),
     "WanTransformer3DModel": Row(make_wan, skyreels_answers),
+    "LTXVideoTransformer3DModel": Row(make_ltx, skyreels_answers),
     "CogVideoXTransformer3DModel": Row(make_cogvideox, cogvideox_answers),
 }

@@ -7,10 +7,12 @@ import torch
 from diffusers import (
     AutoencoderKLCogVideoX,
     AutoencoderKLHunyuanVideo,
+    AutoencoderKLLTXVideo,
     AutoencoderKLWan,
     CogVideoXDDIMScheduler,
     CogVideoXTransformer3DModel,
     FlowMatchEulerDiscreteScheduler,
+    LTXVideoTransformer3DModel,
     SkyReelsV2Transformer3DModel,
     UniPCMultistepScheduler,
     WanTransformer3DModel,
@@ -76,6 +78,21 @@ COGVIDEOX_VAE = {
 COGVIDEOX_SCHEDULE = {
     "prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "snr_shift_scale": 1.0,
     "timestep_spacing": "trailing", "clip_sample": False,
+}  # fmt: skip
+
+LTX = {
+    "in_channels": 8, "out_channels": 8, "num_attention_heads": 2, "attention_head_dim": 24,
+    "cross_attention_dim": 48, "num_layers": 4, "caption_channels": 32,
+}  # fmt: skip
+LTX_VAE = {  # of 0.9.5
+    "latent_channels": 8, "block_out_channels": [8, 16, 16, 16, 16],
+    "down_block_types": ["LTXVideo095DownBlock3D"] * 4, "layers_per_block": [1] * 5,
+    "spatio_temporal_scaling": [True] * 4,
+    "downsample_type": ["spatial", "temporal", "spatiotemporal", "spatiotemporal"],
+    "decoder_block_out_channels": [8, 16, 32], "decoder_layers_per_block": [1] * 4,
+    "decoder_spatio_temporal_scaling": [True] * 3, "decoder_inject_noise": [False] * 4,
+    "upsample_residual": [True] * 3, "upsample_factor": [2] * 3, "timestep_conditioning": True,
+    "spatial_compression_ratio": 32, "temporal_compression_ratio": 8,
 }  # fmt: skip
 
 
@@ -160,6 +177,25 @@ def make_opensora2(folder):
     return folder
 
 
+def make_ltx(folder, vae_config=LTX_VAE, **scheduling):
+    """As diffusers saves the pipeline of LTX-Video-0.9.5, with moments of latents that are not 0
+    and 1. The prediction leans towards the noisy latents, as that of make_skyreels."""
+    torch.manual_seed(0)
+    dit, vae = LTXVideoTransformer3DModel(**LTX), AutoencoderKLLTXVideo(**vae_config)
+    for p in dit.parameters():
+        torch.nn.init.normal_(p, std=0.05)
+    dit.proj_out.weight.data = dit.proj_in.weight.detach().T.contiguous()
+    vae.latents_mean.normal_(0, 0.1)
+    vae.latents_std.uniform_(0.5, 2)
+    dit.save_pretrained(folder / "transformer", max_shard_size="200KB")
+    vae.save_pretrained(folder / "vae")
+    FlowMatchEulerDiscreteScheduler(**scheduling).save_pretrained(folder / "scheduler")
+    with_t5(folder)
+    size = {"height": 64, "width": 96, "max_sequence_length": 16}
+    (folder / "model_index.json").write_text(json.dumps(size))
+    return folder
+
+
 def make_cogvideox(folder, scheduler=CogVideoXDDIMScheduler, vae=COGVIDEOX_VAE, **config):
     """As diffusers saves the pipeline of CogVideoX-5b-I2V; `config` is what differs in the
     transformer. The prediction leans towards x_t, as that of make_skyreels to its latents."""
@@ -174,14 +210,18 @@ def make_cogvideox(folder, scheduler=CogVideoXDDIMScheduler, vae=COGVIDEOX_VAE, 
     dit.save_pretrained(folder / "transformer", max_shard_size="200KB")
     scheduler(**COGVIDEOX_SCHEDULE).save_pretrained(folder / "scheduler")
     AutoencoderKLCogVideoX(**vae).save_pretrained(folder / "vae")
+    with_t5(folder)
+    (folder / "model_index.json").write_text(json.dumps({"height": 32, "width": 48}))
+    return folder
+
+
+def with_t5(folder):
     tokenizer = toy_tokenizer()
     tokenizer.save_pretrained(folder / "tokenizer")
     sizes = {"d_model": 32, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2}
     T5EncoderModel(T5Config(vocab_size=len(tokenizer), **sizes)).save_pretrained(
         folder / "text_encoder"
     )
-    (folder / "model_index.json").write_text(json.dumps({"height": 32, "width": 48}))
-    return folder
 
 
 def toy_tokenizer():
