@@ -12,6 +12,7 @@ BACKBONES = {
     "MMDiT": "backbones.opensora2:OpenSora2",
     "WanTransformer3DModel": "backbones.wan:Wan",
     "LTXVideoTransformer3DModel": "backbones.ltx:LTX",
+    "CogVideoXTransformer3DModel": "backbones.cogvideox:CogVideoX",
 }
 # of the same, what reads the configurations alone: no import of weights' libraries
 GEOMETRIES = {
@@ -20,6 +21,7 @@ GEOMETRIES = {
     "MMDiT": "backbones.opensora2_configs:opensora2_geometry",
     "WanTransformer3DModel": "backbones.wan_configs:wan_geometry",
     "LTXVideoTransformer3DModel": "backbones.ltx_configs:ltx_geometry",
+    "CogVideoXTransformer3DModel": "backbones.cogvideox_configs:cogvideox_geometry",
 }
 TRANSFORMERS = ("dit", "transformer")  # folders that hold it
 NAMELESS = {"Open_Sora_v2.safetensors": "MMDiT"}  # files that hold it where no file names a class

@@ -35,6 +35,8 @@ class Geometry(Protocol):
     window: Mapping[str, int]  # anchor, cond_frames, tta_frames, context_latents, gen_frames
     sampling: Mapping[str, bool | int | float | str]  # generate's own options, with defaults
     sampling_ranges: Mapping[str, tuple[float, float]]  # least and most of those that have such
+    limits: Mapping[str, int]  # the most that flags may say, by name, e.g. {"sampling_steps": 1000}
+    sizes: tuple[tuple[int, int], tuple[int, int]] | None  # least and most (height, width), if any
 
     def frames_of(self, latents: int) -> int:
         """Frames that so many latents decode to; 0 of 0, and more of more."""

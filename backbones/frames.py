@@ -22,6 +22,8 @@ class EveryK:
     sampling_ranges: dict = field(default_factory=dict)
     context_alone: bool = False
     trained_contexts: tuple | None = None
+    limits: dict = field(default_factory=dict)
+    sizes: tuple | None = None
 
     @property
     def depth(self):

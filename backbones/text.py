@@ -19,10 +19,10 @@ def clean_prompt(text):
 
 class PromptEncoder:
     """The tokenizer and encoder of a checkpoint folder, in memory only while they work. encoder:
-    the name of its class in transformers."""
+    the name of its class in transformers; masked: whether it is told which tokens are padding."""
 
-    def __init__(self, folder, dtype, encoder="UMT5EncoderModel"):
-        self.folder, self.dtype, self.encoder = folder, dtype, encoder
+    def __init__(self, folder, dtype, encoder="UMT5EncoderModel", masked=True):
+        self.folder, self.dtype, self.encoder, self.masked = folder, dtype, encoder, masked
 
     def __call__(self, prompts, device, length):
         """Of each prompt in turn, padded to `length` tokens, its embeddings (1, 1, L, width) and
@@ -43,8 +43,9 @@ class PromptEncoder:
         encoder.eval().to(device)
         for prompt in tqdm(prompts, "prompts", unit="prompt", disable=None, leave=False):
             tokens = tokenize(tokenizer, prompt, length).to(device)
+            mask = tokens.attention_mask if self.masked else None
             with torch.no_grad():
-                out = encoder(tokens.input_ids, tokens.attention_mask).last_hidden_state
+                out = encoder(tokens.input_ids, mask).last_hidden_state
             yield {"embeds": out[:, None].cpu(), "mask": tokens.attention_mask.cpu()}
             del out
         del encoder

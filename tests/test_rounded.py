@@ -4,7 +4,16 @@ are in test_methods.py and test_compile.py."""
 import pytest
 import torch
 from oracles import assert_near
-from toy import make_ltx, make_opensora2, make_skyreels, make_wan, new, sample, toy_clip
+from toy import (
+    make_cogvideox,
+    make_ltx,
+    make_opensora2,
+    make_skyreels,
+    make_wan,
+    new,
+    sample,
+    toy_clip,
+)
 
 import backbones
 from adasteer import AdaSteer
@@ -23,6 +32,7 @@ MODELS = {
     make_opensora2: (MIXED, 5e-3),
     make_wan: ([*MIXED, CROSS], 2e-3),
     make_ltx: (MIXED, 5e-3),
+    make_cogvideox: (MIXED, 2e-3),
 }
 
 

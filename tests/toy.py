@@ -5,9 +5,12 @@ from types import SimpleNamespace
 
 import torch
 from diffusers import (
+    AutoencoderKLCogVideoX,
     AutoencoderKLHunyuanVideo,
     AutoencoderKLLTXVideo,
     AutoencoderKLWan,
+    CogVideoXDDIMScheduler,
+    CogVideoXTransformer3DModel,
     FlowMatchEulerDiscreteScheduler,
     LTXVideoTransformer3DModel,
     SkyReelsV2Transformer3DModel,
@@ -62,6 +65,20 @@ OPENSORA2 = opensora2_configs.RELEASED | {
     "depth": 4, "depth_single_blocks": 5, "axes_dim": [8, 8, 8],
 }  # fmt: skip
 OPENSORA2_VAE = {"block_out_channels": [8, 8, 8, 8], "layers_per_block": 1, "norm_num_groups": 4}
+COGVIDEOX = {
+    "num_attention_heads": 3, "attention_head_dim": 16, "in_channels": 32, "out_channels": 16,
+    "time_embed_dim": 16, "text_embed_dim": 32, "num_layers": 4, "sample_height": 4,
+    "sample_width": 6, "sample_frames": 17, "max_text_seq_length": 16,
+    "use_rotary_positional_embeddings": True, "use_learned_positional_embeddings": True,
+}  # fmt: skip
+COGVIDEOX_VAE = {
+    "block_out_channels": [8, 8, 8, 8], "layers_per_block": 1, "norm_num_groups": 4,
+    "scaling_factor": 0.7,
+}  # fmt: skip
+COGVIDEOX_SCHEDULE = {
+    "prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "snr_shift_scale": 1.0,
+    "timestep_spacing": "trailing", "clip_sample": False,
+}  # fmt: skip
 
 LTX = {
     "in_channels": 8, "out_channels": 8, "num_attention_heads": 2, "attention_head_dim": 24,
@@ -173,15 +190,38 @@ def make_ltx(folder, vae_config=LTX_VAE, **scheduling):
     dit.save_pretrained(folder / "transformer", max_shard_size="200KB")
     vae.save_pretrained(folder / "vae")
     FlowMatchEulerDiscreteScheduler(**scheduling).save_pretrained(folder / "scheduler")
+    with_t5(folder)
+    size = {"height": 64, "width": 96, "max_sequence_length": 16}
+    (folder / "model_index.json").write_text(json.dumps(size))
+    return folder
+
+
+def make_cogvideox(folder, scheduler=CogVideoXDDIMScheduler, vae=COGVIDEOX_VAE, **config):
+    """As diffusers saves the pipeline of CogVideoX-5b-I2V; `config` is what differs in the
+    transformer. The prediction leans towards x_t, as that of make_skyreels to its latents."""
+    torch.manual_seed(0)
+    dit = CogVideoXTransformer3DModel(**COGVIDEOX | config)
+    for p in dit.parameters():
+        torch.nn.init.normal_(p, std=0.05)
+    if dit.config.use_learned_positional_embeddings:
+        torch.nn.init.normal_(dit.patch_embed.pos_embedding, std=0.05)
+    patches = dit.patch_embed.proj.weight.detach().unflatten(1, (dit.config.in_channels, -1))
+    dit.proj_out.weight.data = patches[:, :16].flatten(1).T.contiguous()  # (C, p, p) of x_t
+    dit.save_pretrained(folder / "transformer", max_shard_size="200KB")
+    scheduler(**COGVIDEOX_SCHEDULE).save_pretrained(folder / "scheduler")
+    AutoencoderKLCogVideoX(**vae).save_pretrained(folder / "vae")
+    with_t5(folder)
+    (folder / "model_index.json").write_text(json.dumps({"height": 32, "width": 48}))
+    return folder
+
+
+def with_t5(folder):
     tokenizer = toy_tokenizer()
     tokenizer.save_pretrained(folder / "tokenizer")
     sizes = {"d_model": 32, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2}
     T5EncoderModel(T5Config(vocab_size=len(tokenizer), **sizes)).save_pretrained(
         folder / "text_encoder"
     )
-    size = {"height": 64, "width": 96, "max_sequence_length": 16}
-    (folder / "model_index.json").write_text(json.dumps(size))
-    return folder
 
 
 def toy_tokenizer():
