@@ -185,8 +185,7 @@ class CogVideoX:
     @torch.no_grad()
     def before_head(self, noisy_latents, sigma, cond_latents, text):
         """What `head` takes, of the noisy latents, on the way to `velocity` of the same arguments:
-        tokens (B, N, width) and embedding (B, 1, width). Either carries noisy latents and sigma,
-        which a velocity depends on beside the network; a method changes one of the two."""
+        tokens (B, N, width) and embedding (B, 1, width)."""
         found = {}
 
         def keep(i, value, *sigma):
@@ -197,15 +196,11 @@ class CogVideoX:
             self.velocity(noisy_latents, sigma, cond_latents, text)
         (_, _, count, height, width), (span, *sides) = noisy_latents.shape, self.dit.patch
         tokens = -(-count // span) * height * width // math.prod(sides)
-        x, e = found["x"][:, -tokens:].clone(), found["e"].clone()
-        x.at = e.at = noisy_latents, sigma
-        return x, e
+        return found["x"][:, -tokens:].clone(), found["e"].clone()
 
-    def head(self, x, e, shape):
-        """Velocity shaped `shape` (B, C, T, h, w) of what `before_head` gave, either as it gave it;
-        no velocity site."""
-        noisy_latents, sigma = x.at if hasattr(x, "at") else e.at
-        _, height, width = self.dit.patch
+    def head(self, x, e, noisy_latents, sigma):
+        """Velocity of noisy_latents at sigma, of what `before_head` gave; no velocity site."""
+        shape, (_, height, width) = noisy_latents.shape, self.dit.patch
         sides = shape[3] // height, shape[4] // width
         v = self.network_sign * self.dit.head(x, e, (x.shape[1] // math.prod(sides), *sides))
         x_t = vprediction.scaled(noisy_latents, sigma)

@@ -132,8 +132,15 @@ class Backbone(Protocol):
         """What `head` takes, on the way to the velocity: tokens (B, ..., hidden_width) of the noisy
         latents and the final layer's embedding (B, T, embedding_width). No graph."""
 
-    def head(self, x: torch.Tensor, e: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
-        """Velocity shaped `shape`, of what before_head gave; no function at a site acts."""
+    def head(
+        self,
+        x: torch.Tensor,
+        e: torch.Tensor,
+        noisy_latents: torch.Tensor,
+        sigma: torch.Tensor,
+    ) -> torch.Tensor:
+        """Velocity of these noisy latents at sigma, of what before_head gave for them; no function
+        at a site acts."""
 
     def generate(
         self,

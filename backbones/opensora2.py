@@ -192,9 +192,9 @@ class OpenSora2:
         noisy = noisy_latents[0, 0].numel()
         return found["x"][:, -noisy:].clone(), found["e"].clone()
 
-    def head(self, x, e, shape):
-        """Velocity shaped `shape` (B, C, T, h, w) of what `before_head` gave; no velocity site."""
-        return self.network_sign * packed.latents(self.dit.head(x, e), shape)
+    def head(self, x, e, noisy_latents, sigma):
+        """Velocity of noisy_latents at sigma, of what `before_head` gave; no velocity site."""
+        return self.network_sign * packed.latents(self.dit.head(x, e), noisy_latents.shape)
 
     @torch.no_grad()
     def generate(

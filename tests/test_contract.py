@@ -281,7 +281,7 @@ def test_the_head_of_what_was_before_it_is_the_velocity(model, clip):
     velocity = model.velocity(clip.target, sigma, clip.context, clip.text)
     x, e = model.before_head(clip.target, sigma, clip.context, clip.text)
     assert x.shape[-1] == model.hidden_width and e.shape[-1] == model.embedding_width
-    assert_near(model.head(x, e, clip.target.shape), velocity, 1e-5)
+    assert_near(model.head(x, e, clip.target, sigma), velocity, 1e-5)
 
 
 @pytest.mark.parametrize("plan", ["vae", "blocks"])
