@@ -1,5 +1,6 @@
 """Prompts as a transformer takes them."""
 
+import contextlib
 import gc
 import html
 
@@ -11,6 +12,8 @@ from backbones import CheckpointError
 from backbones.configs import read_config
 from backbones.parts import load_part, load_weights, one_line
 
+DECODER = ("decoder.", "lm_head.")  # weights of a whole T5 that are not used
+
 
 def clean_prompt(text):
     """Text repair, html entities and white space, as the official sampler does."""
@@ -18,10 +21,15 @@ def clean_prompt(text):
 
 
 class PromptEncoder:
-    """The tokenizer and UMT5 encoder of a checkpoint folder, in memory only while they work."""
+    """The tokenizer and encoder of a checkpoint folder, in memory only while they work. kind: the
+    encoder's class in transformers; others: names that begin weights it does not use."""
 
-    def __init__(self, folder, dtype):
-        self.folder, self.dtype = folder, dtype
+    def __init__(
+        self, folder, dtype, kind="UMT5EncoderModel", encoder="text_encoder", tokenizer="tokenizer",
+        others=(),
+    ):  # fmt: skip
+        self.folder, self.dtype, self.kind, self.others = folder, dtype, kind, others
+        self.encoder, self.tokenizer = encoder, tokenizer
 
     def __call__(self, prompts, device, length):
         """Of each prompt in turn, padded to `length` tokens, its embeddings (1, 1, L, width) and
@@ -29,15 +37,17 @@ class PromptEncoder:
 
         One prompt a pass: in a batch its last bits would depend on the others.
         """
-        from transformers import AutoTokenizer, UMT5EncoderModel, utils  # slow, and often unneeded
+        import transformers  # slow, and often unneeded
 
-        utils.logging.disable_progress_bar()  # one bar: that over the videos
+        transformers.utils.logging.disable_progress_bar()  # one bar: that over the videos
         safe = {"trust_remote_code": False}  # else a checkpoint's own files may ask to be run
-        tokenizer = load_part(AutoTokenizer, self.folder / "tokenizer", **safe)
-        vocabulary = read_config(self.folder / "text_encoder" / "config.json")["vocab_size"]
-        check_tokenizer(self.folder / "tokenizer", tokenizer, vocabulary, length)
+        folder, at = self.folder / self.encoder, self.folder / self.tokenizer
+        tokenizer = load_part(transformers.AutoTokenizer, at, **safe)
+        check_tokenizer(at, tokenizer, read_config(folder / "config.json")["vocab_size"], length)
         safe["ignore_mismatched_sizes"] = True  # load_weights says which, in one line
-        encoder = load_weights(UMT5EncoderModel, self.folder / "text_encoder", self.dtype, **safe)
+        with quiet():
+            cls = getattr(transformers, self.kind)
+            encoder = load_weights(cls, folder, self.dtype, self.others, **safe)
         encoder.eval().to(device)
         for prompt in tqdm(prompts, "prompts", unit="prompt", disable=None, leave=False):
             tokens = tokenize(tokenizer, prompt, length).to(device)
@@ -49,6 +59,19 @@ class PromptEncoder:
         gc.collect()  # the model and its modules refer to each other
         if device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+@contextlib.contextmanager
+def quiet():
+    """transformers would list the weights that are not used."""
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
 
 
 def tokenize(tokenizer, prompt, length):
