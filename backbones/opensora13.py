@@ -230,7 +230,7 @@ class OpenSora13:
         return sample(branches, x, times, guidance)[:, :, known:]
 
     def _branches(self, shape, cond_latents, text, negative_text):
-        """Masks and the other arguments of the branches for latents of `shape`, and their number."""
+        """Masks and other arguments of the branches for latents of `shape`, and their number."""
         negative = negative_text["embeds"], negative_text["mask"]
         shown = condition("v2v_head", shape, cond_latents, cond_latents.shape[2])
         more = branch_inputs(
