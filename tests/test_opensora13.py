@@ -28,7 +28,6 @@ from devices.paths import all_paths
 from lora_tta import LoRA
 from norm_tta import NormTTA
 from runs.cli import parse_args
-from runs.results import save_adapter
 
 CLIPS = SHARED / "clips" / "metadata.csv"
 needs_clips = pytest.mark.skipif(not CLIPS.is_file(), reason=f"no real clips at {SHARED}")
@@ -142,9 +141,7 @@ def test_in_bfloat16_the_rotary_table_stays_as_it_is(checkpoint):
     dit = backbones.load(checkpoint, dtype=torch.bfloat16).dit
     saved = load_file(checkpoint / WEIGHTS[0])
     assert dit.weight_dtype == dit.y_embedder.y_embedding.dtype == torch.bfloat16
-    assert (
-        torch.equal(dit.rope.freqs, saved["rope.freqs"]) and saved["rope.freqs"].is_floating_point
-    )
+    assert torch.equal(dit.rope.freqs, saved["rope.freqs"])
     assert dit.rope.freqs.dtype == torch.float32
 
 
@@ -303,7 +300,7 @@ def test_a_wrong_safetensors_is_one_line(part, content, checkpoint, tmp_path):
 FILES = (*(f"{part}/config.json" for part in (DIT, VAE, T5)), "model_index.json")
 
 
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=10)
 @given(data=st.data())
 def test_any_configuration_gives_a_model_or_one_line(data, checkpoint, tmp_path_factory):
     file = data.draw(st.sampled_from(FILES))
@@ -353,15 +350,13 @@ def test_the_matrices_of_both_blocks_of_a_pair_are_streamed(checkpoint, monkeypa
     assert all(hasattr(block, stays) for block in blocks)
 
 
-def test_lora_is_in_both_blocks_of_a_chosen_pair(model, clip, tmp_path):
-    method, args = new(LoRA, "--blocks last:1 --targets attn.qkv", model, clip)
+def test_lora_is_in_both_blocks_of_a_chosen_pair(model, clip):
+    method, _ = new(LoRA, "--blocks last:1 --targets attn.qkv", model, clip)
     names = [name.split("model.")[-1] for name in copies(method)]
     assert names == [
         f"{kind}_blocks.3.attn.qkv.{part}.weight"
         for kind in ("spatial", "temporal") for part in ("lora_A", "lora_B")
     ]  # fmt: skip
-    save_adapter(tmp_path / "own", method, args)
-    assert (tmp_path / "own.adapter" / "adapter_model.safetensors").is_file()
 
 
 # From the command line
