@@ -74,7 +74,7 @@ class OpenSora13:
         dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
         stated, config = configs.check_opensora13(folder)
         model = cls(
-            load_single(STDiT3, config, folder / configs.DIT / "model.safetensors", dtype),
+            load_single(STDiT3, config, folder / configs.DIT / configs.WEIGHTS, dtype),
             load_autoencoder(folder / configs.VAE),
             PromptEncoder(folder, dtype, "T5EncoderModel", configs.T5, configs.T5, DECODER),
             device,

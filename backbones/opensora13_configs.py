@@ -20,6 +20,7 @@ from backbones import CheckpointError
 from backbones.configs import (
     check,
     check_buckets,
+    check_values,
     check_weights,
     check_width,
     native_values,
@@ -27,6 +28,8 @@ from backbones.configs import (
     refuse,
 )
 from backbones.frames import Chunks
+from backbones.opensora13_autoencoder_layers import NORM_GROUPS
+from backbones.opensora13_sampling import CHUNK, of_chunk
 from backbones.ranges import (
     ABSENT,
     ANY,
@@ -37,6 +40,7 @@ from backbones.ranges import (
     Rule,
     number,
     one_of,
+    optional,
     or_null,
     several,
     whole,
@@ -44,7 +48,7 @@ from backbones.ranges import (
 
 NAME, DIT, VAE, T5 = "STDiT3", "OpenSora-STDiT-v4", "OpenSora-VAE-v1.3", "google/t5-v1_1-xxl"
 SIZE, FPS = (480, 640), 24.0
-STEP, LATENTS = 16, 5  # frames that a chunk adds, and its latents
+WEIGHTS, LATENT_CHANNELS = "model.safetensors", 16
 # 17 frames are one chunk: the draft's 22 do not fit. Adaptation sees as many context latents (5)
 # and predicts as many as generation, half of all as v2v_head in training. 49 frames in all
 WINDOW = {
@@ -67,7 +71,7 @@ NETWORK = {
     "depth": whole(1, 256),
     "hidden_size": whole(4, 16384),
     "num_heads": whole(1, 256),
-    "in_channels": one_of(16),  # of the autoencoder
+    "in_channels": one_of(LATENT_CHANNELS),
     "patch_size": PATCH,
     "mlp_ratio": number(0.1, 16),
     "caption_channels": whole(1, 16384),
@@ -78,6 +82,26 @@ NETWORK = {
     **dict.fromkeys(("skip_temporal", "skip_y_embedder"), NO),
 }
 RULES = NETWORK | dict.fromkeys((*TRANSFORMERS, *UNUSED), ANY) | {"quantization_config": ABSENT}
+# of the autoencoder's "encoder" and "decoder": what a smaller network may have otherwise
+SIZES = {"ch": 128, "ch_mult": [1, 2, 4, 4], "num_res_blocks": 2, "z_channels": LATENT_CHANNELS}
+WIDTHS = range(NORM_GROUPS, 4097, NORM_GROUPS)
+PART = {
+    "ch": Rule(
+        lambda v: type(v) is int and v in WIDTHS, f"a multiple of {NORM_GROUPS} up to {WIDTHS[-1]}"
+    ),
+    "ch_mult": several(whole(1, 16), 4, 4),
+    "num_res_blocks": whole(1, 16),
+    "z_channels": one_of(LATENT_CHANNELS),
+    "in_channels": optional(one_of(3)),
+    "out_ch": optional(one_of(3)),
+    "resamp_with_conv": optional(one_of(True)),
+}
+AUTOENCODER = {
+    "encoder": PART
+    | {"double_z": optional(one_of(True)), "down_sampling_layer": optional(one_of([1, 2]))},
+    "decoder": PART
+    | {"temporal_up_layers": optional(one_of([2, 3])), "temporal_downsample": optional(one_of(4))},
+}
 T5_RULES = TEXT | {"model_type": one_of("t5")}
 
 
@@ -92,7 +116,7 @@ def geometry(stated, dit):
     size = stated.get("height", SIZE[0]), stated.get("width", SIZE[1])
     width = dit["hidden_size"]
     return Chunks(
-        NAME, STEP, LATENTS, size, 8 * dit["patch_size"][1], FPS, WINDOW, OPTIONS,
+        NAME, CHUNK - 1, of_chunk(CHUNK), size, 8 * dit["patch_size"][1], FPS, WINDOW, OPTIONS,
         stacks=(tuple(map(pair, range(dit["depth"]))),), embedding_width=width, hidden_width=width,
         sampling_ranges=RANGES,
     )  # fmt: skip
@@ -105,8 +129,6 @@ def pair(i):
 def check_opensora13(folder):
     """What model_index.json says, and the keys of the transformer's configuration that make the
     network. Raises CheckpointError."""
-    from backbones.opensora13_autoencoder import check_autoencoder
-
     check_files(folder)
     path = folder / DIT / "config.json"
     stated = check(path, RULES, closed=True)
@@ -125,6 +147,21 @@ def check_opensora13(folder):
     return native, dit
 
 
+def check_autoencoder(folder):
+    """The keyword arguments of OpenSora13Autoencoder that a folder's config.json states, checked,
+    as is that the weights are there. Raises CheckpointError."""
+    path = folder / "config.json"
+    stated = check(path, {"quantization_config": ABSENT})
+    check_weights(folder, "model")
+    config = {}
+    for name, rules in AUTOENCODER.items():
+        part = stated.get(name, SIZES)
+        if not isinstance(part, dict):
+            refuse(path, name, part, "an object of keys and values")
+        config[name] = check_values(f"{path}: {name}", part, rules)
+    return config
+
+
 def check_files(folder):
     """That a checkpoint has its parts, the weights as safetensors. Raises CheckpointError."""
     for name in (DIT, VAE, T5):
@@ -134,8 +171,8 @@ def check_files(folder):
                 f"and {T5}/, each as published"
             )
     for name in (DIT, VAE):
-        if not (folder / name / "model.safetensors").is_file():
-            raise CheckpointError(f"{folder / name} has no model.safetensors; the release has one")
+        if not (folder / name / WEIGHTS).is_file():
+            raise CheckpointError(f"{folder / name} has no {WEIGHTS}; the release has one")
     check_weights(folder / T5, "model")
 
 
