@@ -29,8 +29,11 @@ from common import adaptation
 from common.adaptation import adapt
 from common.loss import Draw
 from delta_c import DeltaC
+from film_tta import FiLM
 from full_tta import FullTTA
 from last_layer_tta import LastLayer
+from lora_tta import LoRA
+from norm_tta import NormTTA
 
 pytestmark = needs_opensora13
 FINETUNED, RUNS = entries("finetune"), entries("sampling")
@@ -143,13 +146,18 @@ def test_parameters():
     with torch.device("meta"):
         dit = STDiT3()
     model = OpenSora13(dit, None, None, "meta", geometry({}, dit.config))
+    clip = SimpleNamespace(seed=1, video=SimpleNamespace(id="none"))
     assert model.depth == 28 and model.embedding_width == model.hidden_width == 1152
     for cls, flags, count in (
         (AdaSteer, "--groups 4 --final-layer own", 5 * 1152),
+        (FiLM, "", 12 * 1152),
+        (NormTTA, "", 8_064),
+        (LoRA, "", 838_656),
         (DeltaC, "", 16),
         (LastLayer, "", 1152),
+        (FullTTA, "", 1_207_959_680),
     ):
-        method = cls(model, SimpleNamespace(), arguments(cls, flags))
+        method = cls(model, clip, arguments(cls, flags))
         assert sum(p.numel() for p in method.named_parameters().values()) == count
 
 
