@@ -11,6 +11,7 @@ BACKBONES = {
     "SkyReelsV2Transformer3DModel": "backbones.skyreels:SkyReels",
     "MMDiT": "backbones.opensora2:OpenSora2",
     "STDiT3": "backbones.opensora13:OpenSora13",
+    "WanTransformer3DModel": "backbones.wan:Wan",
 }
 # of the same, what reads the configurations alone: no import of weights' libraries
 GEOMETRIES = {
@@ -18,6 +19,7 @@ GEOMETRIES = {
     "SkyReelsV2Transformer3DModel": "backbones.skyreels_configs:skyreels_geometry",
     "MMDiT": "backbones.opensora2_configs:opensora2_geometry",
     "STDiT3": "backbones.opensora13_configs:opensora13_geometry",
+    "WanTransformer3DModel": "backbones.wan_configs:wan_geometry",
 }
 TRANSFORMERS = ("dit", "transformer")  # folders that hold it
 # files that hold it where no file names a class

@@ -16,6 +16,7 @@ from backbones.opensora13_autoencoder import (
     OpenSora13Autoencoder,
     load_autoencoder,
 )
+from common.metrics import psnr_db
 
 SMALL = {"ch": 32, "ch_mult": [1, 2, 1, 1], "num_res_blocks": 1, "z_channels": 16}
 CONFIG = {  # as the public source saves it
@@ -296,3 +297,35 @@ def test_sizes_and_latents_that_do_not_fit():
 
 
 # Training
+
+
+def moving_blobs(count, frames=17, side=16):
+    """(count, 3, frames, side, side) in -1..1: each has a colour and a speed, and wraps round."""
+    generator = torch.Generator().manual_seed(0)
+    start, speed, colour = (torch.rand(count, n, 1, generator=generator) for n in (2, 2, 3))
+    at = start * side + (speed - 0.5) * side / 12 * torch.arange(frames)
+    away = (torch.arange(side) - at[..., None]) % side  # count, axis, frame, place
+    near = (-torch.minimum(away, side - away).square() / 18).exp()
+    blobs = near[:, 0, :, :, None] * near[:, 1, :, None, :]
+    return blobs[:, None] * (1 + colour[..., None, None]) - 1
+
+
+@pytest.mark.slow  # a minute or two of training
+def test_a_trained_one_gives_moving_pictures_back():
+    """Seen: 39 dB, where the mean picture of each clip has 21 and the other clip 11."""
+    torch.manual_seed(0)
+    model, clips = OpenSora13Autoencoder(*2 * [SMALL | {"ch_mult": [1] * 4}]), moving_blobs(2)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    for step in range(200):
+        x = clips[step % 2 :][:1]
+        loss = (model.decode(model.encode(x)) - x).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+    with torch.no_grad():
+        decoded = [model.decode(model.encode(x[None]))[0] for x in clips]
+    for i, x in enumerate(clips):
+        mean = psnr_db(x.mean(dim=1, keepdim=True).expand_as(x), x, data_range=2)
+        found, other = (psnr_db(decoded[k], x, data_range=2) for k in (i, 1 - i))
+        assert found > mean + 8 > other + 8
