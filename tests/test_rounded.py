@@ -66,13 +66,13 @@ def test_bfloat16_stays_close(made, make, method, flags):
 
 
 def compiled_cases():
-    """Eight modules of Open-Sora v1.3 are traced for each kind of call: of its cases one is fast."""
+    """Eight modules of Open-Sora v1.3 are traced for each kind of call: one case of it is fast."""
     for make, (method, flags) in itertools.product(MODELS, COMPILED):
         long = make is make_opensora13 and method is not AdaSteer
         yield pytest.param(make, method, flags, marks=[pytest.mark.slow] * long)
 
 
-@pytest.mark.parametrize(("make", "method", "flags"), compiled_cases())
+@pytest.mark.parametrize(("make", "method", "flags"), [*compiled_cases()])
 def test_methods_act_in_compiled_blocks(made, make, method, flags):
     """Traced as for a compiler, in as many graphs as there are kinds of calls, then run."""
     torch._dynamo.reset()
