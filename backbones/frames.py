@@ -67,6 +67,7 @@ class Chunks:
     context_lengths: tuple | None = None
     sampling_ranges: dict = field(default_factory=dict)
     context_alone: bool = True  # a chunk's latents know all of its frames
+    trained_contexts: tuple | None = None
 
     @property
     def depth(self):
