@@ -12,6 +12,7 @@ BACKBONES = {
     "MMDiT": "backbones.opensora2:OpenSora2",
     "STDiT3": "backbones.opensora13:OpenSora13",
     "WanTransformer3DModel": "backbones.wan:Wan",
+    "LTXVideoTransformer3DModel": "backbones.ltx:LTX",
 }
 # of the same, what reads the configurations alone: no import of weights' libraries
 GEOMETRIES = {
@@ -20,6 +21,7 @@ GEOMETRIES = {
     "MMDiT": "backbones.opensora2_configs:opensora2_geometry",
     "STDiT3": "backbones.opensora13_configs:opensora13_geometry",
     "WanTransformer3DModel": "backbones.wan_configs:wan_geometry",
+    "LTXVideoTransformer3DModel": "backbones.ltx_configs:ltx_geometry",
 }
 TRANSFORMERS = ("dit", "transformer")  # folders that hold it
 # files that hold it where no file names a class

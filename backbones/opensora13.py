@@ -76,7 +76,7 @@ class OpenSora13:
         model = cls(
             load_single(STDiT3, config, folder / configs.DIT / configs.WEIGHTS, dtype),
             load_autoencoder(folder / configs.VAE),
-            PromptEncoder(folder, dtype, "T5EncoderModel", configs.T5, configs.T5, DECODER),
+            PromptEncoder(folder, dtype, "T5EncoderModel", 2 * (configs.T5,), DECODER),
             device,
             configs.geometry(stated, config),
         )

@@ -21,15 +21,16 @@ def clean_prompt(text):
 
 
 class PromptEncoder:
-    """The tokenizer and encoder of a checkpoint folder, in memory only while they work. kind: the
-    encoder's class in transformers; others: names that begin weights it does not use."""
+    """The tokenizer and encoder of a checkpoint folder, in memory only while they work. encoder:
+    the name of its class in transformers; parts: their folders; others: names that begin weights of
+    theirs that are not used."""
 
     def __init__(
-        self, folder, dtype, kind="UMT5EncoderModel", encoder="text_encoder", tokenizer="tokenizer",
+        self, folder, dtype, encoder="UMT5EncoderModel", parts=("text_encoder", "tokenizer"),
         others=(),
     ):  # fmt: skip
-        self.folder, self.dtype, self.kind, self.others = folder, dtype, kind, others
-        self.encoder, self.tokenizer = encoder, tokenizer
+        self.dtype, self.encoder, self.others = dtype, encoder, others
+        self.folders = [folder / part for part in parts]
 
     def __call__(self, prompts, device, length):
         """Of each prompt in turn, padded to `length` tokens, its embeddings (1, 1, L, width) and
@@ -41,12 +42,12 @@ class PromptEncoder:
 
         transformers.utils.logging.disable_progress_bar()  # one bar: that over the videos
         safe = {"trust_remote_code": False}  # else a checkpoint's own files may ask to be run
-        folder, at = self.folder / self.encoder, self.folder / self.tokenizer
+        folder, at = self.folders
         tokenizer = load_part(transformers.AutoTokenizer, at, **safe)
         check_tokenizer(at, tokenizer, read_config(folder / "config.json")["vocab_size"], length)
         safe["ignore_mismatched_sizes"] = True  # load_weights says which, in one line
         with quiet():
-            cls = getattr(transformers, self.kind)
+            cls = getattr(transformers, self.encoder)
             encoder = load_weights(cls, folder, self.dtype, self.others, **safe)
         encoder.eval().to(device)
         for prompt in tqdm(prompts, "prompts", unit="prompt", disable=None, leave=False):

@@ -6,7 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from toy import make_checkpoint, make_opensora2, make_opensora13, make_skyreels, make_wan
+from toy import (
+    make_checkpoint,
+    make_ltx,
+    make_opensora2,
+    make_opensora13,
+    make_skyreels,
+    make_wan,
+)
 
 
 @contextlib.contextmanager
@@ -81,4 +88,5 @@ BACKBONES = {
     "MMDiT": Row(make_opensora2, opensora2_answers),
     "STDiT3": Row(make_opensora13, opensora13_answers),
     "WanTransformer3DModel": Row(make_wan, skyreels_answers),
+    "LTXVideoTransformer3DModel": Row(make_ltx, skyreels_answers),
 }

@@ -7,6 +7,7 @@ import pytest
 import torch
 from oracles import assert_near
 from toy import (
+    make_ltx,
     make_opensora2,
     make_opensora13,
     make_skyreels,
@@ -33,6 +34,7 @@ MODELS = {
     make_opensora2: (MIXED, 5e-3),
     make_opensora13: (MIXED, 5e-3),
     make_wan: ([*MIXED, CROSS], 2e-3),
+    make_ltx: (MIXED, 5e-3),
 }
 
 
