@@ -15,13 +15,14 @@ from typing import Any, Protocol
 import torch
 
 Text = Mapping[str, torch.Tensor]  # what one prompt becomes, (1, ...) each; opaque to all others
+Block = str | tuple[str, ...]  # the path of its module, or of those that run one after the other
 
 
 class Geometry(Protocol):
     """What the files of a checkpoint say before any weight is read; see backbones.geometry."""
 
     class_name: str  # of the transformer
-    stacks: tuple[tuple[str, ...], ...]  # these four as the model has them, see Backbone
+    stacks: tuple[tuple[Block, ...], ...]  # these four as the model has them, see Backbone
     depth: int
     embedding_width: int
     hidden_width: int
@@ -39,7 +40,8 @@ class Geometry(Protocol):
     sizes: tuple[tuple[int, int], tuple[int, int]] | None  # least and most (height, width), if any
 
     def frames_of(self, latents: int) -> int:
-        """Frames that so many latents decode to; 0 of 0, and more of more."""
+        """Frames that so many latents decode to; 0 of 0, and never fewer of more: a number that an
+        autoencoder in chunks cannot have counts as the next one that it can."""
 
     def latents_of(self, frames: int) -> int:
         """Latents that so many frames are encoded to. Raises ValueError, which names the nearest
@@ -60,7 +62,7 @@ class Backbone(Protocol):
     device: torch.device  # where it computes
     dit: torch.nn.Module  # the transformer: its parameters are what full tuning tunes
     vae: torch.nn.Module
-    stacks: tuple[tuple[str, ...], ...]  # paths of the blocks in dit, in order, by kind of block
+    stacks: tuple[tuple[Block, ...], ...]  # the blocks in dit, in order, by kind of block
     depth: int  # blocks of all stacks
     embedding_width: int  # of the timestep embedding that blocks read
     hidden_width: int  # of tokens

@@ -29,9 +29,11 @@ from transformers import (
     UMT5EncoderModel,
 )
 
-from backbones import opensora2_configs
+from backbones import opensora2_configs, opensora13_configs
 from backbones.longcat_dit import LongCatVideoTransformer3DModel
 from backbones.opensora2_dit import MMDiT
+from backbones.opensora13_autoencoder import OpenSora13Autoencoder
+from backbones.opensora13_dit import STDiT3
 from common.loss import flow_matching_loss
 from nano.architecture import train_tokenizer
 
@@ -80,6 +82,18 @@ COGVIDEOX_SCHEDULE = {
     "timestep_spacing": "trailing", "clip_sample": False,
 }  # fmt: skip
 
+# the keys of the released config.json, with some of what transformers writes beside them
+OPENSORA13 = {
+    "depth": 4, "hidden_size": 48, "num_heads": 2, "patch_size": [1, 2, 2], "in_channels": 16,
+    "mlp_ratio": 2.0, "pred_sigma": True, "caption_channels": 32, "model_max_length": 16,
+    "qk_norm": True, "input_sq_size": 512, "kernel_size": [2, 2, -1], "use_spatial_rope": True,
+    "class_dropout_prob": 0.1, "drop_path": 0.0, "enable_flash_attn": True,
+    "enable_layernorm_kernel": True, "enable_sequence_parallelism": False,
+    "freeze_y_embedder": True, "input_size": [None, None, None], "only_train_temporal": False,
+    "skip_temporal": False, "skip_y_embedder": False, "architectures": ["STDiT3"],
+    "model_type": "STDiT3", "torch_dtype": "float32", "transformers_version": "4.36.2",
+}  # fmt: skip
+OPENSORA13_VAE = {"ch": 32, "ch_mult": [1, 1, 1, 1], "num_res_blocks": 1, "z_channels": 16}
 LTX = {
     "in_channels": 8, "out_channels": 8, "num_attention_heads": 2, "attention_head_dim": 24,
     "cross_attention_dim": 48, "num_layers": 4, "caption_channels": 32,
@@ -157,11 +171,7 @@ def make_opensora2(folder):
         save_file(module.state_dict(), folder / f"{name}.safetensors")
     (folder / opensora2_configs.DIT_CONFIG).write_text(json.dumps(OPENSORA2))
     (folder / opensora2_configs.VAE_CONFIG).write_text(json.dumps(OPENSORA2_VAE))
-    tokenizer = toy_tokenizer()
-    sizes = {"num_layers": 1, "num_heads": 2}
-    T5ForConditionalGeneration(
-        T5Config(vocab_size=len(tokenizer), d_model=32, d_kv=8, d_ff=32, **sizes)
-    ).save_pretrained(folder / opensora2_configs.T5)
+    tokenizer = make_t5(folder)
     part = {
         "hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 1, "projection_dim": 8,
         "num_attention_heads": 2,
@@ -170,10 +180,43 @@ def make_opensora2(folder):
     CLIPModel(CLIPConfig(text_config=text, vision_config=part, projection_dim=8)).save_pretrained(
         folder / opensora2_configs.CLIP
     )
-    for name in (opensora2_configs.T5, opensora2_configs.CLIP):
-        tokenizer.save_pretrained(folder / name)
+    tokenizer.save_pretrained(folder / opensora2_configs.CLIP)
     size = {"height": 32, "width": 48, "max_sequence_length": 16}
     (folder / "model_index.json").write_text(json.dumps(size))
+    return folder
+
+
+def make_t5(folder):
+    """Decoder included, as published; gives its tokenizer."""
+    tokenizer, sizes = toy_tokenizer(), {"num_layers": 1, "num_heads": 2}
+    T5ForConditionalGeneration(
+        T5Config(vocab_size=len(tokenizer), d_model=32, d_kv=8, d_ff=32, **sizes)
+    ).save_pretrained(folder / opensora2_configs.T5)
+    tokenizer.save_pretrained(folder / opensora2_configs.T5)
+    return tokenizer
+
+
+def make_opensora13(folder):
+    """The published parts side by side. The prediction leans towards minus the noisy latents, as
+    in make_skyreels, since this network predicts minus the velocity."""
+    torch.manual_seed(0)
+    written = opensora13_configs.TRANSFORMERS
+    dit = STDiT3(**{key: value for key, value in OPENSORA13.items() if key not in written})
+    for p in dit.parameters():
+        torch.nn.init.normal_(p, std=0.05)
+    patches = dit.x_embedder.proj.weight.detach()  # (width, C, 1, 2, 2)
+    leaning = -patches.permute(2, 3, 4, 1, 0).flatten(0, 2)  # (places, C, width)
+    dit.final_layer.linear.weight.data = torch.cat([leaning, leaning], dim=1).flatten(0, 1)
+    vae = OpenSora13Autoencoder(encoder=OPENSORA13_VAE, decoder=OPENSORA13_VAE)
+    parts = {"encoder": OPENSORA13_VAE, "decoder": OPENSORA13_VAE}
+    for name, module, config in (
+        (opensora13_configs.DIT, dit, OPENSORA13), (opensora13_configs.VAE, vae, parts),
+    ):  # fmt: skip
+        (folder / name).mkdir(parents=True)
+        save_file(module.state_dict(), folder / name / "model.safetensors")
+        (folder / name / "config.json").write_text(json.dumps(config))
+    make_t5(folder)
+    (folder / "model_index.json").write_text(json.dumps({"height": 32, "width": 48}))
     return folder
 
 
@@ -257,10 +300,11 @@ def toy_clip(model):
     def latents(count):
         return torch.randn(1, model.latent_channels, count, *shape)
 
-    lengths = model.geometry.context_lengths
-    known = 1 if lengths is not None else 2
+    lengths, count = model.geometry.context_lengths, model.geometry.latents_covering(2)
+    known = 1 if lengths is not None else count
     return SimpleNamespace(
-        context=latents(2), target=latents(2), held_out=latents(1), cond_latents=latents(known),
+        context=latents(count), target=latents(count), held_out=latents(1),
+        cond_latents=latents(known),
         text=text, negative_text=negative, seed=1, video=SimpleNamespace(id="toy"),
     )  # fmt: skip
 
