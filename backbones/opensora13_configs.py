@@ -27,7 +27,7 @@ from backbones.configs import (
     optional_file,
     refuse,
 )
-from backbones.frames import Chunks
+from backbones.frames import EveryK
 from backbones.opensora13_autoencoder_layers import NORM_GROUPS
 from backbones.opensora13_sampling import CHUNK, of_chunk
 from backbones.ranges import (
@@ -115,8 +115,9 @@ def geometry(stated, dit):
     """Of what model_index.json and the transformer's configuration state."""
     size = stated.get("height", SIZE[0]), stated.get("width", SIZE[1])
     width = dit["hidden_size"]
-    return Chunks(
-        NAME, CHUNK - 1, of_chunk(CHUNK), size, 8 * dit["patch_size"][1], FPS, WINDOW, OPTIONS,
+    return EveryK(
+        NAME, CHUNK - 1, size, 8 * dit["patch_size"][1], FPS, WINDOW, OPTIONS,
+        per=of_chunk(CHUNK), first_alone=False, context_alone=True,  # latents know their chunk
         stacks=(tuple(map(pair, range(dit["depth"]))),), embedding_width=width, hidden_width=width,
         sampling_ranges=RANGES,
     )  # fmt: skip

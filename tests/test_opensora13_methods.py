@@ -48,7 +48,7 @@ def recorded_model(case, file="forward"):
     own = geometry({}, table("config"))
     assert size == [48, 64] and frames > 1
     return OpenSora13(
-        network(), None, None, "cpu", replace(own, fps=fps, step=int(frames) - 1)
+        network(), None, None, "cpu", replace(own, fps=fps, k=int(frames) - 1)
     )  # fmt: skip
 
 
