@@ -41,7 +41,7 @@ def print_plan(args, about, videos, todo, memory):
         for video in videos
         if video.id not in open_ids
     ]
-    print("", memory, measured(done, len(todo)), sep="\n")
+    print("", memory, measured(done, len(todo), args.kind.NOUN), sep="\n")
 
 
 def is_default(line):
@@ -100,14 +100,14 @@ def memory(args, geometry):
     )
 
 
-def measured(done, left):
+def measured(done, left, noun):
     """Of the finished videos here."""
     if not done:
-        return "time: not known before the first video; the progress bar shows it then"
+        return f"time: not known before the first {noun}; the progress bar shows it then"
     each = sum(record["total_seconds"] for record in done) / len(done)
     peak = max(record["peak_memory_gb"] for record in done)
     return (
-        f"time: {each:.1f} s a video, the mean of {len(done)} finished here (peak {peak:.3g} GB); "
+        f"time: {each:.1f} s a {noun}, the mean of {len(done)} finished here (peak {peak:.3g} GB); "
         f"{left} to do: about {each * left / 60:.3g} minutes for one worker"
     )
 

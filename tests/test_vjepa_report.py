@@ -149,6 +149,21 @@ def test_who_benefits_needs_frames(runs, compared):
     assert "it asks the frames of videos" in said
 
 
+def test_presets_share_a_baseline_and_jumps_have_their_own(data, script, tmp_path, capsys):
+    rows = "".join(
+        f"  - {{name: {name}, script: vjepa_tta.py, flags: {flags}}}\n"
+        for name, flags in {"a": "--preset adajepa", "b": "--preset extended",
+                            "c": "--mode jump", "d": "--mode sequential-jump"}.items()
+    )  # fmt: skip
+    (tmp_path / "rows.yaml").write_text(f"baseline: vjepa_tta.py\nrows:\n{rows}")
+    flags = [tmp_path / "rows.yaml", *data, "--out", tmp_path / "out"]
+    assert script(sweep, *flags, "--local", "--dry-run") == 0
+    lines = capsys.readouterr().out.splitlines()
+    baselines = [line for line in lines if "--steps 0" in line]
+    assert len(lines) == 6 and len(baselines) == 2
+    assert ["--score jump" in line for line in baselines] == [False, True]
+
+
 def test_runs_on_other_frames_are_not_compared(runs, data, script, tmp_path, capsys):
     (baseline,) = runs()
     other = tmp_path / "other"
