@@ -121,6 +121,7 @@ class Item:
     """A clip of the list, as a run and its records see it."""
 
     entry: Entry
+    place: int  # in the order of the whole list
     caption: str = ""
 
     @property
@@ -172,7 +173,8 @@ def chosen(args):
             raise UsageError(f"--videos {args.videos}: the id {entry.id[:60]!r} {why}")
     lines = [f"{x.id}\0{x.source}\0{x.category}" for x in entries]
     digest = hashlib.sha256("\n".join(lines).encode(errors="backslashreplace")).hexdigest()
-    items = todo.in_range(carry.in_order(list(map(Item, entries)), args), args)
+    ordered = enumerate(carry.in_order(entries, args))
+    items = todo.in_range([Item(entry, place) for place, entry in ordered], args)
     todo.refuse_overwriting(items, args)
     return items, digest
 

@@ -158,6 +158,15 @@ def test_the_same_command_goes_on_and_other_flags_are_refused(run, data, script,
     assert "holds another run (--adapt-frames is half there, 3 here)" in capsys.readouterr().err
 
 
+def test_two_shards_equal_one_run(run, data, script, tmp_path):
+    whole = run("whole")
+    for i in (1, 0):
+        run("parts", "--shard", f"{i}/2")
+    parts = records(tmp_path / "parts")
+    for key in ("id", "place", "losses", "look_ahead_loss_per_frame", "distances"):
+        assert [record[key] for record in parts] == [record[key] for record in whole]
+
+
 def test_another_file_under_the_same_name_is_refused(data, script, tmp_path, capsys):
     clips = make_clips(tmp_path / "clips", 2)
     flags = ["--checkpoint", data[1], "--videos", clips, "--out", tmp_path / "out"]
