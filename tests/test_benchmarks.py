@@ -23,6 +23,7 @@ from benchmarks import (
     skyreels_memory,
     start,
     stopping_study,
+    vjepa_step,
 )
 from common.errors import UsageError
 from runs.identity import ROOT
@@ -34,6 +35,7 @@ CASES = {
     adapt_step: TINY,
     generate: [*TINY, "--steps", 1],
     end_to_end: ["--repeats", 1, "--flags", "--steps 1 --limit 1 --sampling-steps 1"],
+    vjepa_step: ["--repeats", 1, "--frames", 2],
 }
 
 
