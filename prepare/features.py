@@ -25,12 +25,12 @@ from safetensors.torch import save_file
 from tqdm import tqdm
 
 from backbones import CheckpointError
-from backbones.parts import load_weights
 from common.data import file_facts, real, sha256
 from common.errors import UsageError, VideoError
 from common.loading import pick_device
 from common.values import at_least, folder
 from common.video import announced_frames, decode, fit, opened
+from predictors.encoder import encode, load_encoder
 from prepare.flags import frame_rate
 from prepare.make import FASTEST, SLOWEST, without_path
 from prepare.recordings import CAMERAS, recordings, stride, taken
@@ -39,35 +39,6 @@ from runs.parser import Parser
 from runs.results import read_json, replace_file, write_json
 
 COLUMNS = "id source category first_frame frames fps sha256".split()
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as the encoder learned
-
-
-def load_encoder(path, device):
-    """transformers' VJEPA2Model of a folder. Raises UsageError."""
-    from transformers import VJEPA2Model, utils
-
-    if not (path / "config.json").is_file():
-        raise UsageError(
-            f"--encoder {path}: no folder with a config.json; `hf download "
-            "facebook/vjepa2-vitg-fpc64-256 --local-dir FOLDER` fetches one"
-        )
-    if (kind := (read_json(path / "config.json") or {}).get("model_type")) != "vjepa2":
-        raise UsageError(f"--encoder {path}: model_type is {kind!r}, it must be 'vjepa2'")
-    utils.logging.disable_progress_bar()  # one bar: that over the videos
-    try:
-        model = load_weights(VJEPA2Model, path, torch.float32)
-    except CheckpointError as error:
-        raise UsageError(f"--encoder {error}") from error
-    return model.requires_grad_(False).eval().to(device)
-
-
-@torch.no_grad()
-def encode(encoder, pictures):
-    """pictures (T, 3, crop, crop) in 0..1 -> features (T, N, D) float32, on the CPU."""
-    mean, std = (torch.tensor(x, device=encoder.device).view(3, 1, 1) for x in (MEAN, STD))
-    x = (pictures.to(encoder.device) - mean) / std
-    x = x[:, None].expand(-1, encoder.config.tubelet_size, -1, -1, -1)  # a still tubelet
-    return encoder(pixel_values_videos=x, skip_predictor=True).last_hidden_state.float().cpu()
 
 
 def windows(path, args, size):
@@ -113,6 +84,8 @@ def make_clips(recording, encoder, args):
                 "sha256": sha256(path),
             })  # fmt: skip
     except (VideoError, av.FFmpegError) as error:
+        for row in rows:
+            (args.out / "clips" / f"{row['id']}.safetensors").unlink(missing_ok=True)
         reason = without_path(str(error), recording.video)
         known = reason.startswith(("short:", "damaged:", "width:"))
         return {"rejected": reason if known else f"damaged: {reason}"}
@@ -212,7 +185,11 @@ def main():
     found = recordings(args.source, args.camera)
     if real(args.source) == real(args.out / "manifest.csv"):
         raise UsageError(f"--out {args.out}: SOURCE would be overwritten; choose another folder")
-    encoder = load_encoder(args.encoder, pick_device(args.device))
+    device = pick_device(args.device)
+    try:
+        encoder = load_encoder(args.encoder, device)
+    except CheckpointError as error:
+        raise UsageError(f"--encoder {error}") from error
     same_settings(args)
     bar = tqdm(found, "encoding", unit="video", disable=None)
     return finish([verdict_of(recording, encoder, args) for recording in bar], args)

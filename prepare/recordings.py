@@ -199,8 +199,8 @@ def pose_differences(poses):
     """
     if poses.shape[1] != POSE:
         raise VideoError(
-            f"width: states are {poses.shape[1]} wide; without actions they must be x, y, z, three Euler "
-            "angles and the gripper"
+            f"width: states are {poses.shape[1]} wide; without actions they must be x, y, z, three "
+            "Euler angles and the gripper"
         )
     turned = Rotation.from_euler("xyz", poses[:, 3:6])
     angles = (turned[1:] * turned[:-1].inv()).as_euler("xyz")

@@ -11,8 +11,8 @@ from transformers import VJEPA2Config, VJEPA2Model
 
 from common.video import read_frames, write_video
 from predictors.clips import read_clips
+from predictors.encoder import encode, load_encoder
 from prepare import features
-from prepare.features import encode, load_encoder
 from prepare.recordings import pose_differences, taken
 from runs.exits import run_script
 
@@ -216,7 +216,7 @@ def test_bad_sources(run, tmp_path, capsys):
 
 def test_bad_encoders(run, encoder, tmp_path, capsys):
     path = write_list(tmp_path, [{"filename": "a.mp4", "states": "a.npy"}])
-    assert "no folder with a config.json" in error_of(run, capsys, path, model=tmp_path)
+    assert "no folder with the config.json" in error_of(run, capsys, path, model=tmp_path)
     other = tmp_path / "other"
     other.mkdir()
     (other / "config.json").write_text('{"model_type": "vit"}')
