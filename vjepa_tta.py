@@ -27,7 +27,7 @@ from predictors.adaptation import in_place
 class VJEPAAdaptation:
     """The kinds of the predictor's own weights that --adapt names, float32, in place."""
 
-    of_latent_clips = True
+    of_latent_clips = True  # what its runs go through, in place of videos
 
     @staticmethod
     def add_arguments(group):
