@@ -3,17 +3,20 @@
     python -m nano.action_clips nano/demo_vjepa     # what vjepa_tta.py runs on by default
 
 `clip(seed)` gives frames and actions; the same seed is always the same clip. In training an action
-moves the sprite by itself (gain 1); the demo's clips are of a world that nobody trained on, where
-the same action moves it further. States are zero, as in the study's clips: the predictor has to see
-where the sprite is.
+moves the sprite by just that (gain 1); in the demo's clips, which nobody trained on, by 1.75 times
+that. States are zero, as in the study's clips: the predictor has to see where the sprite is.
 """
 
 import argparse
+import csv
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
+
+from predictors.encoder import encode, load_encoder
 
 SIZE = 32  # pixels on a side
 FARTHEST = 4.0  # pixels that an action moves the sprite at gain 1
@@ -68,3 +71,30 @@ def walk(rng, frames, gain, radius):
         places.append(place)
         actions.append(step / UNIT)
     return (torch.from_numpy(np.stack(x)).float() for x in (places, actions))
+
+
+def main():
+    parser = argparse.ArgumentParser(description="write the demo's clips and their manifest")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--gain", type=float, default=DEMO_GAIN, help="1 is that of the training")
+    parser.add_argument("--encoder", type=Path, default=Path("nano/vjepa/encoder"))
+    args = parser.parse_args()
+    encoder = load_encoder(args.encoder)
+    (args.folder / "clips").mkdir(parents=True, exist_ok=True)
+    with open(args.folder / "manifest.csv", "w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file, lineterminator="\n")
+        rows.writerow(["id", "source", "category"])
+        for scene in range(DEMO_SOURCES):
+            for number in range(DEMO_CLIPS):
+                name, look = f"scene_{scene}_{number}", UNSEEN + 100 * scene
+                pictures, actions = clip(look + number, gain=args.gain, scene=look)
+                tensors = {
+                    "features": encode(encoder, pictures).half(), "actions": actions,
+                    "states": torch.zeros_like(actions),
+                }  # fmt: skip
+                save_file(tensors, args.folder / "clips" / f"{name}.safetensors")
+                rows.writerow([name, f"scene {scene}", f"gain {args.gain:g}"])
+
+
+if __name__ == "__main__":
+    main()

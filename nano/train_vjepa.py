@@ -36,13 +36,13 @@ PREDICTOR = {
 BATCH, SAVE_EVERY, ROLLOUT_FROM = 16, 250, 0.6  # of the steps
 
 
-def train_encoder(steps):
+def train_encoder(steps, count):
     """Fills in a quarter of the patches from the rest, through normalised features: a linear head
     reads every patch's pixels from the features of that patch."""
     torch.manual_seed(0)
     encoder, head = VJEPA2Model(ENCODER), torch.nn.Linear(WIDTH, 3 * PATCH**2)
     optimizer = torch.optim.AdamW([*encoder.encoder.parameters(), *head.parameters()], fused=True)
-    frames = torch.cat([clip(seed)[0] for seed in range(2000)])
+    frames = torch.cat([clip(seed)[0] for seed in range(count)])
     for step in tqdm(range(steps), "encoder", unit="step"):
         set_rate(optimizer, 2e-3, step, steps)
         x = as_tubelets(encoder, frames[torch.randint(len(frames), (64,))])
@@ -120,6 +120,15 @@ def train_predictor(features, actions, steps, state):
     return predictor
 
 
+def same_settings(args):
+    """A work folder belongs to one training."""
+    asked = {name: getattr(args, name) for name in ("steps", "encoder_steps", "clips")}
+    path = args.work / "settings.json"
+    if path.exists() and (found := json.loads(path.read_text())) != asked:
+        raise SystemExit(f"--work {args.work}: holds a training with {found}, asked for {asked}")
+    path.write_text(json.dumps(asked))
+
+
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -131,9 +140,12 @@ def main():
     parser.add_argument("--out", type=Path, default=Path("nano/vjepa"))
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
+    same_settings(args)
     (args.out / "encoder").mkdir(parents=True, exist_ok=True)
     if not (args.work / "features.pt").exists():
-        train_encoder(args.encoder_steps).save_pretrained(args.out / "encoder")
+        train_encoder(args.encoder_steps, min(args.clips, 2000)).save_pretrained(
+            args.out / "encoder"
+        )
         save_whole(draw(load_encoder(args.out / "encoder"), args.clips), args.work / "features.pt")
     features, actions = torch.load(args.work / "features.pt")
     predictor = train_predictor(features, actions, args.steps, args.work / "state.pt")
