@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from tqdm import tqdm
 
 from backbones import CheckpointError
-from common.data import file_facts, real, sha256
+from common.data import file_facts, sha256
 from common.errors import UsageError, VideoError
 from common.loading import pick_device
 from common.values import at_least, folder
@@ -131,12 +131,14 @@ def same_settings(args):
         digest.update(sha256(path).encode())
     asked = {"source": args.source.name, "encoder": digest.hexdigest()}
     asked |= {name: getattr(args, name) for name in ("frames", "fps", "per_video", "camera")}
-    path = args.out / "verdicts" / "settings.json"
-    (args.out / "clips").mkdir(parents=True, exist_ok=True)
-    path.parent.mkdir(exist_ok=True)
+    path, others = args.out / "verdicts" / "settings.json", ("manifest.csv", "clips")
+    if not path.exists() and any((args.out / name).exists() for name in others):
+        raise UsageError(f"--out {args.out}: holds clips that this did not make; choose another")
+    path.parent.mkdir(parents=True, exist_ok=True)
     if (found := read_json(path) or asked) != asked:
         raise UsageError(f"--out {args.out}: was made with {found}; choose another folder")
     write_json(path, asked)
+    (args.out / "clips").mkdir(exist_ok=True)
 
 
 def finish(verdicts, args):
@@ -183,8 +185,6 @@ def parse_args():
 def main():
     args = parse_args()
     found = recordings(args.source, args.camera)
-    if real(args.source) == real(args.out / "manifest.csv"):
-        raise UsageError(f"--out {args.out}: SOURCE would be overwritten; choose another folder")
     device = pick_device(args.device)
     try:
         encoder = load_encoder(args.encoder, device)

@@ -5,6 +5,7 @@ folders. Which frames are taken, and what action leads from one to the next.
 import csv
 import json
 import math
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -49,10 +50,9 @@ def recordings(source, camera):
         raise UsageError(f"SOURCE {source}: no such file or folder; give a CSV or DROID's folder")
     if not found:
         raise UsageError(f"SOURCE {source}: lists no videos")
-    twice = {r.id for r in found} if len({r.id for r in found}) < len(found) else ()
-    for recording in found if twice else ():
-        if [r.id for r in found].count(recording.id) > 1:
-            raise UsageError(f"SOURCE {source}: the id {recording.id!r} is not unique")
+    name, count = Counter(recording.id for recording in found).most_common(1)[0]
+    if count > 1:
+        raise UsageError(f"SOURCE {source}: the id {name!r} stands {count} times; make ids unique")
     return found
 
 

@@ -200,6 +200,14 @@ def test_other_settings_want_another_folder(run, tmp_path, capsys):
     assert "choose another folder" in error_of(run, capsys, path, "--frames", 3)
 
 
+def test_a_folder_of_other_clips_is_left_alone(run, tmp_path, capsys):
+    path = write_list(tmp_path, [{"filename": "a.mp4", "states": "a.npy"}])
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "manifest.csv").write_text("filename,caption\n")
+    assert "this did not make" in error_of(run, capsys, path)
+    assert (tmp_path / "out" / "manifest.csv").read_text() == "filename,caption\n"
+
+
 def test_bad_sources(run, tmp_path, capsys):
     assert "no such file or folder" in error_of(run, capsys, tmp_path / "absent")
     (tmp_path / "empty").mkdir()
@@ -208,7 +216,7 @@ def test_bad_sources(run, tmp_path, capsys):
         ([{"filename": "", "states": "a.npy"}], "line 2: empty filename"),
         ([{"filename": "a.mp4", "states": ""}], "line 2: names no file in a column states"),
         ([{"filename": "a.mp4", "states": "a.npy", "id": "a/b"}], "has a slash"),
-        ([{"filename": "a.mp4", "states": "a.npy"}] * 2, "the id 'a' is not unique"),
+        ([{"filename": "a.mp4", "states": "a.npy"}] * 2, "the id 'a' stands 2 times"),
         ([{"filename": "a.mp4", "states": "a.npy"}], "no video passes"),
     ):  # fmt: skip
         assert words in error_of(run, capsys, write_list(tmp_path, rows))
