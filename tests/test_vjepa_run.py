@@ -38,6 +38,14 @@ def records(folder):
     return sorted(found, key=lambda record: record.get("place", math.inf))
 
 
+def test_without_flags_it_runs_on_what_is_bundled(script, tmp_path, capsys):
+    assert script(vjepa_tta, "--limit", 2, "--out", tmp_path) == 0
+    for record in records(tmp_path):
+        assert record["post_adapt_loss"] < record["pre_adapt_loss"] < 0.5  # a trained predictor
+        assert len(record["look_ahead_loss_per_frame"]) == record["frames"] - record["frames_seen"]
+    assert "nano/vjepa: the first half of each clip adapt" in capsys.readouterr().out
+
+
 def test_before_after_and_untouched_on_frames_seen_and_ahead(run):
     baseline, adapted = run("baseline", "--steps", 0), run("clip", "--lr", 1e-3)
     assert [record["id"] for record in adapted] == [f"c{i}" for i in range(6)]
