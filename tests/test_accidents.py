@@ -20,6 +20,7 @@ import adasteer
 import lora_tta
 import runs
 from common.errors import UsageError
+from runs import results as files
 from runs.summary import summarise
 
 SCRIPT = [sys.executable, str(ROOT / "adasteer.py")]
