@@ -1,6 +1,6 @@
 """Makes `nano/vjepa` from nothing: a tiny V-JEPA 2 encoder, and the predictor of its features.
 
-    python -m nano.train_vjepa     # about six minutes on one core
+    python -m nano.train_vjepa     # minutes on one core
 
 The encoder learns to fill in patches of frames of `nano/action_clips.py`; frozen, its features are
 what the predictor learns, as the original does: by teacher forcing, then with a short rollout too.

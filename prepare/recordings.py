@@ -130,7 +130,7 @@ def droid_arrays(path, camera):
             if extrinsics is not None:
                 arrays["extrinsics"] = np.asarray(extrinsics, np.float32)
             return arrays
-    except (OSError, KeyError, ValueError, TypeError) as error:
+    except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
         raise VideoError(f"damaged: {path.name}: {error}") from error
 
 
@@ -140,14 +140,16 @@ def read_table(path):
         raise VideoError(f"damaged: {path.name}: no such file")
     try:
         if path.suffix.lower() == ".npy":
-            table = np.load(path, allow_pickle=False)
+            table = np.lib.format.open_memmap(path, mode="r")
         else:
             with open(path, newline="", encoding="utf-8-sig") as file:
                 rows = [row for row in csv.reader(file) if row]
             header = bool(rows) and not all(map(is_number, rows[0]))
             table = np.array(rows[header:], np.float32)
-        table = np.asarray(table, np.float32)
-    except (OSError, ValueError, EOFError, TypeError, AttributeError) as error:
+        if table.dtype.kind not in "fiu":
+            raise ValueError(f"{table.dtype} is not a kind of number that is read")
+        table = np.array(table, np.float32)
+    except (OSError, ValueError, EOFError, csv.Error) as error:
         raise VideoError(f"damaged: {path.name}: {error}") from error
     if table.ndim != 2:
         raise VideoError(f"damaged: {path.name}: not rows of equal width, {table.shape}")

@@ -9,11 +9,12 @@ import torch
 from scipy.spatial.transform import Rotation
 from transformers import VJEPA2Config, VJEPA2Model
 
+from common.errors import VideoError
 from common.video import read_frames, write_video
 from predictors.clips import read_clips
 from predictors.encoder import encode, load_encoder
 from prepare import features
-from prepare.recordings import pose_differences, taken
+from prepare.recordings import pose_differences, read_table, taken
 from runs.exits import run_script
 
 SIZE, TOKENS, WIDTH = 32, 16, 16
@@ -274,3 +275,23 @@ def test_without_h5py_one_line_says_what_to_install(run, tmp_path, capsys, monke
     (tmp_path / "droid" / "trajectory.h5").touch()
     monkeypatch.setitem(__import__("sys").modules, "h5py", None)
     assert "pip install h5py" in error_of(run, capsys, tmp_path / "droid")
+
+
+@pytest.mark.parametrize("name, content, words", [
+    ("a.csv", b"x,y\n1,2\n3\n", "damaged: a.csv"),
+    ("a.csv", b"x,y\n1,2\n3,z\n", "damaged: a.csv"),
+    ("a.csv", b"\xff\xfe", "damaged: a.csv"),
+    ("a.csv", b"", "not rows of equal width"),
+    ("a.npy", b"", "damaged: a.npy"),
+    ("a.npy", b"PK\x03\x04 no zip either", "damaged: a.npy"),
+])  # fmt: skip
+def test_a_table_that_cannot_be_read_says_why(tmp_path, name, content, words):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(VideoError, match=words):
+        read_table(tmp_path / name)
+
+
+def test_complex_numbers_are_no_states(tmp_path):
+    np.save(tmp_path / "a.npy", np.ones((3, 7), complex))
+    with pytest.raises(VideoError, match="complex128"):
+        read_table(tmp_path / "a.npy")
