@@ -10,7 +10,8 @@ done in them. A step follows the gradient of its mean error on true frames:
     teacher          the last, each from the true frames before it
 
     python vjepa_tta.py --preset extended                # the study's rows, or AdaJEPA's
-    python vjepa_tta.py --steps 0 --out results/vjepa-baseline
+    python vjepa_tta.py --reset never                    # goes on from clip to clip
+    python vjepa_tta.py --steps 0 --out results/baseline_vjepa
 """
 
 import runs  # first: it says how torch's threads wait
@@ -26,7 +27,7 @@ from predictors.adaptation import in_place
 class VJEPAAdaptation:
     """The kinds of the predictor's own weights that --adapt names, float32, in place."""
 
-    of_latent_clips = True
+    of_latent_clips = True  # what its runs go through, in place of videos
 
     @staticmethod
     def add_arguments(group):

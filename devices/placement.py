@@ -1,7 +1,6 @@
 """What of the model is on the GPU and how much of it is recomputed, decided from free memory."""
 
 import gc
-import itertools
 import sys
 
 import psutil
@@ -11,6 +10,7 @@ from tqdm import tqdm
 from devices import ranks
 from devices.agreement import said_by_all, with_all
 from devices.compiling import every_graph_compiled
+from devices.paths import all_paths
 from devices.shards import local
 
 PLANS = ("none", "vae", "blocks")  # what is offloaded, from loosest to strictest
@@ -133,7 +133,7 @@ class Placement:
 
     def _apply(self):
         if self.model.compiled and self.offload == "blocks":
-            for name in itertools.chain(*self.model.stacks):
+            for name in all_paths(self.model.stacks):
                 self.model.dit.get_submodule(name)._compiled_call_impl = None
             self.model.compiled = False
             tqdm.write("--compile: not with streamed blocks, goes on without", file=sys.stderr)

@@ -13,17 +13,16 @@ process.
 """
 
 import contextlib
-import itertools
 import warnings
 
 import torch
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Replicate
 
 from devices import ranks
-from devices.shards import local
+from devices.paths import all_paths
 
 
 class Shards:
@@ -43,7 +42,7 @@ class Shards:
         # outputs are views; nothing here changes them in place
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
         dit, self.mesh = self.dit, init_device_mesh(self.device.type, (ranks.count(),))
-        blocks = [dit.get_submodule(name) for name in itertools.chain(*self.stacks)]
+        blocks = [dit.get_submodule(path) for path in all_paths(self.stacks)]
         outside = [layer for block in blocks for layer in layers_outside(block, stays)]
         main = next(p.dtype for p in blocks[0].parameters() if p.ndim > 1)
         own = {id(p) for block in blocks for name, p in block.named_parameters(recurse=False)}
@@ -129,12 +128,3 @@ def in_type(module, dtype, whole):
     for p in module.parameters():
         if p not in whole and not isinstance(p, DTensor):
             p.data = p.data.to(dtype)
-
-
-def state_bytes(tensors):
-    """That this process holds of them."""
-    return sum(local(x).numel() * x.element_size() for x in tensors)
-
-
-def is_sharded(module):
-    return isinstance(module, FSDPModule)

@@ -48,11 +48,11 @@ class Comparison:
     def scored(self, metric):
         """The shared videos that have this score in every run; where gains are relative, without
         those whose baseline has none to be relative to."""
-        if metric in self.left_out or metric not in self.metrics:
+        if metric in self.left_out:
             return []
         runs = [run for method in [self.baseline, *self.methods] for run in method.runs]
         found = [v for v in self.videos if all(r.done[v].get(metric) is not None for r in runs)]
-        if not self.metrics[metric].relative:
+        if metric not in self.metrics or not self.metrics[metric].relative:
             return found
         return [v for v in found if all(r.done[v][metric] > ZERO for r in self.baseline.runs)]
 

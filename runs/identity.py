@@ -18,7 +18,7 @@ from runs.flags import FACTS, TABLES, is_table, spelt, tells_apart, value_of
 from runs.results import read_json, read_record
 
 ROOT = Path(__file__).resolve().parents[1]
-ROOMS = ("common", "runs", "devices", "backbones", "predictors")
+ROOMS = ("common", "runs", "predictors", "devices", "backbones")
 BLOCK, BLOCKS = 1 << 18, 64  # bytes and number of the samples of a large weight file
 
 

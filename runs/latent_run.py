@@ -30,7 +30,6 @@ class LatentRun:
             raise UsageError(f"{args.script}.py: of torchrun one process, --nproc-per-node 1")
         self.args, self.out, self.carries = args, args.out, latents.carries(args)
         items, manifest_sha256 = latents.chosen(args)
-        self.places = {item.id: place for place, item in enumerate(items)}
         self.config = identity.describe(args, manifest_sha256)
         self.work = Work(args, self.config, items, self._done_among)
         self.records, self.show = self.work.records, self.work.records.show
@@ -134,7 +133,7 @@ class LatentRun:
         record |= self.records.made_with() | {
             "status": "done",
             "kind": LATENT_CLIP,
-            "place": self.places[item.id],
+            "place": item.place,
             "video_sha256": item.sha256(),
             "clip_files": item.facts(),
             "frames": len(parts.whole.features),

@@ -44,19 +44,19 @@ def in_parts(item, clip, args):
 
 @torch.no_grad()
 def seen_errors(predictor, parts, args):
-    """Of the frames that adaptation learns from, as it predicts them: a list of floats."""
-    made = modes.predict(predictor, parts.seen, args.mode, args.context_frames, args.predict_frames)
+    """Of the frames that adaptation may learn from, after the context: a list of floats."""
+    made = modes.predict(predictor, parts.seen, args.score, args.context_frames)
     return rollout.errors(*made)[args.loss].tolist()
 
 
 @torch.no_grad()
 def errors_ahead(predictor, parts, args):
-    """Of the frames that adaptation has not seen, from all that it has: a rollout whose context
-    these are, or what the other modes say of the clip's last frames."""
+    """Of the frames that adaptation has not seen: a rollout whose context are all that it has, or
+    each straight from frame 0."""
     if not parts.ahead:
         return []
     seen = len(parts.seen.features)
-    made = modes.predict(predictor, parts.whole, args.mode, seen, parts.ahead)
+    made = modes.predict(predictor, parts.whole, args.score, seen, parts.ahead)
     return rollout.errors(*made)[args.loss].tolist()
 
 

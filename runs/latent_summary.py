@@ -53,9 +53,10 @@ def rolling(values, window=ROLLING):
 
 
 def as_the_study(done, arguments):
-    """The study's metric names, each with what the name says: step 1 is the first predicted frame,
-    with adaptation and without."""
-    clips = [clip_of(record) for record in done if record["post_adapt_loss"] is not None]
+    """The study's metric names, each with what the name says: step k is the error of frame k, the
+    first is frame 0, with adaptation and without."""
+    first = arguments["context_frames"]
+    clips = [clip_of(record, first) for record in done if record["post_adapt_loss"] is not None]
     losses = [clip["loss_rollout"] for clip in clips]
     if not clips:
         return {"metrics": {}, "summary": {}, "worst": [], "best": [], "clips": []}
@@ -89,14 +90,14 @@ def as_the_study(done, arguments):
     }
 
 
-def clip_of(record):
+def clip_of(record, first):
     losses = record["losses"]
     whole = losses and None not in losses and record["pre_adapt_loss"] is not None
     return {
         "clip_name": record["id"],
         "loss_rollout": record["post_adapt_loss"],
         "per_timestep_losses": {
-            f"step_{k}": loss for k, loss in enumerate(record["post_adapt_loss_per_frame"], 1)
+            f"step_{k}": loss for k, loss in enumerate(record["post_adapt_loss_per_frame"], first)
         },
         "tta": study.of_clip(losses, record["pre_adapt_loss"], record["post_adapt_loss"])
         if whole

@@ -43,6 +43,11 @@ def add_protocol(group):
         help="adaptation sees a clip's first K frames; the rest is predicted after it, and scored",
     )  # fmt: skip
     group.add_argument(
+        "--score", choices=("rollout", "jump"), changes="generation", baseline=False,
+        help="how frames are predicted for the scores, whatever --mode learns from; jump where "
+        "that is a jump",
+    )  # fmt: skip
+    group.add_argument(
         "--seed", type=int, default=42, changes="generation", help="of --order seed"
     )  # fmt: skip
 
@@ -71,6 +76,7 @@ GROUPS = {  # as they are declared; None: those of the method
 def complete(args, method):
     """Fills in what presets give and checks what can be checked by now."""
     method.check(args)
+    args.score = args.score or ("jump" if "jump" in args.mode else "rollout")
     todo.check(args)
     if not args.checkpoint.exists():
         raise UsageError(f"--checkpoint {args.checkpoint}: no such file or folder")
@@ -83,8 +89,8 @@ def carries(args):
 
 
 def window_flags(args):
-    """A baseline needs none beside what it takes over."""
-    return []
+    """Those that a baseline needs beside what it takes over: it has no --mode to go by."""
+    return [] if args.score == "rollout" else ["--score", args.score]
 
 
 def metrics_of(args):
@@ -115,6 +121,7 @@ class Item:
     """A clip of the list, as a run and its records see it."""
 
     entry: Entry
+    place: int  # in the order of the whole list
     caption: str = ""
 
     @property
@@ -166,7 +173,8 @@ def chosen(args):
             raise UsageError(f"--videos {args.videos}: the id {entry.id[:60]!r} {why}")
     lines = [f"{x.id}\0{x.source}\0{x.category}" for x in entries]
     digest = hashlib.sha256("\n".join(lines).encode(errors="backslashreplace")).hexdigest()
-    items = todo.in_range(carry.in_order(list(map(Item, entries)), args), args)
+    ordered = enumerate(carry.in_order(entries, args))
+    items = todo.in_range([Item(entry, place) for place, entry in ordered], args)
     todo.refuse_overwriting(items, args)
     return items, digest
 

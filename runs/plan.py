@@ -9,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 
 from backbones import TRANSFORMERS
 from backbones import opensora2_configs as opensora2
+from backbones import opensora13_configs as opensora13
 from common.errors import UsageError
 from common.generation import as_text
 from common.loading import pick_device
@@ -19,6 +20,8 @@ from runs.names import printable
 from runs.parser import shown
 from runs.results import read_record
 
+# what folders are that have a name of their own
+PARTS = {opensora13.DIT: "dit", opensora13.VAE: "vae"}
 BETWEEN = {"size": "x", "shard": "/"}  # the numbers of a flag; else a comma
 
 
@@ -41,7 +44,7 @@ def print_plan(args, about, videos, todo, memory):
         for video in videos
         if video.id not in open_ids
     ]
-    print("", memory, measured(done, len(todo)), sep="\n")
+    print("", memory, measured(done, len(todo), args.kind.NOUN), sep="\n")
 
 
 def is_default(line):
@@ -100,14 +103,14 @@ def memory(args, geometry):
     )
 
 
-def measured(done, left):
+def measured(done, left, noun):
     """Of the finished videos here."""
     if not done:
-        return "time: not known before the first video; the progress bar shows it then"
+        return f"time: not known before the first {noun}; the progress bar shows it then"
     each = sum(record["total_seconds"] for record in done) / len(done)
     peak = max(record["peak_memory_gb"] for record in done)
     return (
-        f"time: {each:.1f} s a video, the mean of {len(done)} finished here (peak {peak:.3g} GB); "
+        f"time: {each:.1f} s a {noun}, the mean of {len(done)} finished here (peak {peak:.3g} GB); "
         f"{left} to do: about {each * left / 60:.3g} minutes for one worker"
     )
 
@@ -134,6 +137,6 @@ def weight_files(checkpoint):
     places = ("*", opensora2.T5, opensora2.CLIP)
     files = [file for place in places for file in checkpoint.glob(f"{place}/*.safetensors")]
     beside = {checkpoint / opensora2.DIT: "dit", checkpoint / opensora2.VAE: "vae"}
-    return {file: file.parent.name for file in files} | {
+    return {file: PARTS.get(file.parent.name, file.parent.name) for file in files} | {
         file: part for file, part in beside.items() if file.is_file()
     }

@@ -62,7 +62,8 @@ class Records:
 
     @contextlib.contextmanager
     def progress(self, total, done):
-        with tqdm(total=total, initial=done, unit="video", disable=None) as self.bar:
+        unit = self.args.kind.NOUN
+        with tqdm(total=total, initial=done, unit=unit, disable=None) as self.bar:
             yield
 
     def show(self, line):

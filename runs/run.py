@@ -62,10 +62,10 @@ class Run:
         """Within it videos are worked on: prompts, placement, claims, progress bar, and the threads
         beside the model, which all end with it."""
         self.model, work = model, self.work
+        others, is_free = self.others, lambda name: work.claims.is_free(name)
+        clips = Clips(self.args, self.window, model, self.todo, others, is_free)
         with contextlib.ExitStack() as stack:
             stack.enter_context(work.working(lambda: summarise(self.out)))
-            free = work.claims.is_free
-            clips = Clips(self.args, self.window, model, self.todo, self.others, free)
             self.clips = stack.enter_context(clips)
             self.behind = stack.enter_context(Behind(model.device))
             yield

@@ -32,7 +32,7 @@ setting() { # flag, value, variable
     flags+=("$1" "$2")
 }
 case $name in # what a script runs on
-vjepa_tta)
+*vjepa*)
     setting --checkpoint "$PREDICTOR" PREDICTOR
     setting --videos "$CLIPS" CLIPS
     ;;

@@ -21,6 +21,7 @@ import lora_tta
 import runs
 from common.errors import UsageError
 from runs import results as files
+from runs.summary import summarise
 
 SCRIPT = [sys.executable, str(ROOT / "adasteer.py")]
 
@@ -223,4 +224,4 @@ def test_any_content_of_a_run_is_resumed_or_refused(data, whole, tmp_path_factor
         assert "\n" not in str(error)
     else:  # or all is done
         assert {video.id for video in todo} <= {"scene_0", "scene_2"}
-        files.summarise(out)
+        summarise(out)

@@ -1,10 +1,13 @@
-"""Runs on clips of frame features in a sweep, in compare.py and in the report."""
+"""Runs on clips of frame features in compare.py, in the report, in a sweep and as a job."""
 
 import csv
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from folders import change
@@ -149,6 +152,21 @@ def test_who_benefits_needs_frames(runs, compared):
     assert "it asks the frames of videos" in said
 
 
+def test_presets_share_a_baseline_and_jumps_have_their_own(data, script, tmp_path, capsys):
+    rows = "".join(
+        f"  - {{name: {name}, script: vjepa_tta.py, flags: {flags}}}\n"
+        for name, flags in {"a": "--preset adajepa", "b": "--preset extended",
+                            "c": "--mode jump", "d": "--mode sequential-jump"}.items()
+    )  # fmt: skip
+    (tmp_path / "rows.yaml").write_text(f"baseline: vjepa_tta.py\nrows:\n{rows}")
+    flags = [tmp_path / "rows.yaml", *data, "--out", tmp_path / "out"]
+    assert script(sweep, *flags, "--local", "--dry-run") == 0
+    lines = capsys.readouterr().out.splitlines()
+    baselines = [line for line in lines if "--steps 0" in line]
+    assert len(lines) == 6 and len(baselines) == 2
+    assert ["--score jump" in line for line in baselines] == [False, True]
+
+
 def test_runs_on_other_frames_are_not_compared(runs, data, script, tmp_path, capsys):
     (baseline,) = runs()
     other = tmp_path / "other"
@@ -183,3 +201,23 @@ def test_a_sweep_without_settings_names_those_of_clips(script, tmp_path, capsys,
     (tmp_path / "both.yaml").write_text(SWEEP)
     assert script(sweep, tmp_path / "both.yaml", "--local", "--out", tmp_path / "out") == 2
     assert "write PREDICTOR=... into sbatch/site.sh" in capsys.readouterr().err
+
+
+def test_a_job_takes_predictor_and_clips_from_the_site_file(tmp_path):
+    (tmp_path / "sbatch").mkdir()
+    shutil.copy(ROOT / "sbatch" / "job.sh", tmp_path / "sbatch")
+    (tmp_path / "vjepa_tta.py").write_text("import sys\nprint(*sys.argv[1:])\n")
+    command = ["bash", "sbatch/job.sh", "vjepa_tta.py", "--preset", "extended"]
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = {"PATH": path, "SLURM_JOB_ID": "1"}
+
+    def job():
+        return subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+
+    assert job().returncode == 2 and "write PREDICTOR=... into" in job().stderr
+    text = "CHECKPOINT=dit\nVIDEOS=list.csv\nPREDICTOR=p\nCLIPS=c\nOUT=r\n"
+    (tmp_path / "sbatch" / "site.sh").write_text(text)
+    flags = "--checkpoint p --videos c --out r/vjepa_tta_preset_extended --shard 0/1"
+    assert job().stdout.splitlines()[-1] == f"--preset extended {flags}"
