@@ -25,6 +25,11 @@ def add_arguments(group):
         help="fetch a --checkpoint OWNER/NAME that the cache does not hold",
     )  # fmt: skip
     group.add_argument(
+        "--lora", type=Path, metavar="FILE", changes="generation", known_by="checkpoint_sha256",
+        help="LongCat's low-rank updates, merged into its weights: of its distilled weights "
+        "lora/cfg_step_lora.safetensors",
+    )  # fmt: skip
+    group.add_argument(
         "--size", type=frame_size, metavar="WxH", changes="generation",
         help="scale and centre-crop frames to this size; the checkpoint's own where not given",
     )  # fmt: skip
@@ -80,6 +85,7 @@ def check(args, geometry):
             f"--checkpoint {args.checkpoint}: a text-to-video model: its network was never shown "
             "clean frames, so it can continue none"
         )
+    check_lora(args, geometry)
     for flag, value in (("--weights", "fp8"), ("--offload", "blocks")):
         if args.compile and value in (args.weights, args.offload):  # a graph keeps what they swap
             raise UsageError(f"--compile: not together with {flag} {value}")
@@ -92,11 +98,26 @@ def check(args, geometry):
         )
 
 
+def check_lora(args, geometry):
+    """Raises UsageError where --lora does not fit; no weight is read."""
+    if not args.lora:
+        return
+    if geometry.class_name not in backbones.LORA:
+        raise MisfitError(f"--lora {args.lora}: made for LongCat, not {geometry.class_name}")
+    try:
+        backbones.check_lora(args.checkpoint, args.lora)
+    except backbones.LoRAError as error:
+        raise UsageError(f"--lora {args.lora}: {error}") from error
+
+
 def load_model(args):
     """The backbone of args.checkpoint on args.device; its `frame_size` is args.size or its own."""
     device = pick_device(args.device)
+    more = {"float8": args.weights == "fp8", "lora": args.lora}
     try:
-        model = backbones.load(args.checkpoint, device, place=None, float8=args.weights == "fp8")
+        model = backbones.load(args.checkpoint, device, place=None, **more)
+    except backbones.LoRAError as error:
+        raise UsageError(f"--lora {args.lora}: {error}") from error
     except backbones.CheckpointError as error:
         raise UsageError(f"--checkpoint: {error}") from error
     model.compiled = args.compile and compiles(model)

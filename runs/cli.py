@@ -46,8 +46,7 @@ def parse_args(description, method, argv=None):
     for module in (adaptation, todo, loss, stopping):
         module.check(args)
     clip.Window.of(args, geometry)
-    own = geometry.sampling, geometry.sampling_ranges
-    args.sampling = generation.sampling_options(args.sampling, *own)
+    generation.fill(args, geometry)
     if hasattr(method, "check"):
         method.check(args)
     if hasattr(method, "fits"):

@@ -30,7 +30,7 @@ def describe(args, manifest_sha256, forgetting_sha256, lpips_sha256, no_lpips):
         "flags": args.flags,
         "manifest_sha256": manifest_sha256,
         "forgetting_sha256": forgetting_sha256,
-        "checkpoint_sha256": fingerprint(args.checkpoint),
+        "checkpoint_sha256": weights_sha256(args),
         "lpips_sha256": lpips_sha256,
         "adapter_sha256": args.adapter and digest_of(adapter_files(args.adapter), args.adapter),
         "source_sha256": source_sha256(),
@@ -68,6 +68,15 @@ def plain_arguments(args):
     arguments = {k: v for k, v in vars(args).items() if k not in TABLES}
     arguments = {k: str(v) if isinstance(v, Path) else v for k, v in arguments.items()}
     return json.loads(json.dumps(arguments))
+
+
+def weights_sha256(args):
+    """Of the checkpoint, and of what --lora merges into its weights."""
+    digest = fingerprint(args.checkpoint)
+    if args.lora:
+        digest = hashlib.sha256(f"{digest}\n{digest_of([args.lora], args.lora)}".encode())
+        digest = digest.hexdigest()
+    return digest
 
 
 def fingerprint(checkpoint):
