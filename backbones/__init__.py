@@ -21,6 +21,7 @@ GEOMETRIES = {
 }
 TRANSFORMERS = ("dit", "transformer")  # folders that hold it
 LORA = {"LongCatVideoTransformer3DModel"}  # classes that take a file of backbones/lora.py
+SPLIT = {"LongCatVideoTransformer3DModel"}  # that sample with their tokens on several processes
 NAMELESS = {"Open_Sora_v2.safetensors": "MMDiT"}  # files that hold it where no file names a class
 
 

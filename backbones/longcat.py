@@ -19,7 +19,7 @@ from backbones.longcat_layers import LINEARS, NORMS
 from backbones.parts import autoencoder_class, load_part, load_weights, place_weights
 from backbones.sampling import contexts, guide, schedule
 from backbones.text import PromptEncoder
-from devices import offload
+from devices import offload, parallel
 
 PROMPT_TOKENS, GUIDANCE_SCALE = 512, 4.0  # of the release
 TEXT = ("embeds", "mask")  # what a prompt becomes
@@ -197,6 +197,10 @@ class LongCat:
     def _branches(self, x, sigma, text, context, cache, context_noise):
         """Velocity of x (1, C, T, h, w) for each row of text; without cache it holds context."""
         batch = len(text["mask"])
+        if batch > 1 and parallel.count("guidance") > 1:
+            rows = [{name: text[name][i : i + 1] for name in TEXT} for i in range(batch)]
+            more = context, cache, context_noise
+            return torch.cat(parallel.each(lambda row: self._branches(x, sigma, row, *more), rows))
         timestep = (1000 * sigma).expand(batch, x.shape[2]).clone()
         if cache is None:
             timestep[:, :context] = 1000 * context_noise

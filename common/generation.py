@@ -8,6 +8,7 @@ from common.errors import MisfitError, UsageError
 from common.loss import random_stream
 from common.stages import stage
 from common.values import at_least, finite
+from devices import parallel
 from devices.placement import within_memory
 
 STEPS, DISTILLED_STEPS = 50, 16
@@ -117,7 +118,7 @@ def continuation(model, clip, args, record, name):
     shape = list(clip.cond_latents.shape)
     shape[2] = clip.window.new_latents
     noise = torch.randn(shape, generator=random_stream(clip.seed, clip.video.id, name))
-    with stage(record, "generate", model.device):
+    with stage(record, "generate", model.device), parallel.sampling(args.parallel):
         latents = within_memory(
             model,
             lambda: model.generate(

@@ -8,6 +8,7 @@ import backbones
 from backbones import hub
 from common.errors import MisfitError, UsageError
 from common.values import count_of_blocks, frame_size
+from devices import parallel, ranks
 from devices.compiling import compiles
 from devices.placement import PLANS, Placement
 
@@ -61,6 +62,11 @@ def add_speed(group):
         help="torch.compile of the repeated block; last digits differ; not with fp8 or streamed "
         "blocks",
     )  # fmt: skip
+    group.add_argument(
+        "--parallel", choices=parallel.WAYS, default="none", changes=None,
+        help="under torchrun, sampling over its processes: guidance's branches apart, or the "
+        "tokens (context) split; numbers to rounding",
+    )  # fmt: skip
 
 
 def geometry_of(args):
@@ -86,6 +92,7 @@ def check(args, geometry):
             "clean frames, so it can continue none"
         )
     check_lora(args, geometry)
+    check_parallel(args, geometry)
     for flag, value in (("--weights", "fp8"), ("--offload", "blocks")):
         if args.compile and value in (args.weights, args.offload):  # a graph keeps what they swap
             raise UsageError(f"--compile: not together with {flag} {value}")
@@ -110,9 +117,33 @@ def check_lora(args, geometry):
         raise UsageError(f"--lora {args.lora}: {error}") from error
 
 
+def check_parallel(args, geometry):
+    """Raises UsageError where sampling cannot be split as --parallel says."""
+    flag, count = f"--parallel {args.parallel}", ranks.count()
+    if args.parallel == "none":
+        return
+    if count == 1:
+        raise UsageError(
+            f"{flag}: there is one process; start the script with torchrun --nproc-per-node 2"
+        )
+    if args.parallel != "context":
+        return
+    if geometry.class_name not in backbones.SPLIT:
+        raise MisfitError(f"{flag}: not built for {geometry.class_name}; take guidance")
+    if args.compile:
+        raise UsageError(f"{flag}: not together with --compile")
+    height, width = args.size or geometry.size
+    tokens = height * width // geometry.size_multiple**2
+    if tokens % count:
+        raise UsageError(
+            f"{flag}: the {tokens} tokens of a latent do not split over {count} processes"
+        )
+
+
 def load_model(args):
     """The backbone of args.checkpoint on args.device; its `frame_size` is args.size or its own."""
     device = pick_device(args.device)
+    ranks.start(device)
     more = {"float8": args.weights == "fp8", "lora": args.lora}
     try:
         model = backbones.load(args.checkpoint, device, place=None, **more)
@@ -129,6 +160,7 @@ def load_model(args):
 def pick_device(name):
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    name = ranks.own_device(name)
     try:
         device = torch.empty(1, device=name).device  # with its index
     except (RuntimeError, AssertionError) as error:
