@@ -160,9 +160,8 @@ def load_model(args):
 def pick_device(name):
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    name = ranks.own_device(name)
     try:
-        device = torch.empty(1, device=name).device  # with its index
+        device = torch.empty(1, device=ranks.own_device(name)).device  # with its index
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise UsageError(f"--device {name}: not usable here ({reason}); try cpu") from error
