@@ -183,8 +183,8 @@ class LongCat:
         latents = noise.to(self.device, torch.float32)
         cond_latents = next(contexts(cond_latents, noise, context_noise))
         cache = self.context_cache(cond_latents, context_noise) if use_cache else None
-        sigmas = schedule(self.scheduler, steps, enhance_hf, distilled).to(self.device)
-        for sigma, sigma_next in itertools.pairwise(sigmas):
+        sigmas = schedule(self.scheduler, steps, enhance_hf and not distilled, distilled)
+        for sigma, sigma_next in itertools.pairwise(sigmas.to(self.device)):
             x = latents if use_cache else torch.cat([cond_latents, latents], dim=2)
             v = self._branches(x, sigma, text, cond_latents.shape[2], cache, context_noise)
             v = guide(v, guidance_scale) if guidance_scale > 1 else v
