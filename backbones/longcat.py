@@ -5,6 +5,7 @@ longcat_video/pipeline_longcat_video.py. Its DiT approximates latents - noise; e
 leaves the class is noise - latents.
 """
 
+import functools
 import itertools
 
 import torch
@@ -149,9 +150,9 @@ class LongCat:
             self.velocity(noisy_latents, sigma, cond_latents, text)
         return found["x"].unflatten(1, (frames, -1)).clone(), found["e"][:, -frames:].clone()
 
-    def head(self, x, e, shape):
-        """Velocity shaped `shape` (B, C, T, h, w) of what `before_head` gave; no velocity site."""
-        _, height, width = self.dit.config.patch_size
+    def head(self, x, e, noisy_latents, sigma):
+        """Velocity of noisy_latents at sigma, of what `before_head` gave; no velocity site."""
+        shape, (_, height, width) = noisy_latents.shape, self.dit.config.patch_size
         grid = (shape[2], shape[3] // height, shape[4] // width)
         return self.network_sign * self.dit.head(x, e, grid)
 
@@ -197,15 +198,12 @@ class LongCat:
     def _branches(self, x, sigma, text, context, cache, context_noise):
         """Velocity of x (1, C, T, h, w) for each row of text; without cache it holds context."""
         batch = len(text["mask"])
-        if batch > 1 and parallel.count("guidance") > 1:
-            rows = [{name: text[name][i : i + 1] for name in TEXT} for i in range(batch)]
-            more = context, cache, context_noise
-            return torch.cat(parallel.each(lambda row: self._branches(x, sigma, row, *more), rows))
         timestep = (1000 * sigma).expand(batch, x.shape[2]).clone()
         if cache is None:
             timestep[:, :context] = 1000 * context_noise
         x = x.expand(batch, -1, -1, -1, -1)
-        return self._call(x, timestep, text, num_cond_latents=context, kv_cache_dict=cache)
+        call = functools.partial(self._call, num_cond_latents=context, kv_cache_dict=cache)
+        return parallel.each_row(call, x, timestep, text)
 
     @torch.no_grad()
     def context_cache(self, cond_latents, sigma=0.0):

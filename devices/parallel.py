@@ -46,6 +46,21 @@ def each(function, items):
     return found
 
 
+def each_row(function, *batches):
+    """function(*batches), with a row for each branch in every batch, a tensor or a dict of tensors
+    (what else is in it goes to all); with "guidance" by a call for each row."""
+    if count("guidance") == 1:
+        return function(*batches)
+    rows = range(len(batches[0]))
+    return torch.cat(each(lambda i: function(*(row(batch, i) for batch in batches)), rows))
+
+
+def row(batch, i):
+    if isinstance(batch, dict):
+        return {name: row(part, i) for name, part in batch.items()}
+    return batch[i : i + 1] if torch.is_tensor(batch) else batch
+
+
 def own(tokens, frames, dim):
     """With "context" this process' tokens of each frame, of tokens that lie frame by frame along
     dim. Raises ValueError where they do not split."""
