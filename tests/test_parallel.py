@@ -7,9 +7,10 @@ import sys
 
 import pytest
 import torch
+from backbone_rows import BACKBONES
 from oracles import assert_near
 from sampled import LONGCAT, sampled
-from toy import make_checkpoint, make_opensora2, make_skyreels, make_wan
+from toy import make_checkpoint, make_opensora2, make_opensora13, make_skyreels
 
 import adasteer
 from common.errors import MisfitError, UsageError
@@ -18,8 +19,10 @@ from runs.cli import parse_args
 from runs.identity import ROOT
 
 PROCESSES = 2
-BOTH = {"guidance": (make_checkpoint, make_skyreels, make_wan, make_opensora2)}
-BOTH |= {"context": (make_checkpoint,)}
+BOTH = {
+    "guidance": tuple(row.make for row in BACKBONES.values()),
+    "context": (make_checkpoint,),
+}
 ROWS = [(way, make) for way, models in BOTH.items() for make in models]
 
 
@@ -48,7 +51,7 @@ def found(made, tmp_path_factory):
     return found
 
 
-@pytest.mark.slow  # torchrun twice, four models
+@pytest.mark.slow  # torchrun twice, every model
 @pytest.mark.parametrize(("way", "make"), ROWS, ids=lambda x: getattr(x, "__name__", x))
 def test_processes_together_sample_what_one_does(way, make, made, found):
     alone = sampled(made[make], "none")
@@ -73,7 +76,7 @@ def shares(way, make, case):
     if case == "no guidance":
         return 1, 1
     # of three branches one process has two, and the other one of its own and one once more
-    return 1, 2 / 3 if make is make_opensora2 else 1 / PROCESSES
+    return 1, 2 / 3 if make in (make_opensora2, make_opensora13) else 1 / PROCESSES
 
 
 def parsed(*flags):
