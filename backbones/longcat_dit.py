@@ -27,9 +27,10 @@ class LongCatVideoTransformer3DModel(ModelMixin, ConfigMixin):
     """See the module's docstring. Attention runs through PyTorch's SDPA.
 
     The configuration's kernel switches (enable_flashattn2 ...), bsa_params and cp_split_hw are
-    accepted and change nothing: attention is dense, on one device. Two attributes are set from
-    outside: `sites`, functions that a method registers through the backbone, and
-    `recompute_blocks`, how many leading blocks are recomputed in backward.
+    accepted and change nothing: attention is dense; on several devices devices/parallel.py splits
+    the tokens of every frame. Two attributes are set from outside: `sites`, functions that a method
+    registers through the backbone, and `recompute_blocks`, how many leading blocks are recomputed
+    in backward.
     """
 
     _no_split_modules = ["Block"]

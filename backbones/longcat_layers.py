@@ -103,7 +103,8 @@ class SelfAttention(nn.Module):
 
         rotary holds the tables of the queries and of the keys. With a cache, x holds the noise
         frames that follow the cached ones; without, its `clean` tokens attend only to each other.
-        With noise_only these are left out of the first output.
+        With noise_only these are left out of the first output. Where tokens are split over
+        processes (devices/parallel.py) all of this is of the own ones, but attention is to all.
         """
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         q, k = self.q_norm(q), self.k_norm(k)

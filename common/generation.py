@@ -50,8 +50,15 @@ def fill(args, geometry):
     args.sampling = sampling_options(given, geometry.sampling, geometry.sampling_ranges)
     distilled = args.sampling.get("distilled", False)
     args.sampling_steps = args.sampling_steps or (DISTILLED_STEPS if distilled else STEPS)
-    if not distilled:
-        return
+    if distilled:
+        fill_distilled(args, given)
+    scale = args.guidance_scale
+    if args.parallel == "guidance" and scale is not None and scale <= 1:
+        raise UsageError("--parallel guidance: without guidance there is one branch; take context")
+
+
+def fill_distilled(args, given):
+    """As fill; given are the KEY=VALUEs."""
     if not args.lora:
         raise UsageError(
             "--sampling distilled=true: needs the distilled weights, --lora "

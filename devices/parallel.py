@@ -2,9 +2,10 @@
 every latent frame split over them. Both act within `sampling` alone, so never in adaptation: what
 is exchanged carries no gradient.
 
-All processes make the same calls and end with the same values. Split tokens see the keys and values
-of all: PyTorch's own context parallelism replaces the kernels of GPUs alone, and has none for
-queries that are fewer than keys, as of a clip that continues its context.
+All processes make the same calls and end with the same values; a function at a site meets its own
+process' branch or tokens. Split tokens see the keys and values of all, gathered in each block:
+PyTorch's own context parallelism replaces the kernels of GPUs alone, and has none for queries that
+are fewer than the keys, as those of a clip that continues its context.
 """
 
 import contextlib
@@ -37,12 +38,14 @@ def count(way):
 
 
 def each(function, items):
-    """[function(item), ...] tensors of one shape; with "guidance" every process computes one of so
-    many as there are processes, the last item where there are fewer."""
+    """[function(item), ...] tensors of one shape. With "guidance" each process computes a share of
+    them and is given the others; all make as many calls, some with the last item once more."""
     size, found = count("guidance"), []
+    if size == 1:
+        return [function(item) for item in items]
     for start in range(0, len(items), size):
-        mine = function(items[min(start + ranks.rank() % size, len(items) - 1)])
-        found += gathered(mine)[: len(items) - start] if size > 1 else [mine]
+        mine = function(items[min(start + ranks.rank(), len(items) - 1)])
+        found += gathered(mine)[: len(items) - start]
     return found
 
 

@@ -72,11 +72,10 @@ def plain_arguments(args):
 
 def weights_sha256(args):
     """Of the checkpoint, and of what --lora merges into its weights."""
-    digest = fingerprint(args.checkpoint)
-    if args.lora:
-        digest = hashlib.sha256(f"{digest}\n{digest_of([args.lora], args.lora)}".encode())
-        digest = digest.hexdigest()
-    return digest
+    digest, lora = fingerprint(args.checkpoint), vars(args).get("lora")
+    if not lora:
+        return digest
+    return hashlib.sha256(f"{digest}\n{digest_of([lora], lora)}".encode()).hexdigest()
 
 
 def fingerprint(checkpoint):

@@ -99,6 +99,12 @@ def test_one_process_is_refused(way):
         parsed("--parallel", way)
 
 
+def test_without_guidance_there_are_no_branches(processes):
+    processes(2)
+    with pytest.raises(UsageError, match="guidance: without guidance there is one branch; take"):
+        parsed("--parallel", "guidance", "--guidance-scale", 1)
+
+
 def test_tokens_that_do_not_split_are_refused(processes, toy_checkpoint):
     flags = ["--parallel", "context", "--checkpoint", toy_checkpoint]
     processes(3)
