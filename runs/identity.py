@@ -31,7 +31,7 @@ def describe(args, manifest_sha256, lpips=None, **facts):
         "flags": args.flags,
         "manifest_sha256": manifest_sha256,
         **facts,
-        "checkpoint_sha256": weights_sha256(args),
+        "checkpoint_sha256": network_sha256(args.checkpoint, vars(args).get("lora")),
         "adapter_sha256": adapter_sha256(args),
         "source_sha256": source_sha256(),
         "versions": {
@@ -77,9 +77,9 @@ def plain_arguments(args):
     return json.loads(json.dumps(arguments))
 
 
-def weights_sha256(args):
+def network_sha256(checkpoint, lora=None):
     """Of the checkpoint, and of what --lora merges into its weights."""
-    digest, lora = fingerprint(args.checkpoint), vars(args).get("lora")
+    digest = fingerprint(checkpoint)
     if not lora:
         return digest
     return hashlib.sha256(f"{digest}\n{digest_of([lora], lora)}".encode()).hexdigest()

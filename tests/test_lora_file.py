@@ -15,6 +15,8 @@ import backbones
 import runs
 from common.errors import MisfitError, UsageError
 from common.loading import NANO
+from sweeps.rows import Row
+from sweeps.status import status
 
 HYPHEN = "___lorahyphen___"
 # linear layers of all kinds; of qkv and kv_linear each part has matrices of its own, as officially
@@ -238,6 +240,9 @@ def test_a_run_is_known_by_the_file(script, tmp_path, capsys):
     )
     assert record["future_loss_before"] == before["future_loss"]
     assert record["future_loss"] != before["future_loss"]
+    flags = list(map(str, [*quick, files[0], *baseline, "--steps", 0]))
+    row = Row("baseline", "adasteer.py", flags, parsed(*flags))
+    assert status(row)["done"] == 1  # as a sweep sees it
     for flags in ([*out, "--steps", 1], ["--out", tmp_path / "other", *asked]):
         assert script(adasteer, *quick, files[1], *flags) == 2
         assert "checkpoint_sha256 is" in capsys.readouterr().err.splitlines()[-1]
