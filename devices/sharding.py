@@ -55,19 +55,24 @@ class Shards:
                 in_type(module, self.dtype, whole)
             options = {} if module is not dit else {"reshard_after_forward": False}
             fully_shard(module, mesh=self.mesh, mp_policy=policy, ignored_params=whole, **options)
-        self.kept = [dit, *outside]  # gathered until backward has passed
-        # weights were changed since they were gathered last
-        if self.learned:
+        self.outside = outside
+        if self.learned:  # weights were changed since they were gathered last
             dit.register_forward_pre_hook(lambda *_: self.release(), prepend=True)
-        dit.register_forward_pre_hook(lambda *_: [layer.unshard() for layer in outside] and None)
+        dit.register_forward_pre_hook(lambda *_: self.gather_outside())
         self.parts = {name: p for name, p in dit.named_parameters() if isinstance(p, DTensor)}
         if self.learned:
             self.originals = {
                 name: p.detach().to(main, copy=True) for name, p in self.parts.items()
             }
 
+    def gather_outside(self):
+        """Until backward has passed, as what is in no block."""
+        for layer in self.outside:
+            layer.unshard()
+
     def release(self):
-        for module in self.kept:
+        """What stays gathered after a forward."""
+        for module in (self.dit, *self.outside):
             module.reshard()
 
     def recover(self):
