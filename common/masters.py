@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+from common.errors import UsageError
 from devices.shards import is_part, local
 
 
@@ -36,6 +37,11 @@ class Masters:
         self.dit, self.cast = model.dit, cast
         self.shards = getattr(model, "shards", None)
         if self.shards and self.shards.holds(names):
+            if not self.shards.learned or dtype != self.shards.dtype:
+                raise UsageError(
+                    "with several processes a method that learns matrices of the DiT says in which "
+                    f"type: a static learns(args) that gives {dtype}, as in full_tta.py"
+                )
             self.originals, self.values = self.shards.copies(names, dtype)
             return
         self.originals = {name: self.dit.get_parameter(name) for name in names}

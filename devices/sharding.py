@@ -87,11 +87,6 @@ class Shards:
     def copies(self, names, dtype):
         """{name: original} and {name: Parameter} of these weights for common.Masters, all DTensors;
         what they hold of sharded ones are the very weights that the forward reads."""
-        if not self.learned or dtype != self.dtype:
-            raise ValueError(
-                "with several processes a method that learns matrices of the DiT says in which "
-                f"type: a static learns(args) that gives {dtype}; see full_tta.py"
-            )
         self.release()
         originals, values = {}, {}
         for name in names:
