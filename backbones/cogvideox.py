@@ -28,7 +28,7 @@ from backbones.parts import load_part, load_weights, place_weights
 from backbones.pixels import vae_on_device
 from backbones.sampling import generator_of, noise_beside
 from backbones.text import PromptEncoder
-from devices import offload
+from devices import offload, parallel
 
 GUIDANCE_SCALE = 6.0  # of its authors' examples
 STAYS = "norm"  # of a block: read outside its forward
@@ -236,7 +236,7 @@ class CogVideoX:
             sigma = self.sigmas[t].view(1)
             scale = dynamic(guidance_scale, t, steps) if dynamic_guidance else guidance_scale
             given = x_t.expand(1 + guided, -1, -1, -1, -1), sigma.expand(1 + guided)
-            v = self._predict(*given, shown, text, beside)
+            v = parallel.each_row(lambda *row: self._predict(*row, beside), *given, shown, text)
             v = v[:1] + scale * (v[1:] - v[:1]) if guided else v
             x_t = step(vprediction.v_of(v, x_t, sigma), t, x_t)
         return x_t[:, :, beside:]

@@ -5,11 +5,13 @@ longcat_video/pipeline_longcat_video.py. Its DiT approximates latents - noise; e
 leaves the class is noise - latents.
 """
 
+import functools
 import itertools
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
+from backbones import lora as low_rank
 from backbones import pixels, sites
 from backbones.blocks import MODULATION
 from backbones.configs import check_checkpoint, geometry
@@ -18,12 +20,18 @@ from backbones.longcat_layers import LINEARS, NORMS
 from backbones.parts import autoencoder_class, load_part, load_weights, place_weights
 from backbones.sampling import contexts, guide, schedule
 from backbones.text import PromptEncoder
-from devices import offload
+from devices import offload, parallel
 
 PROMPT_TOKENS, GUIDANCE_SCALE = 512, 4.0  # of the release
 TEXT = ("embeds", "mask")  # what a prompt becomes
 STAYS = "adaLN_modulation"  # of a block: read outside its forward
 NOT_FLOAT8 = ("embedder", "adaLN_modulation", "final_layer", "norm")  # read as float32, or small
+
+
+def without_weights(folder):
+    """The transformer of a checkpoint folder, its parameters without memory."""
+    with torch.device("meta"):
+        return LongCatVideoTransformer3DModel.from_config(check_checkpoint(folder)[2])
 
 
 class LongCat:
@@ -51,9 +59,10 @@ class LongCat:
                 module.requires_grad_(False).eval()
 
     @classmethod
-    def from_folder(cls, folder, device="cpu", dtype=None, float8=False):
+    def from_folder(cls, folder, device="cpu", dtype=None, float8=False, lora=None):
         """Loads the official layout, dit/ vae/ text_encoder/ tokenizer/ scheduler/, to the CPU.
-        model_index.json, if there is one, gives what differs from the release."""
+        model_index.json, if there is one, gives what differs from the release. lora: a file of
+        backbones/lora.py, merged into dit."""
         device = torch.device(device)
         dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
         stated, multiple, config = check_checkpoint(folder)
@@ -66,6 +75,8 @@ class LongCat:
             load_part(FlowMatchEulerDiscreteScheduler, folder / "scheduler"),
             device,
         )
+        if lora:
+            low_rank.merge(lora, model.dit)
         if float8:
             offload.store_float8(model.dit, dtype, NOT_FLOAT8)
             model.dit.has_weight_hooks = True
@@ -155,7 +166,7 @@ class LongCat:
         steps=50,
         guidance_scale=4.0,
         enhance_hf=True,
-        distill=False,
+        distilled=False,
         context_noise=0.0,
         use_cache=True,
         on_step=None,
@@ -165,15 +176,16 @@ class LongCat:
         on_step(model_output_velocity, latents) is called after every step. With guidance_scale <= 1
         there is one branch. Without the cache the context is recomputed at every step; the
         guidance's scale then also sums over it, as officially. context_noise is the sigma of noise
-        on the context, drawn once.
+        on the context, drawn once. distilled: by the schedule of the distilled weights, which has
+        no enhance_hf.
         """
         if guidance_scale > 1:
             text = {name: torch.cat([negative_text[name], text[name]]) for name in TEXT}
         latents = noise.to(self.device, torch.float32)
         cond_latents = next(contexts(cond_latents, noise, context_noise))
         cache = self.context_cache(cond_latents, context_noise) if use_cache else None
-        sigmas = schedule(self.scheduler, steps, enhance_hf, distill).to(self.device)
-        for sigma, sigma_next in itertools.pairwise(sigmas):
+        sigmas = schedule(self.scheduler, steps, enhance_hf and not distilled, distilled)
+        for sigma, sigma_next in itertools.pairwise(sigmas.to(self.device)):
             x = latents if use_cache else torch.cat([cond_latents, latents], dim=2)
             v = self._branches(x, sigma, text, cond_latents.shape[2], cache, context_noise)
             v = guide(v, guidance_scale) if guidance_scale > 1 else v
@@ -190,7 +202,8 @@ class LongCat:
         if cache is None:
             timestep[:, :context] = 1000 * context_noise
         x = x.expand(batch, -1, -1, -1, -1)
-        return self._call(x, timestep, text, num_cond_latents=context, kv_cache_dict=cache)
+        call = functools.partial(self._call, num_cond_latents=context, kv_cache_dict=cache)
+        return parallel.each_row(call, x, timestep, text)
 
     @torch.no_grad()
     def context_cache(self, cond_latents, sigma=0.0):

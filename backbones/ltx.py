@@ -27,7 +27,7 @@ from backbones.ltx_sampling import held, schedule
 from backbones.parts import load_part, load_weights, place_weights
 from backbones.pixels import vae_on_device
 from backbones.text import PromptEncoder
-from devices import offload
+from devices import offload, parallel
 
 PROMPT_TOKENS, GUIDANCE_SCALE = 256, 3.0  # of LTXConditionPipeline
 TEXT = ("embeds", "mask")
@@ -178,8 +178,11 @@ class LTX:
     def _branches(self, latents, sigma, context, text, level):
         """Velocity of latents (1, C, T, h, w) for each row of text."""
         batch = len(text["mask"])
-        given = latents.expand(batch, -1, -1, -1, -1), sigma.expand(batch).to(self.device), context
-        return self.velocity(*given, text, context_noise=level)
+        given = latents.expand(batch, -1, -1, -1, -1), sigma.expand(batch).to(self.device)
+        return parallel.each_row(
+            lambda x, sigma, text: self.velocity(x, sigma, context, text, context_noise=level),
+            *given, text,
+        )  # fmt: skip
 
 
 def moments(vae):

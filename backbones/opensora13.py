@@ -39,7 +39,7 @@ from backbones.parts import load_single, place_weights
 from backbones.pixels import vae_on_device
 from backbones.sampling import generator_of, noise_beside
 from backbones.text import DECODER, PromptEncoder
-from devices import offload
+from devices import offload, parallel
 
 GUIDANCE_SCALE = 7.5  # of the recipe
 # read as float32, in a type of its own, or small
@@ -139,14 +139,14 @@ class OpenSora13:
             shown = condition("v2v_head", x.shape, cond_latents, known)
             more |= dict(zip(names, shown, strict=True))
             more["y_null"] = self.null_text.expand_as(more["y"])
-        return self._predict(x, sigma, known, text["mask"], more)[:, :, known:]
+        return self._predict(x, sigma, text["mask"], more, known)[:, :, known:]
 
     @property
     def null_text(self):
         """(L, width), which the network learned in place of a text."""
         return self.dit.y_embedder.y_embedding
 
-    def _predict(self, x, sigma, known, mask, more):
+    def _predict(self, x, sigma, mask, more, known):
         """noise - latents (B, C, T, h, w) of x; the site acts on all but the `known` first."""
         height, width = (torch.tensor([SPACE_STRIDE * side]) for side in x.shape[3:])
         fps = torch.tensor([self.geometry.fps], device=x.device)
@@ -218,7 +218,8 @@ class OpenSora13:
                 drawn = torch.randn(cond_latents.shape, generator=generator).to(noise)
                 latents = with_context(cond_latents, drawn, sigma, latents[:, :, known:])
             batch = latents.expand(count, -1, -1, -1, -1)
-            v = self._predict(batch, sigma.expand(count), known, mask, more).split(1)
+            given = batch, sigma.expand(count), mask, more
+            v = parallel.each_row(lambda *row: self._predict(*row, known), *given).split(1)
             return v if count > 1 else (3 if known else 2) * v
 
         guidance = Guidance(

@@ -38,7 +38,7 @@ from backbones.opensora2_sampling import (
 from backbones.opensora2_text import PromptEncoders
 from backbones.parts import load_single, place_weights
 from backbones.sampling import noise_beside
-from devices import offload
+from devices import offload, parallel
 
 PROMPT_TOKENS, GUIDANCE_SCALE = 512, 7.5  # of the recipe
 NOT_FLOAT8 = ("_in$", "_mod$", "modulation", "final_layer", "norm")  # read as float32, or small
@@ -221,12 +221,12 @@ class OpenSora2:
         known, noise = cond_latents.shape[2], noise.to(self.device, torch.float32)
         start = torch.cat([noise_beside(noise, known), noise], dim=2)
         shown = self._condition(start, cond_latents.to(noise))
-        calls = [(text, shown), (negative_text, shown), (negative_text, torch.zeros_like(shown))]
+        calls = [(shown, text), (shown, negative_text), (torch.zeros_like(shown), negative_text)]
 
         def branches(latents, t):
             time = t.view(1).to(self.device, torch.bfloat16 if bf16_time else torch.float32)
             given = calls if guidance_scale > 1 else calls[:1]
-            v = [self._predict(latents, time, cond, each, known) for each, cond in given]
+            v = parallel.each(lambda call: self._predict(latents, time, *call, known), given)
             return torch.cat(v if len(v) > 1 else 3 * v)
 
         scale = max(guidance_scale, 1.0)

@@ -7,10 +7,13 @@ with (latents, timestep (B, T) in 0..1000, what text_for_dit gave, number of con
 has `sites`, `blocks`, `config.patch_size` and `head`.
 """
 
+import functools
+
 import torch
 import torch.nn.functional as F
 
 from backbones.blocks import apply, run_block
+from devices import parallel
 
 
 def through_blocks(dit, x, e, m, sigma, weight, **more):
@@ -80,7 +83,8 @@ def denoise(model, scheduler, sigmas, latents, contexts, texts, guidance_scale, 
     each after the next of `contexts`. texts: the negative and the positive one, or that alone."""
     for t, sigma in zip(scheduler.timesteps, sigmas, strict=True):
         given = latents, sigma.view(1).to(model.device), next(contexts)
-        v = [model.velocity(*given, text, context_noise=context_noise) for text in texts]
+        velocity = functools.partial(model.velocity, *given, context_noise=context_noise)
+        v = parallel.each(velocity, texts)
         v = v[0] + guidance_scale * (v[-1] - v[0]) if len(v) > 1 else v[0]
         latents = scheduler.step(v, t, latents, return_dict=False)[0]
     return latents
