@@ -173,10 +173,7 @@ class CogVideoX:
         embeds = text["embeds"].squeeze(1).expand(len(x_t), -1, -1)
         v = self.network_sign * self.dit(torch.cat([x_t, shown], dim=1), timestep, sigma, embeds)
         velocity = vprediction.velocity_of(v, x_t, sigma)
-        context, velocity = velocity[:, :, :beside], velocity[:, :, beside:]
-        for function in self.velocity_site:
-            velocity = function(velocity)
-        return torch.cat([context, velocity], dim=2)
+        return sites.at_velocity(self, velocity, beside)
 
     def context_cache(self, cond_latents):
         """None: the context sees what follows it, so that it is another at every step."""
@@ -186,17 +183,10 @@ class CogVideoX:
     def before_head(self, noisy_latents, sigma, cond_latents, text):
         """What `head` takes, of the noisy latents, on the way to `velocity` of the same arguments:
         tokens (B, N, width) and embedding (B, 1, width)."""
-        found = {}
-
-        def keep(i, value, *sigma):
-            found["e" if sigma else "x"] = value
-            return value
-
-        with self.block_output(keep), self.timestep_embedding(keep):
-            self.velocity(noisy_latents, sigma, cond_latents, text)
+        x, e = sites.last(self, noisy_latents, sigma, cond_latents, text)
         (_, _, count, height, width), (span, *sides) = noisy_latents.shape, self.dit.patch
         tokens = -(-count // span) * height * width // math.prod(sides)
-        return found["x"][:, -tokens:].clone(), found["e"].clone()
+        return x[:, -tokens:].clone(), e.clone()
 
     def head(self, x, e, noisy_latents, sigma):
         """Velocity of noisy_latents at sigma, of what `before_head` gave; no velocity site."""

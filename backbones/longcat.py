@@ -10,7 +10,7 @@ import itertools
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-from backbones import pixels, sites
+from backbones import per_frame, pixels, sites
 from backbones.blocks import MODULATION
 from backbones.configs import check_checkpoint, geometry
 from backbones.longcat_dit import LongCatVideoTransformer3DModel
@@ -129,21 +129,11 @@ class LongCat:
     def before_head(self, noisy_latents, sigma, cond_latents, text):
         """What `head` takes, of the noisy frames, on the way to `velocity` of the same arguments:
         tokens (B, T, S, hidden) and embedding (B, T, width)."""
-        found, frames = {}, noisy_latents.shape[2]
+        x, e = sites.last(self, noisy_latents, sigma, cond_latents, text)
+        frames = noisy_latents.shape[2]
+        return x.unflatten(1, (frames, -1)).clone(), e[:, -frames:].clone()
 
-        def keep(i, value, *sigma):
-            found["e" if sigma else "x"] = value
-            return value
-
-        with self.block_output(keep), self.timestep_embedding(keep):
-            self.velocity(noisy_latents, sigma, cond_latents, text)
-        return found["x"].unflatten(1, (frames, -1)).clone(), found["e"][:, -frames:].clone()
-
-    def head(self, x, e, noisy_latents, sigma):
-        """Velocity of noisy_latents at sigma, of what `before_head` gave; no velocity site."""
-        shape, (_, height, width) = noisy_latents.shape, self.dit.config.patch_size
-        grid = (shape[2], shape[3] // height, shape[4] // width)
-        return self.network_sign * self.dit.head(x, e, grid)
+    head = per_frame.head
 
     @torch.no_grad()
     def generate(

@@ -152,10 +152,7 @@ class OpenSora13:
         fps = torch.tensor([self.geometry.fps], device=x.device)
         out = self.dit(x, 1000 * sigma, mask=mask, fps=fps, height=height, width=width, **more)
         velocity = velocity_of(out, x.shape[1], self.network_sign)
-        context, velocity = velocity[:, :, :known], velocity[:, :, known:]
-        for function in self.velocity_site:
-            velocity = function(velocity)
-        return torch.cat([context, velocity], dim=2)
+        return sites.at_velocity(self, velocity, known)
 
     def context_cache(self, cond_latents):
         """None: the context sees what follows it, so that it is another at every step."""
@@ -165,16 +162,9 @@ class OpenSora13:
     def before_head(self, noisy_latents, sigma, cond_latents, text):
         """What `head` takes, of the noisy latents, on the way to `velocity` of the same arguments:
         tokens (B, T, S, width) and embedding (B, 1, width)."""
-        found, known, frames = {}, cond_latents.shape[2], noisy_latents.shape[2]
-
-        def keep(i, value, *sigma):
-            found["e" if sigma else "x"] = value
-            return value
-
-        with self.block_output(keep), self.timestep_embedding(keep):
-            self.velocity(noisy_latents, sigma, cond_latents, text)
-        x = found["x"].unflatten(1, (known + frames, -1))
-        return x[:, known:].clone(), found["e"].clone()
+        x, e = sites.last(self, noisy_latents, sigma, cond_latents, text)
+        known, frames = cond_latents.shape[2], noisy_latents.shape[2]
+        return x.unflatten(1, (known + frames, -1))[:, known:].clone(), e.clone()
 
     def head(self, x, e, noisy_latents, sigma):
         """Velocity of noisy_latents at sigma, of what `before_head` gave; no velocity site."""

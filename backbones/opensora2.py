@@ -168,10 +168,7 @@ class OpenSora2:
             cond=packed.tokens(shown),
         )
         velocity = self.network_sign * packed.latents(out, x.shape)
-        context, velocity = velocity[:, :, :known], velocity[:, :, known:]
-        for function in self.velocity_site:
-            velocity = function(velocity)
-        return torch.cat([context, velocity], dim=2)
+        return sites.at_velocity(self, velocity, known)
 
     def context_cache(self, cond_latents):
         """None: the context sees what follows it, so that it is another at every step."""
@@ -181,16 +178,8 @@ class OpenSora2:
     def before_head(self, noisy_latents, sigma, cond_latents, text):
         """What `head` takes, of the noisy latents, on the way to `velocity` of the same arguments:
         tokens (B, N, width) and embedding (B, 1, width)."""
-        found = {}
-
-        def keep(i, value, *sigma):
-            found["e" if sigma else "x"] = value
-            return value
-
-        with self.block_output(keep), self.timestep_embedding(keep):
-            self.velocity(noisy_latents, sigma, cond_latents, text)
-        noisy = noisy_latents[0, 0].numel()
-        return found["x"][:, -noisy:].clone(), found["e"].clone()
+        x, e = sites.last(self, noisy_latents, sigma, cond_latents, text)
+        return x[:, -noisy_latents[0, 0].numel() :].clone(), e.clone()
 
     def head(self, x, e, noisy_latents, sigma):
         """Velocity of noisy_latents at sigma, of what `before_head` gave; no velocity site."""

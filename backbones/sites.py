@@ -2,6 +2,8 @@
 backbones/contract.py has them. Of a model they read `dit`, `depth`, `geometry` and `velocity_site`,
 the list of functions on its velocity."""
 
+import torch
+
 from backbones.parts import registered
 
 
@@ -23,6 +25,29 @@ def block_output(self, function):
 def predicted_velocity(self, function):
     """function(v) -> v: the velocity (B, C, T, h, w) of each guidance branch, before guidance."""
     return registered(self.velocity_site, function)
+
+
+def at_velocity(model, velocity, known):
+    """velocity (B, C, T, h, w) as the functions at its site make it, which get all latents but the
+    `known` first."""
+    context, velocity = velocity[:, :, :known], velocity[:, :, known:]
+    for function in model.velocity_site:
+        velocity = function(velocity)
+    return torch.cat([context, velocity], dim=2)
+
+
+def last(model, *given):
+    """Video tokens that leave the last block, and the final layer's embedding, on the way to
+    model.velocity(*given)."""
+    found = {}
+
+    def keep(i, value, *sigma):
+        found["e" if sigma else "x"] = value
+        return value
+
+    with model.block_output(keep), model.timestep_embedding(keep):
+        model.velocity(*given)
+    return found["x"], found["e"]
 
 
 def tokens_per_latent(self, height, width):
