@@ -15,14 +15,13 @@ from backbones.blocks import MODULATION
 from backbones.configs import check_checkpoint, geometry
 from backbones.longcat_dit import LongCatVideoTransformer3DModel
 from backbones.longcat_layers import LINEARS, NORMS
-from backbones.parts import autoencoder_class, load_part, load_weights, place_weights
+from backbones.parts import autoencoder_class, device_and_dtype, load_part, load_weights, set_up
 from backbones.sampling import contexts, guide, schedule
 from backbones.text import PromptEncoder
 from devices import offload
 
 PROMPT_TOKENS, GUIDANCE_SCALE = 512, 4.0  # of the release
 TEXT = ("embeds", "mask")  # what a prompt becomes
-STAYS = "adaLN_modulation"  # of a block: read outside its forward
 NOT_FLOAT8 = ("embedder", "adaLN_modulation", "final_layer", "norm")  # read as float32, or small
 
 
@@ -32,30 +31,21 @@ class LongCat:
     sigma_min = 0.001
     linears, norms, modulation_parts = LINEARS, NORMS, MODULATION
     prompt_folders = ("text_encoder", "tokenizer")
+    stays = "adaLN_modulation"  # of a block: read outside its forward
+    prompt_tokens, guidance_scale = PROMPT_TOKENS, GUIDANCE_SCALE
+    network_sign = -1
 
     def __init__(self, dit, vae=None, prompt_encoder=None, scheduler=None, device=None):
-        self.dit, self.vae, self.prompt_encoder = dit, vae, prompt_encoder
-        self.device = torch.device(device or dit.device)
+        own = geometry({}, 8 * dit.config.patch_size[1], dit.config)
+        set_up(self, dit, vae, prompt_encoder, device or dit.device, own)
         self.scheduler = scheduler or FlowMatchEulerDiscreteScheduler(shift=12.0)
-        self.prompt_tokens, self.guidance_scale = PROMPT_TOKENS, GUIDANCE_SCALE
-        self.geometry = geometry({}, 8 * dit.config.patch_size[1], dit.config)
-        self.network_sign = -1
-        self.stacks, self.depth = self.geometry.stacks, self.geometry.depth
-        self.embedding_width = dit.config.adaln_tembed_dim
-        self.hidden_width = dit.config.hidden_size
         self.latent_channels = dit.config.out_channels
-        self.velocity_site = []
-        self.placed = None
-        for module in (dit, vae):
-            if module is not None:
-                module.requires_grad_(False).eval()
 
     @classmethod
     def from_folder(cls, folder, device="cpu", dtype=None, float8=False):
         """Loads the official layout, dit/ vae/ text_encoder/ tokenizer/ scheduler/, to the CPU.
         model_index.json, if there is one, gives what differs from the release."""
-        device = torch.device(device)
-        dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
+        device, dtype = device_and_dtype(device, dtype)
         stated, multiple, config = check_checkpoint(folder)
         model = cls(
             load_weights(LongCatVideoTransformer3DModel, folder / "dit", dtype),
@@ -68,29 +58,19 @@ class LongCat:
         )
         if float8:
             offload.store_float8(model.dit, dtype, NOT_FLOAT8)
-            model.dit.has_weight_hooks = True
         model.geometry = geometry(stated, multiple, config)
         model.prompt_tokens = stated.get("max_sequence_length", PROMPT_TOKENS)
         model.guidance_scale = stated.get("guidance_scale", GUIDANCE_SCALE)
         return model
 
-    @property
-    def prompt_settings(self):
-        return self.prompt_encoder.dtype, self.device.type, self.prompt_tokens
-
-    def place(self, plan):
-        """The "vae" visits the device only while it works; "blocks" are streamed from host."""
-        place_weights(self, plan, STAYS)
-
-    recompute, tokens_per_latent = sites.recompute, sites.tokens_per_latent
+    prompt_settings = property(sites.prompt_settings)
+    place, recompute = sites.place, sites.recompute
+    tokens_per_latent = sites.tokens_per_latent
 
     # Pixels and text
 
     encode, decode = pixels.encode, pixels.decode
-
-    def embed_each(self, prompts):
-        """Of each prompt {"embeds": (1, 1, L, width), "mask": (1, L)}, on the CPU."""
-        return self.prompt_encoder(prompts, self.device, self.prompt_tokens)
+    embed_each = sites.embed_each
 
     # Sites
 

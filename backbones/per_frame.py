@@ -48,11 +48,6 @@ def velocity(self, noisy_latents, sigma, cond_latents, text, cache=None, context
     return velocity
 
 
-def context_cache(self, cond_latents):
-    """None: the context sees what follows it, so that it is another at every step."""
-    return None
-
-
 @torch.no_grad()
 def before_head(self, noisy_latents, sigma, cond_latents, text):
     """What `head` takes, of the noisy frames, on the way to `velocity` of the same arguments:

@@ -1,10 +1,12 @@
-"""Where methods and placement act on a backbone: functions that become methods of its class, as
-backbones/contract.py has them. Of a model they read `dit`, `depth`, `geometry` and `velocity_site`,
-the list of functions on its velocity."""
+"""Where methods and placement act on a backbone, and its prompts: functions that become methods of
+its class, as backbones/contract.py has them. Of a model they read what parts.set_up gives it, such
+as `velocity_site`, the list of functions on its velocity, and `placed`, its plan."""
 
 import torch
 
 from backbones.parts import registered
+from devices import offload
+from devices.paths import all_paths
 
 
 def timestep_embedding(self, function):
@@ -53,6 +55,38 @@ def last(model, *given):
 def tokens_per_latent(self, height, width):
     """Video tokens of one latent of frames of this size."""
     return height * width // self.geometry.size_multiple**2
+
+
+def embed_each(self, prompts):
+    """Of each prompt {"embeds": (1, 1, L, width), "mask": (1, L)}, on the CPU; L is the model's
+    `prompt_tokens`."""
+    return self.prompt_encoder(prompts, self.device, self.prompt_tokens)
+
+
+def prompt_settings(self):
+    return self.prompt_encoder.dtype, self.device.type, self.prompt_tokens
+
+
+def context_cache(self, cond_latents):
+    """None: the context sees what follows it, so that it is another at every step."""
+    return None
+
+
+def place(self, plan):
+    """The "vae" visits the device only while it works; "blocks" are streamed from host. Of their
+    matrices those stay on the device whose names begin with `stays`, of the model's class."""
+    dit, device = self.dit, self.device
+    if plan == "blocks" and self.placed != "blocks":
+        dit.to("cpu")
+        streamed = {path.partition(".")[0] for path in all_paths(self.stacks)}
+        for name, part in dit.named_children():
+            if name not in streamed:
+                part.to(device)
+        offload.stream_blocks(dit, dit.blocks, device, self.stays)
+    elif plan != "blocks":
+        dit.to(device)
+    self.vae.to("cpu" if plan != "none" else device)
+    self.placed = plan
 
 
 def recompute(self, blocks):
