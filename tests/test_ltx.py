@@ -1,8 +1,6 @@
 """The LTX-Video backbone against diffusers' own transformer and pipeline, and every method on it
 from the command line."""
 
-import importlib
-import json
 from types import SimpleNamespace
 
 import diffusers
@@ -12,10 +10,8 @@ import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from diffusers.pipelines.ltx import pipeline_ltx_condition as official
 from oracles import SHARED, assert_near
-from test_scripts import SCRIPTS
 from toy import loss_of, make_ltx, new, sample, toy_clip
 
-import adasteer
 import backbones
 from adasteer import AdaSteer
 from backbones.ltx_dit import LTXVideoTransformer3DModel
@@ -277,41 +273,3 @@ def test_float8_stays_close(checkpoint, model, clip):
         assert all(torch.equal(*pair) for pair in zip(*gradients, strict=True))
     exact = sample(model, clip)
     assert (sample(rounded, clip) - exact).square().mean() < 0.01 * exact.square().mean()
-
-
-@needs_clips
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_every_method_from_the_command_line(name, checkpoint, script, tmp_path):
-    """The column LTX-Video of the README's table of methods."""
-    flags = ["--checkpoint", checkpoint, "--videos", CLIPS, "--limit", 2, "--save-adapter"]
-    flags += ["--steps", 2, "--sampling-steps", 2, "--sampling", "image_cond_noise_scale=0.15"]
-    flags += ["--norms", "qk"] * (name == "norm_tta")
-    assert script(importlib.import_module(name), *flags, "--out", tmp_path) == 0
-    records = [json.loads(path.read_text()) for path in (tmp_path / "videos").glob("*.json")]
-    assert len(records) == 2
-    for record in records:
-        assert record["kept"] == "adapted" and len(record["losses"]) == 2
-        assert record["preflight"]["loss"] < record["preflight"]["zero_loss"]
-        assert record["frame_indices"]["generated"] == [33, 49] and record["psnr_db"] > 0
-        assert record["future_loss"] != record["future_loss_before"]
-
-
-@needs_clips
-@pytest.mark.slow  # three runs, of what test_contract.py says of the model's functions
-def test_memory_and_time_are_traded_without_a_number_changing(checkpoint, script, tmp_path):
-    flags = ["--checkpoint", checkpoint, "--videos", CLIPS, "--limit", 1, "--steps", 2]
-    flags += ["--draws", 2, "--groups", 2, "--sampling-steps", 2]
-    ways = {
-        "plain": ["--checkpointing", "none"],
-        "recomputed": ["--checkpointing", "all", "--offload", "vae"],
-        "streamed": ["--checkpointing", "auto", "--offload", "blocks"],
-    }
-    records = []
-    for name, way in ways.items():
-        assert script(adasteer, *flags, *way, "--out", tmp_path / name) == 0
-        (path,) = (tmp_path / name / "videos").glob("*.json")
-        records.append(json.loads(path.read_text()))
-    for key in ("losses", "future_loss", "psnr_db_per_frame", "norms"):
-        assert all(record[key] == records[0][key] for record in records)
-    placed = [(r["placement"]["offload"], r["placement"]["recomputed_blocks"]) for r in records]
-    assert placed == [("none", 0), ("vae", 4), ("blocks", 4)]
