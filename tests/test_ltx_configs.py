@@ -3,14 +3,17 @@
 import diffusers
 import pytest
 import torch
+from oracles import SHARED
 from test_configs import changed
-from test_ltx import CLIPS, OF_0_9_0, needs_clips
+from test_ltx import OF_0_9_0
 from toy import make_ltx
 
 import adasteer
 import backbones
 from benchmarks import ltx_memory
 
+CLIPS = SHARED / "clips" / "metadata.csv"
+needs_clips = pytest.mark.skipif(not CLIPS.is_file(), reason=f"no real clips at {SHARED}")
 DIT, SCHEDULER, VAE = (
     "transformer/config.json", "scheduler/scheduler_config.json", "vae/config.json"
 )  # fmt: skip

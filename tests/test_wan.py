@@ -1,5 +1,4 @@
-"""The Wan backbone against diffusers' own transformer and pipelines, its configurations, and every
-method on it from the command line."""
+"""The Wan backbone against diffusers' own transformer and pipelines, and what it cannot take."""
 
 import json
 
@@ -8,27 +7,16 @@ import pytest
 import torch
 from oracles import SHARED, assert_near
 from test_configs import GONE, changed
-from toy import loss_of, make_wan, new, sample, toy_clip
+from toy import make_wan, sample, toy_clip
 from transformers import AutoTokenizer, UMT5EncoderModel
 
 import adasteer
 import backbones
-from adasteer import AdaSteer
-from backbones.wan_dit import WanTransformer3DModel
-from devices.compiling import compile_blocks
-from lora_tta import LoRA
 
 CLIPS = SHARED / "clips" / "metadata.csv"
 needs_clips = pytest.mark.skipif(not CLIPS.is_file(), reason=f"no real clips at {SHARED}")
-DIT, INDEX = "transformer/config.json", "model_index.json"
-SCHEDULER = "scheduler/scheduler_config.json"
+SCHEDULER, INDEX = "scheduler/scheduler_config.json", "model_index.json"
 EULER = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}
-RELEASED = {"attention_head_dim": 128, "text_dim": 4096, "freq_dim": 256}
-SIZES = {  # heads, width of the feed-forward, blocks, channels: parameters
-    (24, 14336, 30, 48): 4_999_787_712,  # 2.2 TI2V 5B
-    (12, 8960, 30, 16): 1_418_996_800,  # 2.1 T2V 1.3B
-    (40, 13824, 40, 16): 14_288_491_584,  # 2.1 T2V 14B, and each of the two of 2.2 A14B
-}
 
 
 @pytest.fixture(scope="module")
@@ -85,16 +73,6 @@ def pipeline(cls, folder, dit, **config):
     return pipe
 
 
-@pytest.mark.parametrize(("size", "count"), SIZES.items())
-def test_parameters_of_the_releases(size, count):
-    heads, ffn, blocks, channels = size
-    config = {"num_attention_heads": heads, "ffn_dim": ffn, "num_layers": blocks}
-    config |= dict.fromkeys(("in_channels", "out_channels"), channels)
-    with torch.device("meta"):
-        dit = WanTransformer3DModel(**RELEASED, **config)
-    assert sum(p.numel() for p in dit.parameters()) == count
-
-
 @pytest.mark.parametrize("known", [0, 1, 2])
 def test_velocity_is_the_transformers_own_output(model, dit, clip, known):
     """A batch of draws is one each."""
@@ -106,24 +84,6 @@ def test_velocity_is_the_transformers_own_output(model, dit, clip, known):
         expected = theirs(dit, torch.cat([context, each[None]], dim=2), sigmas, clip.text)
         assert expected.abs().max() > 0.1
         assert_near(v[None], expected[:, :, known:], 1e-5)
-
-
-def test_one_group_is_a_hook_on_the_time_embedder(model, clip):
-    """Blocks and final layer: everything that reads the embedding."""
-    delta = torch.linspace(-0.5, 0.5, model.embedding_width)
-    plain = loss_of(model, clip)
-    method, _ = new(AdaSteer, "--groups 1 --final-layer", model, clip)
-    with torch.no_grad():
-        method.named_parameters()["delta.0"].copy_(delta)
-    with method.attached():
-        found, latents = loss_of(model, clip), sample(model, clip)
-    embedder = model.dit.condition_embedder.time_embedder
-    handle = embedder.register_forward_hook(lambda module, given, out: out + delta)
-    expected, expected_latents = loss_of(model, clip), sample(model, clip)
-    handle.remove()
-    assert abs(expected - plain) > 1e-4
-    assert_near(found, expected, 1e-5)
-    assert_near(latents, expected_latents, 1e-5)
 
 
 @pytest.mark.parametrize("scheduler", ["UniPC", "Euler"])
@@ -185,38 +145,6 @@ def test_sampling_sees_the_sigmas_of_its_scheduler(model, clip):
     second = 1000 * 4 * 0.5005 / (1 + 3 * 0.5005)
     expected = [1000 * (1 - 1e-6), second, 999, int(second)]
     assert [t[-1].item() for t in seen] == pytest.approx(expected, rel=1e-6)
-
-
-@pytest.mark.parametrize(("method", "flags"), [(AdaSteer, "--groups 2 --final-layer"), (LoRA, "")])
-def test_gradients_are_the_same_however_blocks_run(checkpoint, clip, method, flags):
-    ways = {
-        "plain": lambda model: model.recompute(0),
-        "recomputed": lambda model: model.recompute(None),
-        "streamed": lambda model: (model.place("blocks"), model.recompute(None)),
-        "compiled": lambda model: compile_blocks(model, "aot_eager"),
-    }
-    gradients = {}
-    for name, change in ways.items():
-        torch._dynamo.reset()
-        model = backbones.load(checkpoint)
-        change(model)
-        adapted, _ = new(method, flags, model, clip)
-        with adapted.attached():
-            loss_of(model, clip).backward()
-        gradients[name] = [p.grad for p in adapted.named_parameters().values()]
-    for found in gradients.values():
-        for gradient, plain in zip(found, gradients["plain"], strict=True):
-            assert_near(gradient, plain, 1e-5)
-    assert any(g.abs().max() > 1e-3 for g in gradients["plain"])
-
-
-def test_float8_stays_close(checkpoint, model, clip):
-    rounded = backbones.load(checkpoint, float8=True)
-    stored = {name: p.dtype for name, p in rounded.dit.named_parameters()}
-    assert stored["blocks.0.attn1.to_q.weight"] == torch.float8_e4m3fn
-    assert stored["condition_embedder.time_proj.weight"] == torch.float32
-    exact = sample(model, clip)
-    assert (sample(rounded, clip) - exact).square().mean() < 0.01 * exact.square().mean()
 
 
 def test_what_the_files_say_before_a_weight_is_read(checkpoint, text_to_video, tmp_path):
