@@ -13,7 +13,7 @@ from backbones.cogvideox_dit import CogVideoXTransformer3DModel
 from backbones.ltx_dit import LTXVideoTransformer3DModel
 from backbones.skyreels_dit import SkyReelsV2Transformer3DModel
 from backbones.wan_dit import WanTransformer3DModel
-from benchmarks.skyreels_memory import RELEASED as SKYREELS
+from benchmarks.random_models import SKYREELS
 from devices.compiling import compile_blocks
 from film_tta import FiLM
 from full_tta import FullTTA

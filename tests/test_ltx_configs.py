@@ -10,7 +10,7 @@ from toy import make_ltx
 
 import adasteer
 import backbones
-from benchmarks import ltx_memory
+from benchmarks import random_models
 
 CLIPS = SHARED / "clips" / "metadata.csv"
 needs_clips = pytest.mark.skipif(not CLIPS.is_file(), reason=f"no real clips at {SHARED}")
@@ -44,7 +44,7 @@ RELEASES = {  # autoencoder and scheduler as diffusers' conversion writes them
         },
         OF_0_9_0,
     ),
-    "0.9.5": (ltx_memory.VAE, {}),
+    "0.9.5": (random_models.LTX_VAE, {}),
 }  # fmt: skip
 
 
