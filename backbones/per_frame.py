@@ -12,6 +12,7 @@ import functools
 import torch
 import torch.nn.functional as F
 
+from backbones import sites
 from backbones.blocks import apply, run_block
 from devices import parallel
 
@@ -50,25 +51,13 @@ def velocity(self, noisy_latents, sigma, cond_latents, text, cache=None, context
     return velocity
 
 
-def context_cache(self, cond_latents):
-    """None: the context sees what follows it, so that it is another at every step."""
-    return None
-
-
 @torch.no_grad()
 def before_head(self, noisy_latents, sigma, cond_latents, text):
     """What `head` takes, of the noisy frames, on the way to `velocity` of the same arguments:
     tokens (B, T, S, C) and embedding (B, T, C)."""
-    found, frames = {}, noisy_latents.shape[2]
-
-    def keep(i, value, *sigma):
-        found["e" if sigma else "x"] = value
-        return value
-
-    with self.block_output(keep), self.timestep_embedding(keep):
-        self.velocity(noisy_latents, sigma, cond_latents, text)
-    x = found["x"].unflatten(1, (found["e"].shape[1], -1))
-    return x[:, -frames:].clone(), found["e"][:, -frames:].clone()
+    x, e = sites.last(self, noisy_latents, sigma, cond_latents, text)
+    frames = noisy_latents.shape[2]
+    return x.unflatten(1, (e.shape[1], -1))[:, -frames:].clone(), e[:, -frames:].clone()
 
 
 def head(self, x, e, noisy_latents, sigma):

@@ -18,7 +18,7 @@ import sys
 import torch
 
 import runs
-from backbones.longcat import STAYS
+from backbones.longcat import LongCat
 from backbones.longcat_dit import LongCatVideoTransformer3DModel
 from benchmarks.timing import MID_SIZE, add_size, in_turns, model_of, random_problem
 from common.adaptation import Steps, take_steps
@@ -54,7 +54,7 @@ def measure(args):
         from devices.sharding import Shards
 
         model.shards = Shards(model, True, torch.float32)
-        model.shards.place(STAYS)
+        model.shards.place(model.stays)
     method = FullTTA(model, problem, runs.parse_args(None, FullTTA, ["--steps", "1"]))
     model.recompute(None)
     optimizer, schedule = method.optimizer()
@@ -93,7 +93,7 @@ def shapes(config):
             whole += p.numel()
             continue
         shared += p.numel()
-        if name.startswith(tuple(blocks)) and f".{STAYS}" not in name:
+        if name.startswith(tuple(blocks)) and f".{LongCat.stays}" not in name:
             inside[int(name.split(".")[1])] += p.numel()
     return shared, shared - sum(inside), max(inside), whole
 

@@ -14,12 +14,13 @@ from runs.identity import ROOT
 
 PROGRAM = """
 import sys
+from pathlib import Path
 import torch
 from devices import ranks
 
 ranks.start(torch.device("cpu"))
 said = ranks.broadcast({"x": torch.arange(3), "name": "scene"} if ranks.rank() == 1 else None, 1)
-print(ranks.rank(), "of", ranks.count(), said["x"].tolist(), said["name"], flush=True)
+Path(f"{sys.argv[1]}/said-{ranks.rank()}").write_text(f"{said['x'].tolist()} {said['name']}")
 if ranks.rank() == 1:
     sys.exit(0)
 from runs.exits import run_script
@@ -33,10 +34,11 @@ def test_what_one_says_all_know_and_a_lost_one_is_named(tmp_path):
     program.write_text(PROGRAM)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     done = subprocess.run(
-        [*command, "--nproc-per-node", "2", program], cwd=ROOT, capture_output=True, text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        [*command, "--nproc-per-node", "2", program, tmp_path], cwd=ROOT, capture_output=True,
+        text=True, env=os.environ | {"PYTHONPATH": str(ROOT)},
     )  # fmt: skip
-    assert sorted(done.stdout.splitlines()) == [f"{i} of 2 [0, 1, 2] scene" for i in range(2)]
+    told = {path.name: path.read_text() for path in tmp_path.glob("said-*")}
+    assert told == {f"said-{i}": "[0, 1, 2] scene" for i in range(2)}
     lines = [line for line in done.stderr.splitlines() if "program.py: stopped: " in line]
     assert len(lines) == 1 and "rank 0 of 2: no answer from rank 1" in lines[0]
     assert done.returncode == 1
