@@ -187,7 +187,8 @@ def test_what_each_process_holds_falls_as_one_over_their_number(monkeypatch, cap
     sharded.main()
     said = capfd.readouterr().out
     state = [float(x) for x in re.findall(r"processes: step .* s, state (\S+) MB", said)]
-    assert [round(state[0] / x, 1) for x in state] == [1.0, 2.0, 4.0]
+    falls = [state[0] / x for x in state]  # but for vectors, which are small
+    assert falls == pytest.approx([1, 2, 4], rel=0.04)
     ratios = [float(x) for x in re.findall(r"predicted ratio (\d\.\d+)", said)]
     assert ratios == pytest.approx([1] * 3, abs=0.02)
 
