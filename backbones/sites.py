@@ -5,6 +5,11 @@ the list of functions on its velocity."""
 from backbones.parts import registered
 
 
+def block_input(self, function):
+    """function(0, x) -> x: the video tokens (B, N, hidden) before the first block."""
+    return registered(self.dit.sites["block_input"], function)
+
+
 def timestep_embedding(self, function):
     """function(i, e, sigma) -> e (B, T, width) for block i; sigma (B, T), 0 on context."""
     return registered(self.dit.sites["timestep_embedding"], function)

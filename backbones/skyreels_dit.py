@@ -51,6 +51,7 @@ class SkyReelsV2Transformer3DModel(diffusers.SkyReelsV2Transformer3DModel):
         grid = self._grid(latents)
         sigma, rotary = timestep.float() / 1000, self.rope(latents)
         x = self.patch_embedding(latents.to(self.weight_dtype)).flatten(2).transpose(1, 2)
+        x = self._site("block_input", 0, x)
         e, m, text, _ = self.condition_embedder(timestep, text.to(self.weight_dtype))
         e, m = e.float(), m + self._frame_rate()
         projection = self.condition_embedder.time_proj.weight.float()  # once: graphs keep it
