@@ -10,12 +10,14 @@ BACKBONES = {
     "LongCatVideoTransformer3DModel": "backbones.longcat:LongCat",
     "SkyReelsV2Transformer3DModel": "backbones.skyreels:SkyReels",
     "MMDiT": "backbones.opensora2:OpenSora2",
+    "WanTransformer3DModel": "backbones.wan:Wan",
 }
 # of the same, what reads the configurations alone: no import of weights' libraries
 GEOMETRIES = {
     "LongCatVideoTransformer3DModel": "backbones.configs:longcat_geometry",
     "SkyReelsV2Transformer3DModel": "backbones.skyreels_configs:skyreels_geometry",
     "MMDiT": "backbones.opensora2_configs:opensora2_geometry",
+    "WanTransformer3DModel": "backbones.wan_configs:wan_geometry",
 }
 TRANSFORMERS = ("dit", "transformer")  # folders that hold it
 NAMELESS = {"Open_Sora_v2.safetensors": "MMDiT"}  # files that hold it where no file names a class

@@ -28,7 +28,9 @@ class Geometry(Protocol):
     size: tuple[int, int]  # native (height, width) of frames in pixels
     size_multiple: int  # of which height and width of frames are multiples
     fps: float  # frames a second that the model was trained at
-    context_lengths: Sequence[int] | None  # latents that may precede the predicted; None: any
+    context_lengths: Sequence[int] | None  # latents that may precede the predicted; None: any.
+    # (0,): a text-to-video model, which the scripts refuse
+    trained_contexts: Sequence[int] | None  # those it was trained with; more are zero-shot
     context_alone: bool  # whether these are encoded apart, since latents depend on later frames
     window: Mapping[str, int]  # anchor, cond_frames, tta_frames, context_latents, gen_frames
     sampling: Mapping[str, bool | int | float | str]  # generate's own options, with defaults

@@ -21,6 +21,7 @@ class EveryK:
     context_lengths: tuple | None = None
     sampling_ranges: dict = field(default_factory=dict)
     context_alone: bool = False
+    trained_contexts: tuple | None = None
 
     @property
     def depth(self):

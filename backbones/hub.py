@@ -7,7 +7,11 @@ from backbones import TRANSFORMERS, CheckpointError
 from backbones import opensora2_configs as opensora2
 from backbones.configs import check_files
 
-RELEASES = ("meituan-longcat/LongCat-Video", "Skywork/SkyReels-V2-DF-1.3B-540P-Diffusers")
+RELEASES = (
+    "meituan-longcat/LongCat-Video",
+    "Skywork/SkyReels-V2-DF-1.3B-540P-Diffusers",
+    "Wan-AI/Wan2.2-TI2V-5B-Diffusers",
+)
 HINT = "a release is fetched by " + " or ".join(f"`hf download {name}`" for name in RELEASES)
 NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")  # owner/name
 # what a backbone reads of any layout; no demonstrations, nor weights of other kinds

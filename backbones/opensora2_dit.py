@@ -15,6 +15,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
+from backbones.blocks import SITES
 from backbones.opensora2_layers import (
     FREQUENCIES,
     DoubleBlock,
@@ -80,9 +81,7 @@ class MMDiT(ModelMixin, ConfigMixin):
         self.final_layer = FinalLayer(width, in_channels)
         self.recompute_blocks = 0
         self.has_weight_hooks = False  # which must see the end of a recomputed block too
-        self.sites = {
-            name: [] for name in ("timestep_embedding", "modulation", "block_output", "head_input")
-        }
+        self.sites = {name: [] for name in (*SITES, "head_input")}
 
     def forward(self, img, img_ids, txt, txt_ids, timesteps, y_vec, cond=None, guidance=None):
         """Prediction of noise - latents (B, N, in_channels), float32.
@@ -137,6 +136,7 @@ class MMDiT(ModelMixin, ConfigMixin):
         video = self.img_in(img.to(self.weight_dtype))
         if cond is not None:
             video = video + self.cond_in(cond.to(self.weight_dtype))
+        video = self._site("block_input", 0, video)
         return torch.cat([self.txt_in(txt.to(self.weight_dtype)), video], dim=1)
 
     def _run_block(self, i, block, x, e, sigma, rotary, words):

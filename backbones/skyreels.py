@@ -8,14 +8,16 @@ together, which its authors call synchronous.
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 
-from backbones import pixels, sites
+from backbones import per_frame, pixels, sites
 from backbones.blocks import MODULATION
 from backbones.configs import check_checkpoint, read_config
 from backbones.parts import autoencoder_class, load_part, load_weights, place_weights
+from backbones.per_frame import denoise
 from backbones.sampling import contexts
 from backbones.skyreels_configs import SHIFT, SKYREELS, geometry
-from backbones.skyreels_dit import LINEARS, NORMS, SkyReelsV2Transformer3DModel
-from backbones.text import PromptEncoder
+from backbones.skyreels_dit import SkyReelsV2Transformer3DModel
+from backbones.text import PromptEncoder, padded
+from backbones.wan_dit import LINEARS, NORMS
 from devices import offload
 
 PROMPT_TOKENS, GUIDANCE_SCALE = 512, 6.0  # of its authors' sampler
@@ -97,42 +99,9 @@ class SkyReels:
 
     # Velocity and sampling
 
-    def velocity(self, noisy_latents, sigma, cond_latents, text, cache=None, context_noise=0.0):
-        """Velocity noise - latents, float32, of noisy_latents (B, C, T, h, w) at sigma (B,), after
-        cond_latents (1 or B, C, T_cond, h, w), which have noise at context_noise."""
-        batch, context = len(noisy_latents), cond_latents.shape[2]
-        x = torch.cat([cond_latents.expand(batch, -1, -1, -1, -1), noisy_latents], dim=2)
-        timestep = (1000 * sigma.to(x))[:, None].repeat(1, x.shape[2])
-        timestep[:, :context] = 1000 * context_noise
-        velocity = self.network_sign * self.dit(x, timestep, padded(text, batch), context)
-        for function in self.velocity_site:
-            velocity = function(velocity)
-        return velocity
-
-    def context_cache(self, cond_latents):
-        """None: the context sees what follows it, so that it is another at every step."""
-        return None
-
-    @torch.no_grad()
-    def before_head(self, noisy_latents, sigma, cond_latents, text):
-        """What `head` takes, of the noisy frames, on the way to `velocity` of the same arguments:
-        tokens (B, T, S, C) and embedding (B, T, C)."""
-        found, frames = {}, noisy_latents.shape[2]
-
-        def keep(i, value, *sigma):
-            found["e" if sigma else "x"] = value
-            return value
-
-        with self.block_output(keep), self.timestep_embedding(keep):
-            self.velocity(noisy_latents, sigma, cond_latents, text)
-        x = found["x"].unflatten(1, (found["e"].shape[1], -1))
-        return x[:, -frames:].clone(), found["e"][:, -frames:].clone()
-
-    def head(self, x, e, shape):
-        """Velocity shaped `shape` (B, C, T, h, w) of what `before_head` gave; no velocity site."""
-        _, height, width = self.dit.config.patch_size
-        grid = (shape[2], shape[3] // height, shape[4] // width)
-        return self.network_sign * self.dit.head(x, e, grid)
+    text_for_dit = staticmethod(padded)
+    velocity, context_cache = per_frame.velocity, per_frame.context_cache
+    before_head, head = per_frame.before_head, per_frame.head
 
     @torch.no_grad()
     def generate(
@@ -153,15 +122,11 @@ class SkyReels:
         context, drawn anew for every step (its authors' addnoise_condition / 1000).
         """
         scheduler, latents = self._scheduler(steps, shift), noise.to(self.device, torch.float32)
-        branches = [text] if guidance_scale <= 1 else [negative_text, text]
+        texts = [text] if guidance_scale <= 1 else [negative_text, text]
         noisy_contexts = contexts(cond_latents, noise, context_noise)
-        for t, sigma in zip(scheduler.timesteps, scheduler.sigmas[:-1], strict=True):
-            # not t, which UniPC rounds down: sampling and adapting see one network
-            given = latents, sigma.view(1).to(self.device), next(noisy_contexts)
-            v = [self.velocity(*given, each, context_noise=context_noise) for each in branches]
-            v = v[0] + guidance_scale * (v[-1] - v[0]) if len(v) > 1 else v[0]
-            latents = scheduler.step(v, t, latents, return_dict=False)[0]
-        return latents
+        sigmas = scheduler.sigmas[:-1]  # not timesteps, which UniPC rounds down: sampling and
+        given = scheduler, sigmas, latents, noisy_contexts, texts  # adapting see one network
+        return denoise(self, *given, guidance_scale, context_noise)
 
     def _scheduler(self, steps, shift):
         """A new one of the checkpoint's kind, of so many sigmas from 1 on."""
@@ -175,9 +140,3 @@ class SkyReels:
             scheduler.set_timesteps(sigmas=sigmas.tolist(), device=self.device)
         scheduler.set_begin_index(0)  # else looked up by a timestep, which several steps may share
         return scheduler
-
-
-def padded(text, batch):
-    """(batch, L, width): zeros where the prompt has no token, which attention meets as they are."""
-    embeds = text["embeds"].squeeze(1) * text["mask"][..., None].to(text["embeds"].dtype)
-    return embeds.expand(batch, -1, -1)

@@ -76,3 +76,9 @@ def check_tokenizer(folder, tokenizer, vocabulary, length):
         )
     if ids.shape != (1, length) or mask.shape != ids.shape or not mask.any():
         raise CheckpointError(f"{folder} makes {tuple(ids.shape)} tokens, not {(1, length)}")
+
+
+def padded(text, batch):
+    """(batch, L, width): zeros where the prompt has no token, which attention meets as they are."""
+    embeds = text["embeds"].squeeze(1) * text["mask"][..., None].to(text["embeds"].dtype)
+    return embeds.expand(batch, -1, -1)

@@ -67,21 +67,25 @@ class Alive(TorchDispatchMode):
 
 
 def random_skyreels(device, size, small=False):
-    """The backbone with random weights and bfloat16 as on a GPU, but for what its class keeps in
-    float32; no text encoder, which is gone before a clip is read."""
+    """The backbone with random weights; no text encoder, which is gone before a clip is read."""
     config = RELEASED | (SMALL if small else {})
     with torch.device("meta"):
         dit = SkyReelsV2Transformer3DModel(**config)
         vae = AutoencoderKLWan(**(SMALL_VAE if small else {}))
-    kept = {*dit._keep_in_fp32_modules}
-    fill(dit, device, lambda name: torch.float32 if kept & {*name.split(".")} else torch.bfloat16)
-    fill(vae, device, lambda name: torch.float32)
-    dit.rope = type(dit.rope)(config["attention_head_dim"], (1, 2, 2), 1024).to(device)
+    fill_parts(dit, vae, device)
     scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
     geometry = EveryK(NAME, 4, size, 16, FPS, WINDOW, **widths(config))
     model = SkyReels(dit, vae, None, scheduler, device, geometry)
     model.placed = "none"
     return model
+
+
+def fill_parts(dit, vae, device):
+    """Random weights, bfloat16 as on a GPU but for what the classes keep in float32."""
+    kept = {*dit._keep_in_fp32_modules}
+    fill(dit, device, lambda name: torch.float32 if kept & {*name.split(".")} else torch.bfloat16)
+    fill(vae, device, lambda name: torch.float32)
+    dit.rope = type(dit.rope)(dit.config.attention_head_dim, (1, 2, 2), 1024).to(device)
 
 
 def fill(module, device, dtype_of):
@@ -96,9 +100,10 @@ def fill(module, device, dtype_of):
 def stages(model):
     """{name: function} of what a clip goes through, with the model's own window."""
     geometry, (height, width) = model.geometry, model.geometry.size
-    window, side = geometry.window, (height // 8, width // 8)
+    window, patch = geometry.window, model.dit.config.patch_size[1]
+    side = [patch * pixels // geometry.size_multiple for pixels in (height, width)]
     known, seen = window["context_latents"], geometry.latents_of(window["tta_frames"])
-    latents = torch.randn(1, 16, seen, *side, device=model.device)
+    latents = torch.randn(1, model.latent_channels, seen, *side, device=model.device)
     dtype, text_width = model.dit.weight_dtype, model.dit.config.text_dim
     text = {
         "embeds": torch.randn(1, 1, PROMPT_TOKENS, text_width, dtype=dtype, device=model.device),
@@ -129,11 +134,11 @@ def stages(model):
     }
 
 
-def predicted(size, small):
-    """{stage: gigabytes}, and the gigabytes of the blocks' weights."""
+def predicted(make, size, small):
+    """{stage: gigabytes} of what make gives, and the gigabytes of its blocks' weights."""
     found = {}
     with FakeTensorMode():
-        model = random_skyreels(torch.device("cpu"), size, small)
+        model = make(torch.device("cpu"), size, small)
         model.vae.to = lambda device: model.vae  # is there: weights without content cannot move
         for name, work in stages(model).items():
             with Alive(model.dit, model.vae) as alive:
@@ -142,9 +147,9 @@ def predicted(size, small):
         return found, weight_bytes(model.dit.blocks) / 1e9
 
 
-def measured(size, small, device):
+def measured(make, size, small, device):
     """{stage: (gigabytes, seconds)}; None where it does not fit."""
-    model, found = random_skyreels(device, size, small), {}
+    model, found = make(device, size, small), {}
     for name, work in stages(model).items():
         found[name] = None
         with contextlib.suppress(torch.OutOfMemoryError):
@@ -156,20 +161,20 @@ def measured(size, small, device):
     return found
 
 
-def main():
+def main(make=random_skyreels, description=__doc__, sizes=((480, 832), (544, 960))):
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--sizes", nargs="+", type=frame_size, default=[(480, 832), (544, 960)])
+    parser.add_argument("--sizes", nargs="+", type=frame_size, default=sizes)
     parser.add_argument("--device", default="cpu", help="a GPU: measured there too")
     parser.add_argument("--small", action="store_true", help="a tiny model")
     args = parser.parse_args()
     device = pick_device(args.device)
     for height, width in args.sizes:
-        rows, blocks = predicted((height, width), args.small)
+        rows, blocks = predicted(make, (height, width), args.small)
         real = {}
         if device.type == "cuda":
-            real = measured((height, width), args.small, device)
+            real = measured(make, (height, width), args.small, device)
         for name, gigabytes in rows.items():
             line = f"{width}x{height} {name}: {gigabytes:.3g} GB predicted"
             if name in real:

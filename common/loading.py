@@ -74,13 +74,21 @@ def geometry_of(args):
 
 def check(args, geometry):
     """Raises UsageError where flags contradict each other or the checkpoint."""
+    lengths = geometry.context_lengths
+    if lengths is not None and not any(lengths):
+        raise MisfitError(
+            f"--checkpoint {args.checkpoint}: a text-to-video model: its network was never shown "
+            "clean frames, so it can continue none"
+        )
     for flag, value in (("--weights", "fp8"), ("--offload", "blocks")):
         if args.compile and value in (args.weights, args.offload):  # a graph keeps what they swap
             raise UsageError(f"--compile: not together with {flag} {value}")
     size, multiple = args.size or geometry.size, geometry.size_multiple
     if any(side % multiple or side <= 0 for side in size):
+        height, width = (max(1, round(side / multiple)) * multiple for side in size)
         raise MisfitError(
-            f"--size {size[1]}x{size[0]}: this checkpoint needs multiples of {multiple}"
+            f"--size {size[1]}x{size[0]}: this checkpoint needs multiples of {multiple}, such as "
+            f"{width}x{height}"
         )
 
 

@@ -1,7 +1,6 @@
 """Whole videos, frame by frame, with their sound."""
 
 import heapq
-from fractions import Fraction
 
 import av
 

@@ -48,9 +48,9 @@ def edge_weight(part, start, length, overlap):
 
 
 def in_windows(frames, length, overlap, restore):
-    """The restored frames of any iterable of (3, H, W), one by one: windows of `length` frames, each
-    overlapping the one before by `overlap`. No more than two windows are held. A last window that
-    is not full is filled by repeating its last frame."""
+    """The restored frames of any iterable of (3, H, W), one by one: windows of `length` frames,
+    each overlapping the one before by `overlap`. No more than two are held. A last window that is
+    not full is filled by repeating its last frame."""
     frames, window, tail = iter(frames), [], None
     while True:
         fresh = list(itertools.islice(frames, length - len(window)))

@@ -150,5 +150,18 @@ def setting(args, geometry, window):
     adapt, condition, generated = (f"{a}..{b - 1}" for a, b in window.indices().values())
     return printable(
         f"{geometry.class_name} {args.checkpoint} at {width}x{height}: frames {adapt} adapt, "
-        f"{condition} condition, {generated} are generated"
+        f"{condition} condition, {generated} are generated{zero_shot(args, geometry)}"
+    )
+
+
+def zero_shot(args, geometry):
+    """What that line adds where the model was trained with another context."""
+    asked = geometry.latents_of(args.cond_frames), args.context_latents
+    trained = geometry.trained_contexts
+    if trained is None or {*asked} <= {*trained}:
+        return ""
+    lengths = " or ".join(map(str, trained))
+    return (
+        f"; zero-shot: {asked[0]} context latents to generate and {asked[1]} to adapt, where "
+        f"training had {lengths}; the preflight says whether it works"
     )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from toy import make_checkpoint, make_opensora2, make_skyreels
+from toy import make_checkpoint, make_opensora2, make_skyreels, make_wan
 
 
 @contextlib.contextmanager
@@ -66,4 +66,5 @@ BACKBONES = {
     "LongCatVideoTransformer3DModel": Row(make_checkpoint, longcat_answers),
     "SkyReelsV2Transformer3DModel": Row(make_skyreels, skyreels_answers),
     "MMDiT": Row(make_opensora2, opensora2_answers),
+    "WanTransformer3DModel": Row(make_wan, skyreels_answers),
 }

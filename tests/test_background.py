@@ -147,6 +147,7 @@ def test_the_next_clip_is_read_while_this_one_is_adapted_to(script, tmp_path, mo
     assert len([n for n in names if n.startswith("read")]) == 3
 
 
+@pytest.mark.slow
 def test_a_trace_of_the_first_video(script, tmp_path):
     out = tmp_path / "out"
     assert script(adasteer, *QUICK, "--out", out, "--limit", 2, "--profile") == 0

@@ -23,6 +23,7 @@ from benchmarks import (
     skyreels_memory,
     start,
     stopping_study,
+    wan_memory,
 )
 from common.errors import UsageError
 from runs.identity import ROOT
@@ -44,12 +45,14 @@ def ratios(module, flags, monkeypatch, capsys):
     return said, [float(x) for x in re.findall(r"ratio (\d+\.\d+)", said)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", CASES, ids=lambda m: m.__name__)
 def test_ratios_are_printed(module, monkeypatch, capsys):
     _, found = ratios(module, CASES[module], monkeypatch, capsys)
     assert found and all(0 < x < 100 for x in found)
 
 
+@pytest.mark.slow
 def test_exponents_are_fitted(monkeypatch, capsys):
     flags = ["--repeats", 1, "--hidden", 64, "--only", "draws"]
     said, _ = ratios(scaling, flags, monkeypatch, capsys)
@@ -65,18 +68,20 @@ def test_bfloat16_stays_close(monkeypatch, capsys):
     assert len(found) == 5 and all(0 < x < 0.05 for x in found)
 
 
-def test_memory_is_predicted_by_stage(monkeypatch, capsys):
+@pytest.mark.slow
+@pytest.mark.parametrize("benchmark", [skyreels_memory, wan_memory])
+def test_memory_is_predicted_by_stage(benchmark, monkeypatch, capsys):
     """More where more is kept and for larger frames; of a real run the same bytes."""
-    flags = ["--small", "--sizes", "64x48", "96x64"]
-    monkeypatch.setattr(sys, "argv", ["skyreels_memory", *flags])
-    skyreels_memory.main()
+    small, large = "64x32", "96x64"
+    monkeypatch.setattr(sys, "argv", ["memory", "--small", "--sizes", small, large])
+    benchmark.main()
     line = r"(\S+) (.*): (\S+) GB predicted"
     found = {(s, n): float(g) for s, n, g in re.findall(line, capsys.readouterr().out)}
     stages = {name for _, name in found}
     assert len(stages) == 5 and len(found) == 10
-    assert all(found["64x48", name] < found["96x64", name] for name in stages)
+    assert all(found[small, name] < found[large, name] for name in stages)
     all_recomputed, half = "AdaSteer step, all blocks recomputed", "AdaSteer step, half of them"
-    assert found["96x64", "generation"] < found["96x64", all_recomputed] < found["96x64", half]
+    assert found[large, "generation"] < found[large, all_recomputed] < found[large, half]
 
 
 def test_what_is_counted_is_what_is_alive():
@@ -90,6 +95,7 @@ def test_what_is_counted_is_what_is_alive():
     assert alive.now == 400 + 4000 + 2000 and alive.most == 400 + 8000
 
 
+@pytest.mark.slow
 def test_a_clip_of_the_study_goes_on_and_its_sign_can_be_flipped(tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "set_num_threads", lambda count: None)  # other tests are here too
     flags = "--groups 1 --lr 5e-3 --steps 2"
@@ -133,6 +139,7 @@ def test_the_released_size_in_small_and_resumed(tmp_path, monkeypatch, capsys):
     assert again == found  # nothing was measured twice
 
 
+@pytest.mark.slow
 @needs_opensora2
 def test_what_is_learned_when_the_answer_is_shown(monkeypatch, capsys):
     """Four lines of losses; the honest one on the future is the same before either adaptation."""
@@ -145,6 +152,7 @@ def test_what_is_learned_when_the_answer_is_shown(monkeypatch, capsys):
     assert pairs[1][0] == pairs[3][0] and pairs[0][0] != pairs[2][0]
 
 
+@pytest.mark.slow
 def test_where_early_stopping_stops(script, tmp_path, monkeypatch, capsys):
     """Of what the records say: the changes at the chosen, the last and the best step."""
     flags = ["--no-generate", "--limit", 2, "--steps", 4, "--stop-every", 2, "--patience", 9]

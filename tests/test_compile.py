@@ -40,6 +40,7 @@ def compiled(toy_checkpoint):
     torch._dynamo.reset()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "flags"), CASES)
 def test_nothing_is_compiled_again_for_the_next_video(compiled, clip, method, flags):
     model, traces = compiled

@@ -190,9 +190,9 @@ def test_any_configuration_gives_a_model_or_one_line(data, toy_checkpoint, tmp_p
 
 def use(model):
     torch.manual_seed(0)
-    latents = model.encode(torch.rand(1, 3, 5, 32, 48))
+    latents = model.encode(torch.rand(1, 3, 5, 32, 64))
     text = {"embeds": torch.randn(1, 1, 4, 32), "mask": torch.ones(1, 4, dtype=torch.long)}
-    velocity = model.velocity(torch.randn(1, 16, 2, 4, 6), torch.tensor([0.5]), latents, text)
+    velocity = model.velocity(torch.randn(latents.shape), torch.tensor([0.5]), latents, text)
     assert latents.isfinite().all() and velocity.isfinite().all()
     assert model.decode(latents).isfinite().all()
     assert all(type(side) is int for side in model.geometry.size)

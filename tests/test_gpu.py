@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from toy import make_skyreels
+from toy import make_skyreels, make_wan
 
 import backbones
 from runs.identity import ROOT
@@ -10,16 +10,20 @@ from runs.identity import ROOT
 pytestmark = pytest.mark.gpu
 
 
-@pytest.mark.parametrize("make", [lambda folder: ROOT / "nano" / "checkpoint", make_skyreels])
+def nano(folder):
+    return ROOT / "nano" / "checkpoint"
+
+
+@pytest.mark.parametrize("make", [nano, make_skyreels, make_wan])
 def test_bfloat16_on_a_gpu_follows_float32_on_the_cpu(make, tmp_path):
-    """Encoding, text, one velocity and a guided sample of the nano checkpoint and of a SkyReels."""
+    """Encoding, text, one velocity and a guided sample."""
     checkpoint, outcomes = make(tmp_path), []
     for device in ("cpu", "cuda"):
         model = backbones.load(checkpoint, device)
         generator = torch.Generator().manual_seed(0)
         frames = torch.rand(1, 3, 13, 64, 64, generator=generator)
-        noise = torch.randn(1, 16, 4, 8, 8, generator=generator)
         cond = model.encode(frames)
+        noise = torch.randn(cond.shape, generator=generator)
         text, negative = (
             {name: part.to(device) for name, part in text.items()}
             for text in model.embed_each(["a red ball", ""])

@@ -135,6 +135,7 @@ def test_frames_of_a_skipped_video_do_not_count(run_folder):
     assert fvd(run_folder, torch.jit.script(StandIn()))[1] == 11
 
 
+@pytest.mark.slow
 def test_fvd_from_the_command_line(run_folder, tmp_path):
     torch.jit.script(StandIn()).save(tmp_path / "network.pt")
     for path in sorted((run_folder / "videos").glob("*.npz")):

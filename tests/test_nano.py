@@ -48,6 +48,7 @@ def test_a_seed_is_a_clip():
     assert not torch.equal(frames, scenes.clip(8, 9)[0])
 
 
+@pytest.mark.slow
 def test_scenes_have_all_that_is_promised():
     captions = " ".join(scenes.clip(seed, 2)[1] for seed in range(400))
     for words in (

@@ -87,6 +87,7 @@ def test_a_scene_change_between_real_scenes_alike_in_brightness(tmp_path):
     assert code == 1 and said.startswith("rejected 1: cut, as a jump of 0.1")
 
 
+@pytest.mark.slow
 def test_another_number_of_processors_and_a_start_that_ended_early(videos, whole, tmp_path):
     assert cut(videos, tmp_path, "--count", 2, processors=1)[1] == 0
     assert len(list((tmp_path / "clips").iterdir())) == 2 == len(manifest_rows(tmp_path))

@@ -4,7 +4,7 @@ are in test_methods.py and test_compile.py."""
 import pytest
 import torch
 from oracles import assert_near
-from toy import make_opensora2, make_skyreels, new, sample, toy_clip
+from toy import make_opensora2, make_skyreels, make_wan, new, sample, toy_clip
 
 import backbones
 from adasteer import AdaSteer
@@ -18,7 +18,11 @@ from norm_tta import NormTTA
 COMPILED = [(AdaSteer, "--groups 3 --final-layer"), (FiLM, ""), (LoRA, "")]
 MIXED = [*COMPILED, (FullTTA, ""), (NormTTA, "--norms qk")]
 CROSS = (NormTTA, "--norms cross")  # float32 weights between bfloat16, which one model has
-MODELS = {make_skyreels: ([*MIXED, CROSS], 2e-3), make_opensora2: (MIXED, 5e-3)}
+MODELS = {
+    make_skyreels: ([*MIXED, CROSS], 2e-3),
+    make_opensora2: (MIXED, 5e-3),
+    make_wan: ([*MIXED, CROSS], 2e-3),
+}
 
 
 @pytest.fixture(scope="module")

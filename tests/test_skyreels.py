@@ -250,7 +250,7 @@ WRONG = [
     (DIT, "num_frame_per_block", 5, "5; it must be 1"),
     (DIT, "rope_max_seq_len", 8, "a whole number from 1024"),
     (DIT, "inject_sample_info", False, "has no place in its config.json for"),
-    (DIT, "_class_name", "WanTransformer3DModel", "known are LongCatVideoTransformer3DModel, Sky"),
+    (DIT, "_class_name", "SomeTransformer3DModel", "known are LongCatVideoTransformer3DModel, Sky"),
     (SCHEDULER, "use_flow_sigmas", False, "false; it must be true"),
     (SCHEDULER, "prediction_type", "epsilon", '"epsilon"; it must be "flow_prediction"'),
     (SCHEDULER, "flow_shift", NAN, "NaN; it must be a finite number"),

@@ -74,6 +74,7 @@ def run_here(*flags):
     return subprocess.run([*map(str, line)], capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_more_videos_go_on_and_are_remembered(call):
     assert run_here("--nano", "--local", "--limit", 2).returncode == 0
     _, out, _ = call("--status")

@@ -10,6 +10,7 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     SkyReelsV2Transformer3DModel,
     UniPCMultistepScheduler,
+    WanTransformer3DModel,
 )
 from oracles import arguments
 from safetensors.torch import save_file
@@ -43,6 +44,16 @@ SKYREELS = {
     "ffn_dim": 96, "num_layers": 4, "inject_sample_info": True,
 }  # fmt: skip
 
+WAN = {key: value for key, value in SKYREELS.items() if key != "inject_sample_info"} | {
+    "in_channels": 12, "out_channels": 12,
+}  # fmt: skip
+WAN_VAE = {
+    "base_dim": 8, "decoder_base_dim": 8, "dim_mult": [1, 1, 1, 1], "num_res_blocks": 1,
+    "z_dim": 12, "is_residual": True, "patch_size": 2, "in_channels": 12, "out_channels": 12,
+    "scale_factor_spatial": 16, "latents_mean": [0.1 * i for i in range(12)],
+    "latents_std": [0.5 + 0.1 * i for i in range(12)],
+}  # fmt: skip
+
 OPENSORA2 = opensora2_configs.RELEASED | {
     "vec_in_dim": 24, "context_in_dim": 32, "hidden_size": 48, "num_heads": 2, "mlp_ratio": 2.0,
     "depth": 4, "depth_single_blocks": 5, "axes_dim": [8, 8, 8],
@@ -74,6 +85,27 @@ def make_skyreels(folder):
         prediction_type="flow_prediction", use_flow_sigmas=True
     ).save_pretrained(folder / "scheduler")
     return with_other_parts(folder)
+
+
+def make_wan(folder):
+    """As diffusers saves the pipeline of Wan2.2-TI2V-5B: its autoencoder packs two by two pixels.
+    The prediction leans towards the noisy latents, as that of make_skyreels."""
+    torch.manual_seed(0)
+    dit = WanTransformer3DModel(**WAN)
+    for p in dit.parameters():
+        torch.nn.init.normal_(p, std=0.05)
+    patches = dit.patch_embedding.weight.detach()  # (width, C, 1, 2, 2)
+    dit.proj_out.weight.data = patches.permute(2, 3, 4, 1, 0).flatten(0, 3).contiguous()
+    dit.save_pretrained(folder / "transformer", max_shard_size="200KB")
+    UniPCMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=5.0
+    ).save_pretrained(folder / "scheduler")
+    with_other_parts(folder)
+    AutoencoderKLWan(**WAN_VAE).save_pretrained(folder / "vae")
+    index = {"height": 32, "width": 64, "max_sequence_length": 16}
+    index |= {"expand_timesteps": True, "boundary_ratio": None, "transformer_2": [None, None]}
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return folder
 
 
 def make_opensora2(folder):
