@@ -62,7 +62,7 @@ class Degradation:
         if height % self.scale or width % self.scale:
             raise ValueError(f"frames of {width}x{height} are no multiple of --scale {self.scale}")
         rng, size = np.random.default_rng(self.seed), (width // self.scale, height // self.scale)
-        pictures = list(frames.permute(0, 2, 3, 1).cpu().numpy())
+        pictures = list(frames.clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy())
         for stage in self.stages:
             pictures = [damaged(picture, stage, (height, width), rng) for picture in pictures]
         pictures = [resized(picture, size, cv2.INTER_AREA) for picture in pictures]
@@ -117,7 +117,7 @@ def noisy(picture, stage, rng):
     shape = (*picture.shape[:2], 1) if stage.grey_noise else picture.shape
     noise = stage.noise * rng.standard_normal(shape)
     if stage.shot_noise:
-        noise = noise * np.sqrt(picture)
+        noise = noise * np.sqrt(picture.clip(0))
     return (picture + noise).clip(0, 1).astype(np.float32)
 
 
