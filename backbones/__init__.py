@@ -11,6 +11,7 @@ BACKBONES = {
     "SkyReelsV2Transformer3DModel": "backbones.skyreels:SkyReels",
     "MMDiT": "backbones.opensora2:OpenSora2",
     "WanTransformer3DModel": "backbones.wan:Wan",
+    "LTXVideoTransformer3DModel": "backbones.ltx:LTX",
 }
 # of the same, what reads the configurations alone: no import of weights' libraries
 GEOMETRIES = {
@@ -18,6 +19,7 @@ GEOMETRIES = {
     "SkyReelsV2Transformer3DModel": "backbones.skyreels_configs:skyreels_geometry",
     "MMDiT": "backbones.opensora2_configs:opensora2_geometry",
     "WanTransformer3DModel": "backbones.wan_configs:wan_geometry",
+    "LTXVideoTransformer3DModel": "backbones.ltx_configs:ltx_geometry",
 }
 TRANSFORMERS = ("dit", "transformer")  # folders that hold it
 NAMELESS = {"Open_Sora_v2.safetensors": "MMDiT"}  # files that hold it where no file names a class

@@ -11,6 +11,7 @@ RELEASES = (
     "meituan-longcat/LongCat-Video",
     "Skywork/SkyReels-V2-DF-1.3B-540P-Diffusers",
     "Wan-AI/Wan2.2-TI2V-5B-Diffusers",
+    "Lightricks/LTX-Video-0.9.5",
 )
 HINT = "a release is fetched by " + " or ".join(f"`hf download {name}`" for name in RELEASES)
 NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")  # owner/name

@@ -18,10 +18,11 @@ def clean_prompt(text):
 
 
 class PromptEncoder:
-    """The tokenizer and UMT5 encoder of a checkpoint folder, in memory only while they work."""
+    """The tokenizer and encoder of a checkpoint folder, in memory only while they work. encoder:
+    the name of its class in transformers."""
 
-    def __init__(self, folder, dtype):
-        self.folder, self.dtype = folder, dtype
+    def __init__(self, folder, dtype, encoder="UMT5EncoderModel"):
+        self.folder, self.dtype, self.encoder = folder, dtype, encoder
 
     def __call__(self, prompts, device, length):
         """Of each prompt in turn, padded to `length` tokens, its embeddings (1, 1, L, width) and
@@ -29,15 +30,16 @@ class PromptEncoder:
 
         One prompt a pass: in a batch its last bits would depend on the others.
         """
-        from transformers import AutoTokenizer, UMT5EncoderModel, utils  # slow, and often unneeded
+        import transformers  # slow, and often unneeded
 
-        utils.logging.disable_progress_bar()  # one bar: that over the videos
+        transformers.utils.logging.disable_progress_bar()  # one bar: that over the videos
         safe = {"trust_remote_code": False}  # else a checkpoint's own files may ask to be run
-        tokenizer = load_part(AutoTokenizer, self.folder / "tokenizer", **safe)
+        tokenizer = load_part(transformers.AutoTokenizer, self.folder / "tokenizer", **safe)
         vocabulary = read_config(self.folder / "text_encoder" / "config.json")["vocab_size"]
         check_tokenizer(self.folder / "tokenizer", tokenizer, vocabulary, length)
         safe["ignore_mismatched_sizes"] = True  # load_weights says which, in one line
-        encoder = load_weights(UMT5EncoderModel, self.folder / "text_encoder", self.dtype, **safe)
+        cls = getattr(transformers, self.encoder)
+        encoder = load_weights(cls, self.folder / "text_encoder", self.dtype, **safe)
         encoder.eval().to(device)
         for prompt in tqdm(prompts, "prompts", unit="prompt", disable=None, leave=False):
             tokens = tokenize(tokenizer, prompt, length).to(device)

@@ -100,11 +100,12 @@ def fill(module, device, dtype_of):
 def stages(model):
     """{name: function} of what a clip goes through, with the model's own window."""
     geometry, (height, width) = model.geometry, model.geometry.size
-    window, patch = geometry.window, model.dit.config.patch_size[1]
+    window, config = geometry.window, model.dit.config
+    patch = config.patch_size if isinstance(config.patch_size, int) else config.patch_size[1]
     side = [patch * pixels // geometry.size_multiple for pixels in (height, width)]
     known, seen = window["context_latents"], geometry.latents_of(window["tta_frames"])
     latents = torch.randn(1, model.latent_channels, seen, *side, device=model.device)
-    dtype, text_width = model.dit.weight_dtype, model.dit.config.text_dim
+    dtype, text_width = model.dit.weight_dtype, config.get("text_dim") or config.caption_channels
     text = {
         "embeds": torch.randn(1, 1, PROMPT_TOKENS, text_width, dtype=dtype, device=model.device),
         "mask": torch.ones(1, PROMPT_TOKENS, dtype=torch.long, device=model.device),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from toy import make_checkpoint, make_opensora2, make_skyreels, make_wan
+from toy import make_checkpoint, make_ltx, make_opensora2, make_skyreels, make_wan
 
 
 @contextlib.contextmanager
@@ -67,4 +67,5 @@ BACKBONES = {
     "SkyReelsV2Transformer3DModel": Row(make_skyreels, skyreels_answers),
     "MMDiT": Row(make_opensora2, opensora2_answers),
     "WanTransformer3DModel": Row(make_wan, skyreels_answers),
+    "LTXVideoTransformer3DModel": Row(make_ltx, skyreels_answers),
 }

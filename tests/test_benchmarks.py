@@ -17,6 +17,7 @@ from benchmarks import (
     generate,
     layers,
     longcat_h200,
+    ltx_memory,
     precision,
     scaling,
     shown_answer,
@@ -69,7 +70,7 @@ def test_bfloat16_stays_close(monkeypatch, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("benchmark", [skyreels_memory, wan_memory])
+@pytest.mark.parametrize("benchmark", [skyreels_memory, wan_memory, ltx_memory])
 def test_memory_is_predicted_by_stage(benchmark, monkeypatch, capsys):
     """More where more is kept and for larger frames; of a real run the same bytes."""
     small, large = "64x32", "96x64"

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from toy import make_skyreels, make_wan
+from toy import make_ltx, make_skyreels, make_wan
 
 import backbones
 from runs.identity import ROOT
@@ -14,14 +14,14 @@ def nano(folder):
     return ROOT / "nano" / "checkpoint"
 
 
-@pytest.mark.parametrize("make", [nano, make_skyreels, make_wan])
+@pytest.mark.parametrize("make", [nano, make_skyreels, make_wan, make_ltx])
 def test_bfloat16_on_a_gpu_follows_float32_on_the_cpu(make, tmp_path):
     """Encoding, text, one velocity and a guided sample."""
     checkpoint, outcomes = make(tmp_path), []
     for device in ("cpu", "cuda"):
         model = backbones.load(checkpoint, device)
         generator = torch.Generator().manual_seed(0)
-        frames = torch.rand(1, 3, 13, 64, 64, generator=generator)
+        frames = torch.rand(1, 3, 17, 64, 64, generator=generator)
         cond = model.encode(frames)
         noise = torch.randn(cond.shape, generator=generator)
         text, negative = (

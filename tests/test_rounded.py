@@ -4,7 +4,7 @@ are in test_methods.py and test_compile.py."""
 import pytest
 import torch
 from oracles import assert_near
-from toy import make_opensora2, make_skyreels, make_wan, new, sample, toy_clip
+from toy import make_ltx, make_opensora2, make_skyreels, make_wan, new, sample, toy_clip
 
 import backbones
 from adasteer import AdaSteer
@@ -22,6 +22,7 @@ MODELS = {
     make_skyreels: ([*MIXED, CROSS], 2e-3),
     make_opensora2: (MIXED, 5e-3),
     make_wan: ([*MIXED, CROSS], 2e-3),
+    make_ltx: (MIXED, 5e-3),
 }
 
 

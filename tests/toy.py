@@ -6,8 +6,10 @@ from types import SimpleNamespace
 import torch
 from diffusers import (
     AutoencoderKLHunyuanVideo,
+    AutoencoderKLLTXVideo,
     AutoencoderKLWan,
     FlowMatchEulerDiscreteScheduler,
+    LTXVideoTransformer3DModel,
     SkyReelsV2Transformer3DModel,
     UniPCMultistepScheduler,
     WanTransformer3DModel,
@@ -18,6 +20,7 @@ from transformers import (
     CLIPConfig,
     CLIPModel,
     T5Config,
+    T5EncoderModel,
     T5ForConditionalGeneration,
     UMT5Config,
     UMT5EncoderModel,
@@ -59,6 +62,21 @@ OPENSORA2 = opensora2_configs.RELEASED | {
     "depth": 4, "depth_single_blocks": 5, "axes_dim": [8, 8, 8],
 }  # fmt: skip
 OPENSORA2_VAE = {"block_out_channels": [8, 8, 8, 8], "layers_per_block": 1, "norm_num_groups": 4}
+
+LTX = {
+    "in_channels": 8, "out_channels": 8, "num_attention_heads": 2, "attention_head_dim": 24,
+    "cross_attention_dim": 48, "num_layers": 4, "caption_channels": 32,
+}  # fmt: skip
+LTX_VAE = {  # of 0.9.5
+    "latent_channels": 8, "block_out_channels": [8, 16, 16, 16, 16],
+    "down_block_types": ["LTXVideo095DownBlock3D"] * 4, "layers_per_block": [1] * 5,
+    "spatio_temporal_scaling": [True] * 4,
+    "downsample_type": ["spatial", "temporal", "spatiotemporal", "spatiotemporal"],
+    "decoder_block_out_channels": [8, 16, 32], "decoder_layers_per_block": [1] * 4,
+    "decoder_spatio_temporal_scaling": [True] * 3, "decoder_inject_noise": [False] * 4,
+    "upsample_residual": [True] * 3, "upsample_factor": [2] * 3, "timestep_conditioning": True,
+    "spatial_compression_ratio": 32, "temporal_compression_ratio": 8,
+}  # fmt: skip
 
 
 def make_checkpoint(folder):
@@ -138,6 +156,30 @@ def make_opensora2(folder):
     for name in (opensora2_configs.T5, opensora2_configs.CLIP):
         tokenizer.save_pretrained(folder / name)
     size = {"height": 32, "width": 48, "max_sequence_length": 16}
+    (folder / "model_index.json").write_text(json.dumps(size))
+    return folder
+
+
+def make_ltx(folder, vae_config=LTX_VAE, **scheduling):
+    """As diffusers saves the pipeline of LTX-Video-0.9.5, with moments of latents that are not 0
+    and 1. The prediction leans towards the noisy latents, as that of make_skyreels."""
+    torch.manual_seed(0)
+    dit, vae = LTXVideoTransformer3DModel(**LTX), AutoencoderKLLTXVideo(**vae_config)
+    for p in dit.parameters():
+        torch.nn.init.normal_(p, std=0.05)
+    dit.proj_out.weight.data = dit.proj_in.weight.detach().T.contiguous()
+    vae.latents_mean.normal_(0, 0.1)
+    vae.latents_std.uniform_(0.5, 2)
+    dit.save_pretrained(folder / "transformer", max_shard_size="200KB")
+    vae.save_pretrained(folder / "vae")
+    FlowMatchEulerDiscreteScheduler(**scheduling).save_pretrained(folder / "scheduler")
+    tokenizer = toy_tokenizer()
+    tokenizer.save_pretrained(folder / "tokenizer")
+    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2}
+    T5EncoderModel(T5Config(vocab_size=len(tokenizer), **sizes)).save_pretrained(
+        folder / "text_encoder"
+    )
+    size = {"height": 64, "width": 96, "max_sequence_length": 16}
     (folder / "model_index.json").write_text(json.dumps(size))
     return folder
 

@@ -1,0 +1,317 @@
+"""The LTX-Video backbone against diffusers' own transformer and pipeline, and every method on it
+from the command line."""
+
+import importlib
+import json
+from types import SimpleNamespace
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from diffusers.pipelines.ltx import pipeline_ltx_condition as official
+from oracles import SHARED, assert_near
+from test_scripts import SCRIPTS
+from toy import loss_of, make_ltx, new, sample, toy_clip
+
+import adasteer
+import backbones
+from adasteer import AdaSteer
+from backbones.ltx_dit import LTXVideoTransformer3DModel
+from backbones.ltx_sampling import linear_quadratic, schedule
+from backbones.sampling import generator_of
+from devices.compiling import compile_blocks
+from lora_tta import LoRA
+from norm_tta import NormTTA
+
+CLIPS = SHARED / "clips" / "metadata.csv"
+needs_clips = pytest.mark.skipif(not CLIPS.is_file(), reason=f"no real clips at {SHARED}")
+OF_0_9_0 = {  # its scheduler
+    "use_dynamic_shifting": True, "base_shift": 0.95, "max_shift": 2.05,
+    "base_image_seq_len": 1024, "max_image_seq_len": 4096, "shift_terminal": 0.1,
+}  # fmt: skip
+VAE_OF_0_9_1 = {
+    "latent_channels": 8, "block_out_channels": [8, 8, 8, 8], "layers_per_block": [1] * 5,
+    "decoder_block_out_channels": [8, 16, 32], "decoder_layers_per_block": [1] * 4,
+    "decoder_spatio_temporal_scaling": [True] * 3,
+    "decoder_inject_noise": [True, True, True, False], "upsample_residual": [True] * 3,
+    "upsample_factor": [2] * 3, "timestep_conditioning": True,
+}  # fmt: skip
+VAE_OF_0_9_0 = {
+    "latent_channels": 8, "block_out_channels": [8, 8, 8, 8], "layers_per_block": [1] * 5,
+    "decoder_block_out_channels": [8, 8, 8, 8], "decoder_layers_per_block": [1] * 5,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return make_ltx(tmp_path_factory.mktemp("toy") / "LTX-Video-0.9.5")
+
+
+@pytest.fixture
+def model(checkpoint):
+    return backbones.load(checkpoint)
+
+
+@pytest.fixture(scope="module")
+def clip(checkpoint):
+    return toy_clip(backbones.load(checkpoint))
+
+
+@pytest.fixture(scope="module")
+def theirs(checkpoint):
+    """diffusers' transformer as its pipeline calls it: (latents, sigma of each, text) -> output."""
+    folder = checkpoint / "transformer"
+    dit = diffusers.LTXVideoTransformer3DModel.from_pretrained(folder).eval()
+    pipe = official.LTXConditionPipeline
+
+    @torch.no_grad()
+    def call(latents, sigmas, text):
+        shape = latents.shape[2:]
+        places = pipe._scale_video_ids(pipe._prepare_video_ids(1, *shape)).float()
+        places[:, 0] = places[:, 0] * (1.0 / 25)
+        each = sigmas.repeat_interleave(shape[1] * shape[2])[None]
+        out = dit(
+            pipe._pack_latents(latents), text["embeds"][:, 0], 1000 * each, text["mask"],
+            video_coords=places, return_dict=False,
+        )[0]  # fmt: skip
+        return pipe._unpack_latents(out, *shape)
+
+    return call
+
+
+def test_parameters_of_the_release():
+    with torch.device("meta"):
+        dit = LTXVideoTransformer3DModel()
+    assert sum(p.numel() for p in dit.parameters()) == 1_923_385_472
+
+
+@pytest.mark.parametrize("known", [0, 1, 2])
+def test_velocity_is_the_transformers_own_output(model, theirs, clip, known):
+    """noise - latents, as it is: the minus in diffusers' pipeline is its scheduler's."""
+    context = clip.context[:, :, :known]
+    found = model.velocity(clip.target, torch.tensor([0.3]), context, clip.text)
+    sigmas = torch.tensor([0.0] * known + [0.3, 0.3])
+    expected = theirs(torch.cat([context, clip.target], dim=2), sigmas, clip.text)
+    assert expected.abs().max() > 0.1
+    assert_near(found, expected[:, :, known:], 1e-5)
+
+
+def test_draws_in_a_batch_are_those_of_one_each(model, theirs, clip):
+    noisy, sigma = torch.randn(3, *clip.target.shape[1:]), torch.tensor([0.1, 0.5, 0.9])
+    found = model.velocity(noisy, sigma, clip.context, clip.text)
+    for each, s, v in zip(noisy, sigma, found, strict=True):
+        latents = torch.cat([clip.context, each[None]], dim=2)
+        expected = theirs(latents, s * torch.tensor([0, 0, 1, 1]), clip.text)
+        assert_near(v[None], expected[:, :, 2:], 1e-5)
+
+
+def test_padding_of_a_prompt_is_not_seen(model, clip):
+    plain, none = loss_of(model, clip), clip.text["mask"][:, None, :, None] == 0
+    assert none.any()
+    losses = []
+    for changed in (none, ~none):
+        text = clip.text | {"embeds": clip.text["embeds"] + changed}
+        losses.append(loss_of(model, SimpleNamespace(**vars(clip) | {"text": text})))
+    assert_near(losses[0], plain, 1e-6)
+    assert abs(losses[1] - plain) > 1e-4
+
+
+def test_one_group_is_a_hook_on_the_time_embedder(model, clip):
+    """Blocks and final layer: everything that reads the embedding."""
+    delta = torch.linspace(-0.5, 0.5, model.embedding_width)
+    method, _ = new(AdaSteer, "--groups 1 --final-layer", model, clip)
+    blocks_alone, _ = new(AdaSteer, "--groups 1", model, clip)
+    with torch.no_grad():
+        for each in (method, blocks_alone):
+            each.named_parameters()["delta.0"].copy_(delta)
+    with method.attached():
+        found, latents = loss_of(model, clip), sample(model, clip)
+    handle = model.dit.time_embed.emb.register_forward_hook(lambda *given: given[2] + delta)
+    expected, expected_latents = loss_of(model, clip), sample(model, clip)
+    handle.remove()
+    assert abs(expected - loss_of(model, clip)) > 1e-4
+    assert_near(found, expected, 1e-5)
+    assert_near(latents, expected_latents, 1e-5)
+    with blocks_alone.attached():
+        assert abs(loss_of(model, clip) - expected) > 1e-5  # the final layer reads it too
+
+
+def draws_of(noise, known, steps):
+    """What the pipeline draws, in its order, where ours draws the same: the initial noise, and at
+    every step that on the context."""
+    generator, shape = generator_of(noise), (1, 8, known, *noise.shape[3:])
+    contexts = [torch.randn(shape, generator=generator) for _ in range(max(1, steps))]
+    yield torch.cat([contexts[0], noise], dim=2)
+    for context in contexts[:steps]:
+        yield official.LTXConditionPipeline._pack_latents(torch.cat([context, noise], dim=2))
+
+
+GENERATIONS = {"pixels": (1.0, 0.0, "pt"), "clean": (1.0, 0.0, "latent")}
+GENERATIONS |= {"noise": (1.0, 0.15, "latent"), "weak": (0.2, 0.0, "latent")}
+
+
+@pytest.mark.parametrize(("strength", "scale", "kind"), GENERATIONS.values(), ids=GENERATIONS)
+def test_a_generation_is_diffusers_pipeline(model, checkpoint, monkeypatch, strength, scale, kind):
+    """With its options of the context, which is a clip of 17 frames."""
+    frames = (torch.rand(17, 3, 64, 96, generator=torch.Generator().manual_seed(1)) * 255).round()
+    noise = torch.randn(1, 8, 2, 2, 3)
+    queue = draws_of(noise, 3, 4 if scale else 0)
+    decoders = torch.randn(1, 8, 5, 2, 3, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(official, "randn_tensor", lambda *_, **__: next(queue, decoders))
+    # where it samples the context's posterior, mode is ours
+    monkeypatch.setattr(DiagonalGaussianDistribution, "sample", lambda self, _: self.mode())
+    pipe = official.LTXConditionPipeline(**parts(checkpoint))
+    pipe.set_progress_bar_config(disable=True)
+    options = {"strength": strength, "image_cond_noise_scale": scale}
+    expected = pipe(
+        video=[list(frames / 255)], prompt="a red ball", negative_prompt="a cat", num_frames=33,
+        height=64, width=96, frame_rate=25, max_sequence_length=16, num_inference_steps=4,
+        guidance_scale=4.0, decode_timestep=0.05, decode_noise_scale=0.025, output_type=kind,
+        **options,
+    ).frames  # fmt: skip
+    text, negative = model.embed_each(["a red ball", "a cat"])
+    context = model.encode(frames.transpose(0, 1)[None] / 255)
+    found = model.generate(context, text, negative, noise, 4, 4.0, **options)
+    if kind == "latent":
+        assert_near(found, expected[:, :, 3:], 1e-4)
+    else:
+        pixels = model.decode(torch.cat([context, found], dim=2)).transpose(1, 2)
+        assert pixels.shape[1] == 33 and expected.std() > 0.01
+        assert_near(pixels, expected, 1e-4)
+
+
+def parts(checkpoint):
+    """What the toy's model_index.json, which lists no classes, leaves to say."""
+    from transformers import AutoTokenizer, T5EncoderModel
+
+    return {
+        "scheduler": diffusers.FlowMatchEulerDiscreteScheduler(),
+        "vae": diffusers.AutoencoderKLLTXVideo.from_pretrained(checkpoint / "vae").eval(),
+        "text_encoder": T5EncoderModel.from_pretrained(checkpoint / "text_encoder").eval(),
+        "tokenizer": AutoTokenizer.from_pretrained(checkpoint / "tokenizer"),
+        "transformer": diffusers.LTXVideoTransformer3DModel.from_pretrained(
+            checkpoint / "transformer"
+        ).eval(),
+    }
+
+
+def test_the_schedules_are_its_pipelines():
+    """From 0.9.5 on the linear and quadratic one, before that even sigmas, shifted."""
+    for steps in (1, 2, 5, 40):
+        assert_near(linear_quadratic(steps), official.linear_quadratic_schedule(steps), 1e-6)
+    shifting = diffusers.FlowMatchEulerDiscreteScheduler(**OF_0_9_0)
+    for steps, tokens in ((4, 30), (50, 1650)):
+        mu = official.calculate_shift(tokens, 1024, 4096, 0.95, 2.05)
+        sigmas = np.linspace(1.0, 1 / steps, steps)
+        official.retrieve_timesteps(shifting, sigmas=sigmas, mu=mu)
+        expected = shifting.sigmas.clone()
+        assert expected[-2] == pytest.approx(0.1)
+        assert_near(schedule(shifting, steps, tokens), expected, 1e-6)
+
+
+def test_of_0_9_0_the_number_of_places_shifts(tmp_path):
+    """Context and continuation together; its decoder has no timestep."""
+    model = backbones.load(make_ltx(tmp_path / "0.9.0", VAE_OF_0_9_0, **OF_0_9_0))
+    clip, seen = toy_clip(model), []
+    with model.timestep_embedding(lambda i, e, sigma: seen.append(sigma[0, -1].item()) or e):
+        found = sample(model, clip, 5)
+    assert seen[::5] == pytest.approx(schedule(model.scheduler, 5, 4 * 4 * 6)[:5].tolist())
+    latents = torch.cat([clip.cond_latents, found], dim=2)
+    z = latents * model.vae.latents_std.view(1, -1, 1, 1, 1)
+    expected = model.vae.decode(z + model.vae.latents_mean.view(1, -1, 1, 1, 1)).sample
+    assert_near(model.decode(latents), (expected / 2 + 0.5).clamp(0, 1), 1e-6)
+
+
+def test_of_0_9_1_decoding_draws_nothing_of_others(tmp_path):
+    """Its decoder's layers add noise of their own, from torch's global stream."""
+    folder = make_ltx(tmp_path / "0.9.1", VAE_OF_0_9_1, **OF_0_9_0)
+    model, latents = backbones.load(folder), torch.randn(1, 8, 3, 2, 3)
+    for name, p in model.vae.named_parameters():
+        if "per_channel_scale" in name:
+            p.fill_(0.5)
+    before = torch.random.get_rng_state()
+    found = model.decode(latents)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    torch.randn(3)
+    assert torch.equal(model.decode(latents), found)
+    model.decode_noise_scale = 0.5
+    assert not torch.equal(model.decode(latents), found)
+
+
+def test_gradients_stay_however_blocks_are_run(checkpoint, clip):
+    """Compiled, recomputed, streamed from host memory."""
+    torch._dynamo.reset()
+    gradients = []
+    for way in ("plain", "compiled", "recomputed", "streamed"):
+        model = backbones.load(checkpoint, place="blocks" if way == "streamed" else "none")
+        model.recompute(None if way in ("recomputed", "streamed") else 0)
+        if way == "compiled":
+            compile_blocks(model, "aot_eager")
+            torch._dynamo.config.suppress_errors = False  # here an error is an error
+        adapted, _ = new(AdaSteer, "--groups 2 --final-layer own", model, clip)
+        with adapted.attached():
+            loss_of(model, clip).backward()
+        gradients.append([p.grad for p in adapted.named_parameters().values()])
+    torch._dynamo.reset()
+    assert all(g.any() for g in gradients[0])
+    for found in gradients[1:]:
+        for actual, expected in zip(found, gradients[0], strict=True):
+            assert_near(actual, expected, 1e-5)
+
+
+def test_float8_stays_close(checkpoint, model, clip):
+    rounded = backbones.load(checkpoint, float8=True)
+    stored = {name: p.dtype for name, p in rounded.dit.named_parameters()}
+    assert stored["transformer_blocks.0.attn1.to_q.weight"] == torch.float8_e4m3fn
+    assert stored["time_embed.linear.weight"] == torch.float32
+    for method in (AdaSteer, LoRA, NormTTA):
+        gradients = []
+        for blocks in (0, None):
+            rounded.recompute(blocks)
+            adapted, _ = new(method, "--norms qk" * (method is NormTTA), rounded, clip)
+            with adapted.attached():
+                loss_of(rounded, clip).backward()
+            gradients.append([p.grad for p in adapted.named_parameters().values()])
+        assert all(torch.equal(*pair) for pair in zip(*gradients, strict=True))
+    exact = sample(model, clip)
+    assert (sample(rounded, clip) - exact).square().mean() < 0.01 * exact.square().mean()
+
+
+@needs_clips
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_every_method_from_the_command_line(name, checkpoint, script, tmp_path):
+    """The column LTX-Video of the README's table of methods."""
+    flags = ["--checkpoint", checkpoint, "--videos", CLIPS, "--limit", 2, "--save-adapter"]
+    flags += ["--steps", 2, "--sampling-steps", 2, "--sampling", "image_cond_noise_scale=0.15"]
+    flags += ["--norms", "qk"] * (name == "norm_tta")
+    assert script(importlib.import_module(name), *flags, "--out", tmp_path) == 0
+    records = [json.loads(path.read_text()) for path in (tmp_path / "videos").glob("*.json")]
+    assert len(records) == 2
+    for record in records:
+        assert record["kept"] == "adapted" and len(record["losses"]) == 2
+        assert record["preflight"]["loss"] < record["preflight"]["zero_loss"]
+        assert record["frame_indices"]["generated"] == [33, 49] and record["psnr_db"] > 0
+        assert record["future_loss"] != record["future_loss_before"]
+
+
+@needs_clips
+@pytest.mark.slow  # three runs, of what test_contract.py says of the model's functions
+def test_memory_and_time_are_traded_without_a_number_changing(checkpoint, script, tmp_path):
+    flags = ["--checkpoint", checkpoint, "--videos", CLIPS, "--limit", 1, "--steps", 2]
+    flags += ["--draws", 2, "--groups", 2, "--sampling-steps", 2]
+    ways = {
+        "plain": ["--checkpointing", "none"],
+        "recomputed": ["--checkpointing", "all", "--offload", "vae"],
+        "streamed": ["--checkpointing", "auto", "--offload", "blocks"],
+    }
+    records = []
+    for name, way in ways.items():
+        assert script(adasteer, *flags, *way, "--out", tmp_path / name) == 0
+        (path,) = (tmp_path / name / "videos").glob("*.json")
+        records.append(json.loads(path.read_text()))
+    for key in ("losses", "future_loss", "psnr_db_per_frame", "norms"):
+        assert all(record[key] == records[0][key] for record in records)
+    placed = [(r["placement"]["offload"], r["placement"]["recomputed_blocks"]) for r in records]
+    assert placed == [("none", 0), ("vae", 4), ("blocks", 4)]
