@@ -64,15 +64,15 @@ class LastLayer:
     def before_last_layer(self, problem, sigma, noise):
         noisy = common.add_noise(problem.target, noise, sigma)
         x, e = self.model.before_head(noisy, sigma, problem.context, problem.text)
-        return x, e, noise - problem.target, sigma
+        return x, e, noise - problem.target, noisy, sigma
 
-    def loss_after(self, x, e, target, sigma):
+    def loss_after(self, x, e, target, noisy, sigma):
         """Of the velocity that the last layer makes of x (B, T, S, hidden) and e (B, T, width)."""
         if self.args.site == "pre-norm":
             x = self.shift(self.model.depth - 1, x)
         else:
             e = self.steer(self.model.depth, e, sigma)
-        return (self.model.head(x, e, target.shape) - target).square().mean()
+        return (self.model.head(x, e, noisy, sigma) - target).square().mean()
 
     def attached(self):
         if self.args.site == "pre-norm":

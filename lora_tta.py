@@ -57,7 +57,8 @@ class LoRA:
         names = list(itertools.chain(*model.stacks))
         blocks = [names[i] for i in common.chosen_blocks(args.blocks, model.depth)]
         modules = dict(model.dit.named_modules())  # a layer may be in blocks of one stack alone
-        places = [f"{block}.{target}" for block in blocks for target in chosen_targets(model, args)]
+        paths = [path for block in blocks for path in common.paths_of(block)]
+        places = [f"{path}.{target}" for path in paths for target in chosen_targets(model, args)]
         self.config = LoraConfig(
             r=args.rank, lora_alpha=args.alpha, bias="none",
             target_modules=[place for place in places if place in modules],

@@ -10,7 +10,6 @@ import runs  # first: it says how torch's threads wait
 
 # isort: split
 import contextlib
-import itertools
 
 import torch
 
@@ -35,8 +34,8 @@ class NormTTA:
     def __init__(self, model, clip, args):
         self.model, self.args = model, args
         chosen = {
-            f"{block}.{norm}"
-            for block in itertools.chain(*model.stacks)
+            f"{path}.{norm}"
+            for path in common.all_paths(model.stacks)
             for kind in KINDS[args.norms]
             for norm in model.norms.get(kind, ())
         }

@@ -10,19 +10,24 @@ BACKBONES = {
     "LongCatVideoTransformer3DModel": "backbones.longcat:LongCat",
     "SkyReelsV2Transformer3DModel": "backbones.skyreels:SkyReels",
     "MMDiT": "backbones.opensora2:OpenSora2",
+    "STDiT3": "backbones.opensora13:OpenSora13",
     "WanTransformer3DModel": "backbones.wan:Wan",
     "LTXVideoTransformer3DModel": "backbones.ltx:LTX",
+    "CogVideoXTransformer3DModel": "backbones.cogvideox:CogVideoX",
 }
 # of the same, what reads the configurations alone: no import of weights' libraries
 GEOMETRIES = {
     "LongCatVideoTransformer3DModel": "backbones.configs:longcat_geometry",
     "SkyReelsV2Transformer3DModel": "backbones.skyreels_configs:skyreels_geometry",
     "MMDiT": "backbones.opensora2_configs:opensora2_geometry",
+    "STDiT3": "backbones.opensora13_configs:opensora13_geometry",
     "WanTransformer3DModel": "backbones.wan_configs:wan_geometry",
     "LTXVideoTransformer3DModel": "backbones.ltx_configs:ltx_geometry",
+    "CogVideoXTransformer3DModel": "backbones.cogvideox_configs:cogvideox_geometry",
 }
 TRANSFORMERS = ("dit", "transformer")  # folders that hold it
-NAMELESS = {"Open_Sora_v2.safetensors": "MMDiT"}  # files that hold it where no file names a class
+# files that hold it where no file names a class
+NAMELESS = {"Open_Sora_v2.safetensors": "MMDiT", "OpenSora-STDiT-v4/config.json": "STDiT3"}
 
 
 class CheckpointError(ValueError):

@@ -11,8 +11,8 @@ MODULATION = tuple(f"{of}.{part}" for of in ("attn", "ffn") for part in ("shift"
 SITES = ("block_input", "timestep_embedding", "modulation", "block_output")
 
 
-def linear_fp32(layer, x):
-    return F.linear(x.float(), layer.weight.float(), layer.bias.float())
+def linear_fp32(layer, x, rows=slice(None)):  # rows: of the layer's outputs, those asked for
+    return F.linear(x.float(), layer.weight[rows].float(), layer.bias[rows].float())
 
 
 def modulate(x, shift, scale):  # x (B, T, S, C); shift, scale (B, T, 1, C) float32

@@ -15,13 +15,14 @@ from typing import Any, Protocol
 import torch
 
 Text = Mapping[str, torch.Tensor]  # what one prompt becomes, (1, ...) each; opaque to all others
+Block = str | tuple[str, ...]  # the path of its module, or of those that run one after the other
 
 
 class Geometry(Protocol):
     """What the files of a checkpoint say before any weight is read; see backbones.geometry."""
 
     class_name: str  # of the transformer
-    stacks: tuple[tuple[str, ...], ...]  # these four as the model has them, see Backbone
+    stacks: tuple[tuple[Block, ...], ...]  # these four as the model has them, see Backbone
     depth: int
     embedding_width: int
     hidden_width: int
@@ -35,9 +36,12 @@ class Geometry(Protocol):
     window: Mapping[str, int]  # anchor, cond_frames, tta_frames, context_latents, gen_frames
     sampling: Mapping[str, bool | int | float | str]  # generate's own options, with defaults
     sampling_ranges: Mapping[str, tuple[float, float]]  # least and most of those that have such
+    limits: Mapping[str, int]  # the most that flags may say, by name, e.g. {"sampling_steps": 1000}
+    sizes: tuple[tuple[int, int], tuple[int, int]] | None  # least and most (height, width), if any
 
     def frames_of(self, latents: int) -> int:
-        """Frames that so many latents decode to; 0 of 0, and more of more."""
+        """Frames that so many latents decode to; 0 of 0, and never fewer of more: a number that an
+        autoencoder in chunks cannot have counts as the next one that it can."""
 
     def latents_of(self, frames: int) -> int:
         """Latents that so many frames are encoded to. Raises ValueError, which names the nearest
@@ -58,7 +62,7 @@ class Backbone(Protocol):
     device: torch.device  # where it computes
     dit: torch.nn.Module  # the transformer: its parameters are what full tuning tunes
     vae: torch.nn.Module
-    stacks: tuple[tuple[str, ...], ...]  # paths of the blocks in dit, in order, by kind of block
+    stacks: tuple[tuple[Block, ...], ...]  # the blocks in dit, in order, by kind of block
     depth: int  # blocks of all stacks
     embedding_width: int  # of the timestep embedding that blocks read
     hidden_width: int  # of tokens
@@ -130,8 +134,15 @@ class Backbone(Protocol):
         """What `head` takes, on the way to the velocity: tokens (B, ..., hidden_width) of the noisy
         latents and the final layer's embedding (B, T, embedding_width). No graph."""
 
-    def head(self, x: torch.Tensor, e: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
-        """Velocity shaped `shape`, of what before_head gave; no function at a site acts."""
+    def head(
+        self,
+        x: torch.Tensor,
+        e: torch.Tensor,
+        noisy_latents: torch.Tensor,
+        sigma: torch.Tensor,
+    ) -> torch.Tensor:
+        """Velocity of these noisy latents at sigma, of what before_head gave for them; no function
+        at a site acts."""
 
     def generate(
         self,

@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 @dataclass(frozen=True)
 class EveryK:
     """Of an autoencoder that takes k * n + 1 frames: the first is a latent of its own, every k
-    after it are another."""
+    after it are `per` others. Where the first has none (first_alone is false), frames come in n
+    chunks, each of which begins with the last frame of the one before; one frame alone is a latent
+    still, and a number of latents that fills no chunk counts as the next one that does."""
 
     class_name: str
     k: int
@@ -22,13 +24,17 @@ class EveryK:
     sampling_ranges: dict = field(default_factory=dict)
     context_alone: bool = False
     trained_contexts: tuple | None = None
+    limits: dict = field(default_factory=dict)
+    sizes: tuple | None = None
+    per: int = 1
+    first_alone: bool = True
 
     @property
     def depth(self):
         return sum(map(len, self.stacks))
 
     def frames_of(self, latents):
-        return 1 + self.k * (latents - 1) if latents else 0
+        return latents if latents < 2 else 1 + self.k * -(-(latents - self.first_alone) // self.per)
 
     def latents_of(self, frames):
         fit = self.frames_of(max(1, self.latents_filled(frames)))
@@ -41,7 +47,10 @@ class EveryK:
         return self.latents_filled(frames)
 
     def latents_covering(self, frames):
-        return 1 + -(-(frames - 1) // self.k) if frames > 0 else 0
+        return self._latents(-(-(frames - 1) // self.k)) if frames > 0 else 0
 
     def latents_filled(self, frames):
-        return 1 + (frames - 1) // self.k if frames > 0 else 0
+        return self._latents((frames - 1) // self.k) if frames > 0 else 0
+
+    def _latents(self, n):  # of k * n + 1 frames
+        return self.per * n + self.first_alone if n else 1

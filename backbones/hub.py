@@ -12,6 +12,7 @@ RELEASES = (
     "Skywork/SkyReels-V2-DF-1.3B-540P-Diffusers",
     "Wan-AI/Wan2.2-TI2V-5B-Diffusers",
     "Lightricks/LTX-Video-0.9.5",
+    "zai-org/CogVideoX-5b-I2V",
 )
 HINT = "a release is fetched by " + " or ".join(f"`hf download {name}`" for name in RELEASES)
 NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")  # owner/name

@@ -138,9 +138,9 @@ class LTX:
     velocity, context_cache = per_frame.velocity, per_frame.context_cache
     before_head = per_frame.before_head
 
-    def head(self, x, e, shape):
-        """Velocity shaped `shape` (B, C, T, h, w) of what `before_head` gave; no velocity site."""
-        return self.network_sign * self.dit.head(x, e, shape[2:])
+    def head(self, x, e, noisy_latents, sigma):
+        """Velocity of noisy_latents at sigma, of what `before_head` gave; no velocity site."""
+        return self.network_sign * self.dit.head(x, e, noisy_latents.shape[2:])
 
     @torch.no_grad()
     def generate(

@@ -17,13 +17,11 @@ is the weights'. The recipe's tiles of convolutions give the same numbers and ar
 import torch
 from torch import nn
 
-from backbones.configs import check, check_values, check_weights, refuse
-from backbones.opensora13_autoencoder_layers import NORM_GROUPS, Decoder, Encoder
+from backbones.opensora13_autoencoder_layers import Decoder, Encoder
+from backbones.opensora13_configs import LATENT_CHANNELS, SIZES, WEIGHTS, check_autoencoder
 from backbones.opensora13_sampling import CHUNK, SPACE_STRIDE, of_chunk
 from backbones.parts import load_single
-from backbones.ranges import ABSENT, Rule, one_of, optional, several, whole
 
-WEIGHTS, LATENT_CHANNELS = "model", 16
 CHUNK_LATENTS = of_chunk(CHUNK)
 # of each channel of videos' latents: "video" in opensora/models/vae_v1_3/constants.py
 LATENTS_MEAN = (
@@ -35,26 +33,6 @@ LATENTS_STD = (
     0.9490776, 0.9594118, 0.9444303, 0.91032845, 0.95935166, 0.84303516, 0.8888125, 0.9291137,
     0.97259414, 0.8917954, 0.8630854, 0.82798916, 0.91143, 0.7922845, 0.8991407, 0.9473514,
 )  # fmt: skip
-# of config.json's "encoder" and "decoder", which share what a smaller network may have otherwise
-SIZES = {"ch": 128, "ch_mult": [1, 2, 4, 4], "num_res_blocks": 2, "z_channels": LATENT_CHANNELS}
-WIDTHS = range(NORM_GROUPS, 4097, NORM_GROUPS)
-PART = {
-    "ch": Rule(
-        lambda v: type(v) is int and v in WIDTHS, f"a multiple of {NORM_GROUPS} up to {WIDTHS[-1]}"
-    ),
-    "ch_mult": several(whole(1, 16), 4, 4),
-    "num_res_blocks": whole(1, 16),
-    "z_channels": one_of(LATENT_CHANNELS),
-    "in_channels": optional(one_of(3)),
-    "out_ch": optional(one_of(3)),
-    "resamp_with_conv": optional(one_of(True)),
-}
-PARTS = {
-    "encoder": PART
-    | {"double_z": optional(one_of(True)), "down_sampling_layer": optional(one_of([1, 2]))},
-    "decoder": PART
-    | {"temporal_up_layers": optional(one_of([2, 3])), "temporal_downsample": optional(one_of(4))},
-}
 
 
 class OpenSora13Autoencoder(nn.Module):
@@ -125,22 +103,7 @@ def refuse_latents(latents, num_frames):
         raise ValueError(f"num_frames must be 1 to {frames} of {latents} latents, got {num_frames}")
 
 
-def check_autoencoder(folder):
-    """The keyword arguments of OpenSora13Autoencoder that a folder's config.json states, checked,
-    as is that the weights are there. Raises CheckpointError."""
-    path = folder / "config.json"
-    stated = check(path, {"quantization_config": ABSENT})
-    check_weights(folder, WEIGHTS)
-    config = {}
-    for name, rules in PARTS.items():
-        part = stated.get(name, SIZES)
-        if not isinstance(part, dict):
-            refuse(path, name, part, "an object of keys and values")
-        config[name] = check_values(f"{path}: {name}", part, rules)
-    return config
-
-
 def load_autoencoder(folder, dtype=torch.float32):
     """The autoencoder of a folder of the release's layout. Raises CheckpointError."""
     config = check_autoencoder(folder)
-    return load_single(OpenSora13Autoencoder, config, folder / f"{WEIGHTS}.safetensors", dtype)
+    return load_single(OpenSora13Autoencoder, config, folder / WEIGHTS, dtype)

@@ -50,10 +50,10 @@ def noisy_latents(latents, noise, timestep):
     return (1 - t) * latents + t * noise
 
 
-def velocity_of(output, channels):
+def velocity_of(output, channels, sign=-1):
     """Canonical velocity (B, channels, T, h, w) of what the network gives, whose other channels
-    mean nothing."""
-    return -output[:, :channels]
+    mean nothing; another sign is for parity alone."""
+    return sign * output[:, :channels]
 
 
 def frame_weights(frames, mask_index, given_weight=1.0):
@@ -176,17 +176,19 @@ def sample(branches, noise, times, guidance):
     return latents
 
 
-def branch_inputs(text, mask, null_text, mask_index=(), cond=None, cond_mask=None):
+def branch_inputs(text, mask, null_text, mask_index=(), cond=None, cond_mask=None, negative=None):
     """The network's arguments for all branches of `sample` at once, so many times the batch.
 
     text (B, 1, L, width) with its mask (B, L) and null_text (L, width), which is cut by the same
-    mask. Without given frames there are two branches, with them three.
+    mask. negative: what takes the null text's place, with a mask of its own, but on given frames.
+    Without given frames there are two branches, with them three.
     """
     null = null_text.expand_as(text)
+    other, other_mask = negative or (null, mask)
     if not mask_index:
-        return {"y": torch.cat([text, null]), "mask": mask.repeat(2, 1)}
+        return {"y": torch.cat([text, other]), "mask": torch.cat([mask, other_mask])}
     return {
-        "y": torch.cat([text, null, null]), "mask": mask.repeat(3, 1),
+        "y": torch.cat([text, other, other]), "mask": torch.cat([mask, other_mask, other_mask]),
         "cond": torch.cat([cond, cond, torch.zeros_like(cond)]),
         "cond_mask": cond_mask.repeat(3, 1, 1, 1, 1), "mask_index": mask_index,
         "y_null": null.repeat(3, 1, 1, 1),

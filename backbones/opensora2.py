@@ -37,6 +37,7 @@ from backbones.opensora2_sampling import (
 )
 from backbones.opensora2_text import PromptEncoders
 from backbones.parts import load_single, place_weights
+from backbones.sampling import noise_beside
 from devices import offload
 
 PROMPT_TOKENS, GUIDANCE_SCALE = 512, 7.5  # of the recipe
@@ -141,7 +142,7 @@ class OpenSora2:
         x = noisy_latents
         if known:
             cond_latents = cond_latents.expand(batch, -1, -1, -1, -1)
-            noise = torch.cat([packed.noise_beside(each, known) for each in noisy_latents.split(1)])
+            noise = torch.cat([noise_beside(each, known) for each in noisy_latents.split(1)])
             weight = sigma.view(-1, 1, 1, 1, 1)
             x = torch.cat([(1 - weight) * cond_latents + weight * noise, x], dim=2)
         return self._predict(x, sigma, self._condition(x, cond_latents), text, known)[:, :, known:]
@@ -192,9 +193,9 @@ class OpenSora2:
         noisy = noisy_latents[0, 0].numel()
         return found["x"][:, -noisy:].clone(), found["e"].clone()
 
-    def head(self, x, e, shape):
-        """Velocity shaped `shape` (B, C, T, h, w) of what `before_head` gave; no velocity site."""
-        return self.network_sign * packed.latents(self.dit.head(x, e), shape)
+    def head(self, x, e, noisy_latents, sigma):
+        """Velocity of noisy_latents at sigma, of what `before_head` gave; no velocity site."""
+        return self.network_sign * packed.latents(self.dit.head(x, e), noisy_latents.shape)
 
     @torch.no_grad()
     def generate(
@@ -219,7 +220,7 @@ class OpenSora2:
         bfloat16, as the official sampler does.
         """
         known, noise = cond_latents.shape[2], noise.to(self.device, torch.float32)
-        start = torch.cat([packed.noise_beside(noise, known), noise], dim=2)
+        start = torch.cat([noise_beside(noise, known), noise], dim=2)
         shown = self._condition(start, cond_latents.to(noise))
         calls = [(text, shown), (negative_text, shown), (negative_text, torch.zeros_like(shown))]
 

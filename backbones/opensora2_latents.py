@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 
 from backbones.pixels import vae_on_device
-from backbones.sampling import generator_of
 
 
 @torch.no_grad()
@@ -37,13 +36,6 @@ def tokens(x):  # (B, C, T, h, w) -> (B, T * h * w, C)
 
 def latents(tokens, shape):  # (B, T * h * w, C) -> `shape` (B, C, T, h, w)
     return tokens.transpose(1, 2).unflatten(2, shape[2:])
-
-
-def noise_beside(latents, known):
-    """(1, C, known, h, w), drawn by a generator that the values of `latents` (1, C, T, h, w)
-    decide."""
-    shape = (*latents.shape[:2], known, *latents.shape[3:])
-    return torch.randn(shape, generator=generator_of(latents.detach())).to(latents.device)
 
 
 def context_alone(x, cond_latents):

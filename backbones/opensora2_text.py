@@ -1,7 +1,6 @@
 """Prompts as Open-Sora v2.0 takes them: T5's states of every token and CLIP's pooled ones, both
 computed without an attention mask, so that the padding takes part."""
 
-import contextlib
 import gc
 
 import torch
@@ -10,10 +9,9 @@ from tqdm import tqdm
 from backbones.configs import read_config
 from backbones.opensora2_configs import CLIP, CLIP_TOKENS, T5, check_clip
 from backbones.parts import load_part, load_weights
-from backbones.text import check_tokenizer, tokenize
+from backbones.text import DECODER, check_tokenizer, quiet, tokenize
 
-# weights of the parts of both models that are not used
-DECODER = ("decoder.", "lm_head.")
+# weights of the parts of CLIP that are not used
 VISION = ("vision_model.", "visual_projection.", "text_projection.", "logit_scale")
 
 
@@ -63,16 +61,3 @@ class PromptEncoders:
         gc.collect()  # the model and its modules refer to each other
         if device.type == "cuda":
             torch.cuda.empty_cache()
-
-
-@contextlib.contextmanager
-def quiet():
-    """transformers would list the weights that are not used."""
-    from transformers.utils import logging
-
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)

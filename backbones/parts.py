@@ -12,6 +12,7 @@ from backbones import CheckpointError
 from backbones.configs import read_config
 from backbones.linear_autoencoder import LinearVideoAutoencoder
 from devices import offload
+from devices.paths import all_paths
 
 AUTOENCODERS = {cls.__name__: cls for cls in (AutoencoderKLWan, LinearVideoAutoencoder)}
 
@@ -72,7 +73,9 @@ def load_single(cls, config, path, dtype):
     refuse_weights(path, "has no place in this network for", tensors.keys() - shapes.keys())
     other = {name for name, shape in shapes.items() if tensors[name].shape != shape}
     refuse_weights(path, "has other shapes than this network for", other)
-    weights = {name: tensors.pop(name).to(dtype) for name in shapes}  # none is there twice
+    exact = {*(getattr(cls, "_keep_in_fp32_modules", None) or ())}  # as diffusers has it
+    types = {name: torch.float32 if exact & {*name.split(".")} else dtype for name in shapes}
+    weights = {name: tensors.pop(name).to(types[name]) for name in shapes}  # none is there twice
     model.load_state_dict(weights, assign=True)
     return model
 
@@ -94,7 +97,7 @@ def place_weights(model, plan, stays):
     dit, device = model.dit, model.device
     if plan == "blocks" and model.placed != "blocks":
         dit.to("cpu")
-        streamed = {names[0].partition(".")[0] for names in model.stacks}
+        streamed = {path.partition(".")[0] for path in all_paths(model.stacks)}
         for name, part in dit.named_children():
             if name not in streamed:
                 part.to(device)

@@ -69,9 +69,9 @@ def before_head(self, noisy_latents, sigma, cond_latents, text):
     return x[:, -frames:].clone(), found["e"][:, -frames:].clone()
 
 
-def head(self, x, e, shape):
-    """Velocity shaped `shape` (B, C, T, h, w) of what `before_head` gave; no velocity site."""
-    _, height, width = self.dit.config.patch_size
+def head(self, x, e, noisy_latents, sigma):
+    """Velocity of noisy_latents at sigma, of what `before_head` gave; no velocity site."""
+    shape, (_, height, width) = noisy_latents.shape, self.dit.config.patch_size
     grid = (shape[2], shape[3] // height, shape[4] // width)
     return self.network_sign * self.dit.head(x, e, grid)
 

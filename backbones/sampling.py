@@ -46,6 +46,13 @@ def generator_of(noise):
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
+def noise_beside(latents, known):
+    """(1, C, known, h, w), drawn by a generator that the values of `latents` (1, C, T, h, w)
+    decide."""
+    shape = (*latents.shape[:2], known, *latents.shape[3:])
+    return torch.randn(shape, generator=generator_of(latents.detach())).to(latents.device)
+
+
 def contexts(cond_latents, noise, sigma):
     """cond_latents with noise at sigma, a new one each time, without end. The initial noise alone
     decides which, so that two methods that continue from one see the same contexts."""

@@ -1,5 +1,6 @@
 """Prompts as a transformer takes them."""
 
+import contextlib
 import gc
 import html
 
@@ -11,6 +12,8 @@ from backbones import CheckpointError
 from backbones.configs import read_config
 from backbones.parts import load_part, load_weights, one_line
 
+DECODER = ("decoder.", "lm_head.")  # weights of a whole T5 that are not used
+
 
 def clean_prompt(text):
     """Text repair, html entities and white space, as the official sampler does."""
@@ -19,10 +22,15 @@ def clean_prompt(text):
 
 class PromptEncoder:
     """The tokenizer and encoder of a checkpoint folder, in memory only while they work. encoder:
-    the name of its class in transformers."""
+    the name of its class in transformers; masked: whether it is told which tokens are padding;
+    parts: their folders; others: names that begin weights of theirs that are not used."""
 
-    def __init__(self, folder, dtype, encoder="UMT5EncoderModel"):
-        self.folder, self.dtype, self.encoder = folder, dtype, encoder
+    def __init__(
+        self, folder, dtype, encoder="UMT5EncoderModel", masked=True,
+        parts=("text_encoder", "tokenizer"), others=(),
+    ):  # fmt: skip
+        self.dtype, self.encoder, self.masked, self.others = dtype, encoder, masked, others
+        self.folders = [folder / part for part in parts]
 
     def __call__(self, prompts, device, length):
         """Of each prompt in turn, padded to `length` tokens, its embeddings (1, 1, L, width) and
@@ -34,23 +42,38 @@ class PromptEncoder:
 
         transformers.utils.logging.disable_progress_bar()  # one bar: that over the videos
         safe = {"trust_remote_code": False}  # else a checkpoint's own files may ask to be run
-        tokenizer = load_part(transformers.AutoTokenizer, self.folder / "tokenizer", **safe)
-        vocabulary = read_config(self.folder / "text_encoder" / "config.json")["vocab_size"]
-        check_tokenizer(self.folder / "tokenizer", tokenizer, vocabulary, length)
+        folder, at = self.folders
+        tokenizer = load_part(transformers.AutoTokenizer, at, **safe)
+        check_tokenizer(at, tokenizer, read_config(folder / "config.json")["vocab_size"], length)
         safe["ignore_mismatched_sizes"] = True  # load_weights says which, in one line
-        cls = getattr(transformers, self.encoder)
-        encoder = load_weights(cls, self.folder / "text_encoder", self.dtype, **safe)
+        with quiet():
+            cls = getattr(transformers, self.encoder)
+            encoder = load_weights(cls, folder, self.dtype, self.others, **safe)
         encoder.eval().to(device)
         for prompt in tqdm(prompts, "prompts", unit="prompt", disable=None, leave=False):
             tokens = tokenize(tokenizer, prompt, length).to(device)
+            mask = tokens.attention_mask if self.masked else None
             with torch.no_grad():
-                out = encoder(tokens.input_ids, tokens.attention_mask).last_hidden_state
+                out = encoder(tokens.input_ids, mask).last_hidden_state
             yield {"embeds": out[:, None].cpu(), "mask": tokens.attention_mask.cpu()}
             del out
         del encoder
         gc.collect()  # the model and its modules refer to each other
         if device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+@contextlib.contextmanager
+def quiet():
+    """transformers would list the weights that are not used."""
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
 
 
 def tokenize(tokenizer, prompt, length):

@@ -20,6 +20,7 @@ from common.loss import (
 )
 from common.masters import Masters
 from common.values import at_least, blocks, not_negative, positive
+from devices.paths import all_paths, paths_of
 
 __all__ = [
     "Draw",
@@ -30,6 +31,7 @@ __all__ = [
     "adapt",
     "add_groups",
     "add_noise",
+    "all_paths",
     "at_least",
     "blocks",
     "check_groups",
@@ -45,6 +47,7 @@ __all__ = [
     "load_model",
     "not_negative",
     "number_of_groups",
+    "paths_of",
     "positive",
     "random_stream",
     "refuse_other_draws",

@@ -22,6 +22,7 @@ from common.method import parts, with_schedule
 from common.stages import stage
 from common.stopping import early_stopping
 from common.values import at_least, positive
+from devices.paths import paths_of
 from devices.placement import within_memory
 
 MAX_GRAD_NORM = 1.0
@@ -155,7 +156,8 @@ def warm_up(optimizer, steps):
 def distances(model, parameters, start):
     """Norm of the parameters, distance from the start (L2) and that relative to the start's norm
     (None where it is zero), per parameter; those of all blocks in one."""
-    stacks = "|".join(re.escape(names[0].rpartition(".")[0]) for names in model.stacks)
+    first = [path for blocks in model.stacks for path in paths_of(blocks[0])]
+    stacks = "|".join(re.escape(path.rpartition(".")[0]) for path in first)
     sums = {}
     for (name, value), first in zip(parameters.items(), start, strict=True):
         kind = re.sub(rf"\b({stacks})\.\d+\.", r"\1.*.", name)

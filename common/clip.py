@@ -206,7 +206,7 @@ def load_clip(model, video, window, size, text, negative_text, seed, footage=Non
         context = latents[:, :, : window.context_latents]
         if model.geometry.context_alone and window.context_latents:
             first = seen[-window.tta_frames :][: model.geometry.frames_of(window.context_latents)]
-            context = encode(model, first)
+            context = encode(model, first)[:, :, : window.context_latents]
         same = window.cond_frames == window.tta_frames
         cond_latents = latents if same else encode(model, cond)
         followed = torch.cat([cond, truth[: window.future_frames]])

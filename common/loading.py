@@ -83,12 +83,29 @@ def check(args, geometry):
     for flag, value in (("--weights", "fp8"), ("--offload", "blocks")):
         if args.compile and value in (args.weights, args.offload):  # a graph keeps what they swap
             raise UsageError(f"--compile: not together with {flag} {value}")
+    check_limits(args, geometry)
     size, multiple = args.size or geometry.size, geometry.size_multiple
     if any(side % multiple or side <= 0 for side in size):
         height, width = (max(1, round(side / multiple)) * multiple for side in size)
         raise MisfitError(
             f"--size {size[1]}x{size[0]}: this checkpoint needs multiples of {multiple}, such as "
             f"{width}x{height}"
+        )
+
+
+def check_limits(args, geometry):
+    """Raises MisfitError where flags ask for more than the checkpoint has positions or times of."""
+    for name, most in geometry.limits.items():
+        if (getattr(args, name) or 0) > most:
+            flag = f"--{name.replace('_', '-')} {getattr(args, name)}"
+            raise MisfitError(f"{flag}: this checkpoint takes at most {most}")
+    size = args.size or geometry.size
+    least, most = geometry.sizes or (size, size)
+    nearest = [max(low, min(side, high)) for low, side, high in zip(least, size, most, strict=True)]
+    if nearest != [*size]:
+        raise MisfitError(
+            f"--size {size[1]}x{size[0]}: this checkpoint has no positions for it; the nearest "
+            f"that fits is {nearest[1]}x{nearest[0]}"
         )
 
 

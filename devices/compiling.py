@@ -1,9 +1,10 @@
 """torch.compile of a model's repeated block."""
 
-import itertools
 import sys
 
 import torch
+
+from devices.paths import all_paths
 
 
 def compiles(model):
@@ -24,7 +25,7 @@ def compile_blocks(model, backend="inductor"):
     torch._dynamo.config.suppress_errors = True
     torch._dynamo.config.recompile_limit = 64
     torch._dynamo.utils.counters["frames"].clear()
-    for name in itertools.chain(*model.stacks):
+    for name in all_paths(model.stacks):
         model.dit.get_submodule(name).compile(backend=backend, dynamic=False)
 
 

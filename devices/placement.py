@@ -1,7 +1,6 @@
 """What of the model is on the GPU and how much of it is recomputed, decided from free memory."""
 
 import gc
-import itertools
 import sys
 
 import psutil
@@ -9,6 +8,7 @@ import torch
 from tqdm import tqdm
 
 from devices.compiling import every_graph_compiled
+from devices.paths import all_paths
 
 PLANS = ("none", "vae", "blocks")  # what is offloaded, from loosest to strictest
 BLOCK_TENSORS = 40  # hidden states' worth of memory that a step needs beside one state per block
@@ -123,7 +123,7 @@ class Placement:
 
     def _apply(self):
         if self.model.compiled and self.offload == "blocks":
-            for name in itertools.chain(*self.model.stacks):
+            for name in all_paths(self.model.stacks):
                 self.model.dit.get_submodule(name)._compiled_call_impl = None
             self.model.compiled = False
             tqdm.write("--compile: not with streamed blocks, goes on without", file=sys.stderr)

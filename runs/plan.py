@@ -9,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 
 from backbones import TRANSFORMERS
 from backbones import opensora2_configs as opensora2
+from backbones import opensora13_configs as opensora13
 from common.errors import UsageError
 from common.generation import as_text
 from common.loading import pick_device
@@ -18,6 +19,8 @@ from runs.names import printable
 from runs.parser import shown
 from runs.results import read_record
 
+# what folders are that have a name of their own
+PARTS = {opensora13.DIT: "dit", opensora13.VAE: "vae"}
 BETWEEN = {"size": "x", "shard": "/"}  # the numbers of a flag; else a comma
 
 
@@ -132,6 +135,6 @@ def weight_files(checkpoint):
     places = ("*", opensora2.T5, opensora2.CLIP)
     files = [file for place in places for file in checkpoint.glob(f"{place}/*.safetensors")]
     beside = {checkpoint / opensora2.DIT: "dit", checkpoint / opensora2.VAE: "vae"}
-    return {file: file.parent.name for file in files} | {
+    return {file: PARTS.get(file.parent.name, file.parent.name) for file in files} | {
         file: part for file, part in beside.items() if file.is_file()
     }

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from toy import make_ltx, make_skyreels, make_wan
+from toy import make_cogvideox, make_ltx, make_skyreels, make_wan
 
 import backbones
 from runs.identity import ROOT
@@ -14,7 +14,11 @@ def nano(folder):
     return ROOT / "nano" / "checkpoint"
 
 
-@pytest.mark.parametrize("make", [nano, make_skyreels, make_wan, make_ltx])
+def cogvideox(folder):
+    return make_cogvideox(folder, use_learned_positional_embeddings=False)  # of any size
+
+
+@pytest.mark.parametrize("make", [nano, make_skyreels, make_wan, make_ltx, cogvideox])
 def test_bfloat16_on_a_gpu_follows_float32_on_the_cpu(make, tmp_path):
     """Encoding, text, one velocity and a guided sample."""
     checkpoint, outcomes = make(tmp_path), []

@@ -21,7 +21,7 @@ from opensora2_oracles import (
 from oracles import arguments, assert_near
 
 from adasteer import AdaSteer
-from backbones import opensora2_latents
+from backbones import opensora2, opensora2_latents
 from backbones.opensora2 import OpenSora2
 from backbones.opensora2_configs import RELEASED, geometry
 from backbones.opensora2_dit import MMDiT
@@ -220,7 +220,7 @@ def test_sampling(run, told, monkeypatch):
     model, values = recorded_model(), tensors("sampling")
     z, reference = packed(values[f"{run}.z"]), packed(values[f"{run}.ref"][None])
     known = {"t2v": 0, "i2v_head": 1, "v2v_head": 9}[told["cond_type"]]
-    monkeypatch.setattr(opensora2_latents, "noise_beside", lambda x, count: z[:, :, :count])
+    monkeypatch.setattr(opensora2, "noise_beside", lambda x, count: z[:, :, :count])
     texts = [
         {"embeds": values[f"{run}.txt"][i : i + 1], "pooled": values[f"{run}.y_vec"][i : i + 1]}
         for i in (0, 1)

@@ -5,9 +5,12 @@ from types import SimpleNamespace
 
 import torch
 from diffusers import (
+    AutoencoderKLCogVideoX,
     AutoencoderKLHunyuanVideo,
     AutoencoderKLLTXVideo,
     AutoencoderKLWan,
+    CogVideoXDDIMScheduler,
+    CogVideoXTransformer3DModel,
     FlowMatchEulerDiscreteScheduler,
     LTXVideoTransformer3DModel,
     SkyReelsV2Transformer3DModel,
@@ -26,9 +29,11 @@ from transformers import (
     UMT5EncoderModel,
 )
 
-from backbones import opensora2_configs
+from backbones import opensora2_configs, opensora13_configs
 from backbones.longcat_dit import LongCatVideoTransformer3DModel
 from backbones.opensora2_dit import MMDiT
+from backbones.opensora13_autoencoder import OpenSora13Autoencoder
+from backbones.opensora13_dit import STDiT3
 from common.loss import flow_matching_loss
 from nano.architecture import train_tokenizer
 
@@ -62,7 +67,33 @@ OPENSORA2 = opensora2_configs.RELEASED | {
     "depth": 4, "depth_single_blocks": 5, "axes_dim": [8, 8, 8],
 }  # fmt: skip
 OPENSORA2_VAE = {"block_out_channels": [8, 8, 8, 8], "layers_per_block": 1, "norm_num_groups": 4}
+COGVIDEOX = {
+    "num_attention_heads": 3, "attention_head_dim": 16, "in_channels": 32, "out_channels": 16,
+    "time_embed_dim": 16, "text_embed_dim": 32, "num_layers": 4, "sample_height": 4,
+    "sample_width": 6, "sample_frames": 17, "max_text_seq_length": 16,
+    "use_rotary_positional_embeddings": True, "use_learned_positional_embeddings": True,
+}  # fmt: skip
+COGVIDEOX_VAE = {
+    "block_out_channels": [8, 8, 8, 8], "layers_per_block": 1, "norm_num_groups": 4,
+    "scaling_factor": 0.7,
+}  # fmt: skip
+COGVIDEOX_SCHEDULE = {
+    "prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "snr_shift_scale": 1.0,
+    "timestep_spacing": "trailing", "clip_sample": False,
+}  # fmt: skip
 
+# the keys of the released config.json, with some of what transformers writes beside them
+OPENSORA13 = {
+    "depth": 4, "hidden_size": 48, "num_heads": 2, "patch_size": [1, 2, 2], "in_channels": 16,
+    "mlp_ratio": 2.0, "pred_sigma": True, "caption_channels": 32, "model_max_length": 16,
+    "qk_norm": True, "input_sq_size": 512, "kernel_size": [2, 2, -1], "use_spatial_rope": True,
+    "class_dropout_prob": 0.1, "drop_path": 0.0, "enable_flash_attn": True,
+    "enable_layernorm_kernel": True, "enable_sequence_parallelism": False,
+    "freeze_y_embedder": True, "input_size": [None, None, None], "only_train_temporal": False,
+    "skip_temporal": False, "skip_y_embedder": False, "architectures": ["STDiT3"],
+    "model_type": "STDiT3", "torch_dtype": "float32", "transformers_version": "4.36.2",
+}  # fmt: skip
+OPENSORA13_VAE = {"ch": 32, "ch_mult": [1, 1, 1, 1], "num_res_blocks": 1, "z_channels": 16}
 LTX = {
     "in_channels": 8, "out_channels": 8, "num_attention_heads": 2, "attention_head_dim": 24,
     "cross_attention_dim": 48, "num_layers": 4, "caption_channels": 32,
@@ -140,11 +171,7 @@ def make_opensora2(folder):
         save_file(module.state_dict(), folder / f"{name}.safetensors")
     (folder / opensora2_configs.DIT_CONFIG).write_text(json.dumps(OPENSORA2))
     (folder / opensora2_configs.VAE_CONFIG).write_text(json.dumps(OPENSORA2_VAE))
-    tokenizer = toy_tokenizer()
-    sizes = {"num_layers": 1, "num_heads": 2}
-    T5ForConditionalGeneration(
-        T5Config(vocab_size=len(tokenizer), d_model=32, d_kv=8, d_ff=32, **sizes)
-    ).save_pretrained(folder / opensora2_configs.T5)
+    tokenizer = make_t5(folder)
     part = {
         "hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 1, "projection_dim": 8,
         "num_attention_heads": 2,
@@ -153,10 +180,43 @@ def make_opensora2(folder):
     CLIPModel(CLIPConfig(text_config=text, vision_config=part, projection_dim=8)).save_pretrained(
         folder / opensora2_configs.CLIP
     )
-    for name in (opensora2_configs.T5, opensora2_configs.CLIP):
-        tokenizer.save_pretrained(folder / name)
+    tokenizer.save_pretrained(folder / opensora2_configs.CLIP)
     size = {"height": 32, "width": 48, "max_sequence_length": 16}
     (folder / "model_index.json").write_text(json.dumps(size))
+    return folder
+
+
+def make_t5(folder):
+    """Decoder included, as published; gives its tokenizer."""
+    tokenizer, sizes = toy_tokenizer(), {"num_layers": 1, "num_heads": 2}
+    T5ForConditionalGeneration(
+        T5Config(vocab_size=len(tokenizer), d_model=32, d_kv=8, d_ff=32, **sizes)
+    ).save_pretrained(folder / opensora2_configs.T5)
+    tokenizer.save_pretrained(folder / opensora2_configs.T5)
+    return tokenizer
+
+
+def make_opensora13(folder):
+    """The published parts side by side. The prediction leans towards minus the noisy latents, as
+    in make_skyreels, since this network predicts minus the velocity."""
+    torch.manual_seed(0)
+    written = opensora13_configs.TRANSFORMERS
+    dit = STDiT3(**{key: value for key, value in OPENSORA13.items() if key not in written})
+    for p in dit.parameters():
+        torch.nn.init.normal_(p, std=0.05)
+    patches = dit.x_embedder.proj.weight.detach()  # (width, C, 1, 2, 2)
+    leaning = -patches.permute(2, 3, 4, 1, 0).flatten(0, 2)  # (places, C, width)
+    dit.final_layer.linear.weight.data = torch.cat([leaning, leaning], dim=1).flatten(0, 1)
+    vae = OpenSora13Autoencoder(encoder=OPENSORA13_VAE, decoder=OPENSORA13_VAE)
+    parts = {"encoder": OPENSORA13_VAE, "decoder": OPENSORA13_VAE}
+    for name, module, config in (
+        (opensora13_configs.DIT, dit, OPENSORA13), (opensora13_configs.VAE, vae, parts),
+    ):  # fmt: skip
+        (folder / name).mkdir(parents=True)
+        save_file(module.state_dict(), folder / name / "model.safetensors")
+        (folder / name / "config.json").write_text(json.dumps(config))
+    make_t5(folder)
+    (folder / "model_index.json").write_text(json.dumps({"height": 32, "width": 48}))
     return folder
 
 
@@ -173,15 +233,38 @@ def make_ltx(folder, vae_config=LTX_VAE, **scheduling):
     dit.save_pretrained(folder / "transformer", max_shard_size="200KB")
     vae.save_pretrained(folder / "vae")
     FlowMatchEulerDiscreteScheduler(**scheduling).save_pretrained(folder / "scheduler")
+    with_t5(folder)
+    size = {"height": 64, "width": 96, "max_sequence_length": 16}
+    (folder / "model_index.json").write_text(json.dumps(size))
+    return folder
+
+
+def make_cogvideox(folder, scheduler=CogVideoXDDIMScheduler, vae=COGVIDEOX_VAE, **config):
+    """As diffusers saves the pipeline of CogVideoX-5b-I2V; `config` is what differs in the
+    transformer. The prediction leans towards x_t, as that of make_skyreels to its latents."""
+    torch.manual_seed(0)
+    dit = CogVideoXTransformer3DModel(**COGVIDEOX | config)
+    for p in dit.parameters():
+        torch.nn.init.normal_(p, std=0.05)
+    if dit.config.use_learned_positional_embeddings:
+        torch.nn.init.normal_(dit.patch_embed.pos_embedding, std=0.05)
+    patches = dit.patch_embed.proj.weight.detach().unflatten(1, (dit.config.in_channels, -1))
+    dit.proj_out.weight.data = patches[:, :16].flatten(1).T.contiguous()  # (C, p, p) of x_t
+    dit.save_pretrained(folder / "transformer", max_shard_size="200KB")
+    scheduler(**COGVIDEOX_SCHEDULE).save_pretrained(folder / "scheduler")
+    AutoencoderKLCogVideoX(**vae).save_pretrained(folder / "vae")
+    with_t5(folder)
+    (folder / "model_index.json").write_text(json.dumps({"height": 32, "width": 48}))
+    return folder
+
+
+def with_t5(folder):
     tokenizer = toy_tokenizer()
     tokenizer.save_pretrained(folder / "tokenizer")
     sizes = {"d_model": 32, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2}
     T5EncoderModel(T5Config(vocab_size=len(tokenizer), **sizes)).save_pretrained(
         folder / "text_encoder"
     )
-    size = {"height": 64, "width": 96, "max_sequence_length": 16}
-    (folder / "model_index.json").write_text(json.dumps(size))
-    return folder
 
 
 def toy_tokenizer():
@@ -217,10 +300,11 @@ def toy_clip(model):
     def latents(count):
         return torch.randn(1, model.latent_channels, count, *shape)
 
-    lengths = model.geometry.context_lengths
-    known = 1 if lengths is not None else 2
+    lengths, count = model.geometry.context_lengths, model.geometry.latents_covering(2)
+    known = 1 if lengths is not None else count
     return SimpleNamespace(
-        context=latents(2), target=latents(2), held_out=latents(1), cond_latents=latents(known),
+        context=latents(count), target=latents(count), held_out=latents(1),
+        cond_latents=latents(known),
         text=text, negative_text=negative, seed=1, video=SimpleNamespace(id="toy"),
     )  # fmt: skip
 
