@@ -1,5 +1,6 @@
 """Sharp clips to learn from, and the pairs made of them."""
 
+import av
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -56,9 +57,12 @@ class Videos:
 
     def frames(self, index, rng, count, size):
         path = self.videos[index].path
-        with opened(path) as (_, stream):
-            most = announced_frames(stream)
-            largest = min(stream.height / size[0], stream.width / size[1])
+        try:
+            with opened(path) as (_, stream):
+                most = announced_frames(stream)
+                largest = min(stream.height / size[0], stream.width / size[1])
+        except av.FFmpegError as error:
+            raise VideoError(f"{path}: cannot be opened ({error.strerror})") from error
         zoom = rng.uniform(1, max(1, largest))
         start = int(rng.integers(max(1, most - count + 1)))
         scaled = tuple(round(side * zoom) for side in size)
