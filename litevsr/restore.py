@@ -8,7 +8,7 @@ with --truth both are scored against the sharp video.
     python -m litevsr.restore low.mp4 --out high.mp4 --steps 4 --adapt 20 --truth sharp.mp4
 """
 
-from runs.exits import run_script  # first: signals, and how torch's threads wait
+import runs  # first: it says how torch's threads wait
 
 # isort: split
 from contextlib import nullcontext
@@ -65,6 +65,9 @@ def load(args):
         raise UsageError(f"--scale {args.scale}: this adapter enlarges {config['scale']} times")
     if args.overlap >= config["frames"]:
         raise UsageError(f"--overlap {args.overlap}: windows have {config['frames']} frames")
+    height, width = config["size"]
+    if (args.tile_overlap or 0) >= min(height, width):
+        raise UsageError(f"--tile-overlap {args.tile_overlap}: tiles are {width}x{height}")
     return Restorer(model, adapter), config
 
 
@@ -87,4 +90,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run_script(main)
+    runs.run_script(main)

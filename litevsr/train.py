@@ -9,7 +9,7 @@ Without --checkpoint and --data it is nano's, on the scenes that nano was traine
 goes on and ends with the same weights. The adapter is written to --out with every state.
 """
 
-from runs.exits import run_script  # first: signals, and how torch's threads wait
+import runs  # first: it says how torch's threads wait
 
 # isort: split
 import json
@@ -88,4 +88,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run_script(main)
+    runs.run_script(main)

@@ -31,10 +31,11 @@ class Trainer:
         self.args, self.ranks = args, start_processes()
         self.rank = dist.get_rank() if self.ranks > 1 else 0
         self.device = own_device(args.device)
+        source, geometry = source_of(args.data), backbones.geometry(args.checkpoint)
+        self.size = args.size or geometry.size
+        refuse_misfit(geometry, self.size, args)
         self.model = backbones.load(args.checkpoint, self.device)
         self.model.recompute(args.recompute)
-        self.size = args.size or self.model.geometry.size
-        source = source_of(args.data)
         self.pairs = Pairs(source, args.frames, self.size, args.scale, not args.bicubic)
         text = next(self.model.embed_each([""]))
         self.text = {name: value.to(self.device) for name, value in text.items()}
@@ -154,6 +155,19 @@ class Trainer:
         parts = {name: getattr(self, name).state_dict() for name in ("adapter", "optimizer")}
         save_whole(parts | {"step": self.step, "curve": self.curve}, self.state)
         save_adapter(self.args, self.model, self.adapter, self.step)
+
+
+def refuse_misfit(geometry, size, args):
+    """Raises UsageError where crops of that size and length fit neither model nor scale."""
+    shown, multiple = f"--size {size[1]}x{size[0]}", geometry.size_multiple
+    if any(side % multiple for side in size):
+        raise UsageError(f"{shown}: this checkpoint needs multiples of {multiple}")
+    if any(side % args.scale for side in size):
+        raise UsageError(f"{shown}: no multiple of --scale {args.scale}")
+    try:
+        geometry.latents_of(args.frames)
+    except ValueError as error:
+        raise UsageError(f"--frames {args.frames}: {error}") from error
 
 
 def start_processes():
