@@ -22,7 +22,7 @@ import runs  # first: signals, and how torch's threads wait
 import common
 from report.comparison import compare, table
 from report.files import write_tables
-from report.metrics import COMPARED, about, main_metric, title
+from report.metrics import main_metric, title
 from report.page import write_page
 from report.predict import headline, lines, predict
 from report.runs import read_row, read_rows, read_runs
@@ -93,7 +93,7 @@ def predictions_of(comparison):
 
 def tables_of(comparison):
     """The table of each metric, the main one first."""
-    return {metric: table(comparison, metric) for metric in COMPARED}
+    return {metric: table(comparison, metric) for metric in comparison.metrics.values()}
 
 
 def print_verdicts(tables, predictions):
@@ -111,7 +111,7 @@ def print_tables(comparisons, tables, notes):
     for name, comparison in comparisons.items():
         shown = main_metric(comparison)
         rows = tables[name][shown]
-        words = [title(shown), about(shown), as_text(readable(rows))] if rows else []
+        words = [title(shown), shown.about, as_text(readable(rows))] if rows else []
         print(*filter(None, [name, *words]), sep="\n")
         print(*comparison.notes, "", sep="\n")
     print(*notes, MEANING, sep="\n")

@@ -1,13 +1,13 @@
 """Paired comparison of runs with their baseline over the videos they share."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
 from common.errors import UsageError
-from common.metrics import METRICS
-from report.metrics import COMPARED, RELATIVE, ZERO, unit
-from report.notes import edited, listed, notes_on, notes_on_seeds, versions
+from report.metrics import ZERO, shared, unit
+from report.notes import edited, listed, notes_on, notes_on_order, notes_on_seeds, versions
+from report.paired import Comparison, Method
 from report.runs import refuse_mismatch
 from report.statistics import clustered_interval, holm, signed_rank, spread_over_seeds
 
@@ -15,77 +15,6 @@ REFERENCE_NAMES = {
     "repeat_last": "(last frame repeated)", "reconstruction": "(real frames, autoencoder)"
 }  # fmt: skip
 WORST = 5  # videos named for each method
-
-
-@dataclass(frozen=True)
-class Method:
-    """Runs that differ in the seed only; scores are means over those, per video."""
-
-    name: str
-    runs: list
-
-    @property
-    def seeds(self):
-        return [run.seed for run in self.runs]
-
-    def at(self, seeds):
-        """Its runs at those seeds alone."""
-        return replace(self, runs=[run for run in self.runs if run.seed in seeds])
-
-    def scores(self, metric, videos):
-        """(seeds, videos)."""
-        return np.array([[run.done[video][metric] for video in videos] for run in self.runs])
-
-    def mean_of(self, key, videos):
-        return float(np.mean([[run.done[video][key] for video in videos] for run in self.runs]))
-
-    def record(self, video):
-        """Of the first seed."""
-        return self.runs[0].done[video]
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Runs at the same seeds."""
-
-    baseline: Method
-    methods: list  # without the baseline
-    videos: list  # ids that every run has
-    notes: list  # what is left out, and why
-    left_out: dict  # metrics that were measured in different ways, and why
-
-    def scored(self, metric):
-        """The shared videos that have this score in every run; where gains are relative, without
-        those whose baseline has none to be relative to."""
-        if metric in self.left_out:
-            return []
-        runs = [run for method in [self.baseline, *self.methods] for run in method.runs]
-        found = [v for v in self.videos if all(r.done[v].get(metric) is not None for r in runs)]
-        if metric not in RELATIVE:
-            return found
-        return [v for v in found if all(r.done[v][metric] > ZERO for r in self.baseline.runs)]
-
-    @property
-    def generated(self):
-        """Whether the runs made pictures; with --no-generate they did not."""
-        return self.baseline.runs[0].arguments.get("generate") is not False
-
-    def sources(self, videos):
-        return [self.baseline.record(video)["source"] for video in videos]
-
-    def differences(self, method, metric, videos):
-        """(seeds, videos) over the baseline at the same seed; larger is better. Of future_loss in
-        per cent of the baseline's."""
-        sign, before = (
-            1 if METRICS[metric] == "higher" else -1,
-            self.baseline.scores(metric, videos),
-        )
-        found = sign * (method.scores(metric, videos) - before)
-        return 100 * found / before if metric in RELATIVE else found
-
-    def gains(self, method, metric, videos):
-        """(videos,), means over the seeds."""
-        return self.differences(method, metric, videos).mean(axis=0)
 
 
 def compare(runs):
@@ -107,15 +36,18 @@ def compare(runs):
     kept = [method.at(seeds) for method in with_results]
     for run in (run for method in kept for run in method.runs):
         refuse_mismatch(baseline.at(seeds).runs[0], run)
-    shared = set.intersection(*(set(run.done) for method in kept for run in method.runs))
-    if not shared:
+    videos = set.intersection(*(set(run.done) for method in kept for run in method.runs))
+    if not videos:
         raise UsageError(f"no video is done in all of {', '.join(m.name for m in kept)}")
     used = [run for method in kept for run in method.runs]
     left_out = measured_otherwise(used)
-    notes = notes_on(used + [run for run in runs if not run.done], shared)
-    notes += [*notes_on_seeds(with_results, seeds), *edited(methods), *versions(used)]
+    notes = notes_on(used + [run for run in runs if not run.done], videos)
+    notes += [*notes_on_order(used), *notes_on_seeds(with_results, seeds)]
+    notes += [*edited(methods), *versions(used)]
     notes += [f"{metric} is not compared: {why}" for metric, why in left_out.items()]
-    return Comparison(kept.pop(with_results.index(baseline)), kept, sorted(shared), notes, left_out)
+    first = kept.pop(with_results.index(baseline))
+    metrics = shared([run for method in kept or [first] for run in method.runs])
+    return Comparison(first, kept, sorted(videos), notes, left_out, metrics)
 
 
 def measured_otherwise(runs):
@@ -168,7 +100,7 @@ def table(comparison, metric):
     gains = [comparison.gains(method, metric, videos) for method in comparison.methods]
     found = [signed_rank(gain, sources) for gain in gains]
     p_values = holm([p for p, _ in found])
-    count = {"sources": len(set(sources)), "gain_unit": unit(metric).strip()}
+    count = {"sources": len(set(sources)), "gain_unit": unit(comparison.metrics[metric]).strip()}
     idle = {"adapt_seconds": None, "parameters": None}  # a baseline does not adapt
     rows = [describe(comparison.baseline, metric, videos) | count | idle]
     for i, (method, gain) in enumerate(zip(comparison.methods, gains, strict=True)):
@@ -206,7 +138,8 @@ def spread_ratio(comparison, method, metric, videos):
 def unmeasured(comparison):
     """Lines on the metrics that have no table."""
     lines = [f"{metric}: {why}." for metric, why in comparison.left_out.items()]
-    rest = [m for m in COMPARED if m not in comparison.left_out and not comparison.scored(m)]
+    left_out = comparison.left_out
+    rest = [m for m in comparison.metrics if m not in left_out and not comparison.scored(m)]
     return [*lines, *([f"Not measured in all of these runs: {', '.join(rest)}."] if rest else [])]
 
 
@@ -216,7 +149,7 @@ def reference_rows(comparison, metric, videos):
     records = [comparison.baseline.record(video) for video in videos]
     rows = []
     for kind, name in REFERENCE_NAMES.items():
-        scores = [r["references"].get(kind, {}).get(metric) for r in records]
+        scores = [r.get("references", {}).get(kind, {}).get(metric) for r in records]
         if all(score is not None for score in scores):
             empty = dict.fromkeys(describe(comparison.baseline, metric, videos))
             means = {"mean": float(np.mean(scores)), "worst": []}

@@ -33,7 +33,8 @@ def learning_curves(comparison):
             if kind != "losses":
                 for step in stops(comparison, method) & values.keys():
                     axis.plot(step, np.mean(values[step]), "o", color=colour(i))
-        axis.set(xlabel="step", title=PANELS[kind])
+        title = PANELS[kind] if comparison.of_videos else "frames adapted to"
+        axis.set(xlabel="step", title=title)
         whole_numbers(axis)
     axes[0].set_ylabel("loss, mean over videos")
     axes[0].legend()
@@ -96,7 +97,9 @@ def by_frame(comparison, metric):
         plot_means(axis, frames, INK if i == 0 else colour(i - 1), method)
     if not axis.lines:
         return None
-    axis.set(xlabel="generated frame", ylabel=metric)
+    frame = "generated frame" if comparison.of_videos else "predicted frame"
+    axis.set(xlabel=frame, ylabel=metric)
+    whole_numbers(axis)
     axis.legend()
     return as_svg(figure)
 
@@ -122,7 +125,7 @@ def parts_of_the_future(comparison):
         axis.set_xlabel(PARTS[part])
         if part == "latent":
             whole_numbers(axis)
-    axes[0].set_ylabel(gain_label("future_loss"))
+    axes[0].set_ylabel(gain_label(comparison.metrics["future_loss"]))
     axes[0].legend()
     return as_svg(figure)
 

@@ -80,7 +80,7 @@ def sorted_gains(comparison, metric):
         names = [label(videos[j]) for j in order] if few else []
         axis.set_xticks(range(len(names)), names, rotation=90, fontsize=6)
         axis.set_title(label(method.name), fontsize=9)
-    axes[0].set_ylabel(gain_label(metric))
+    axes[0].set_ylabel(gain_label(comparison.metrics[metric]))
     return as_svg(figure)
 
 
@@ -109,7 +109,7 @@ def gains_by_category(comparison, metric):
         axis.plot([], color=colour(i), label=label(method.name))
     middle = [j * (count + 1) + (count - 1) / 2 for j in range(len(names))]
     axis.set_xticks(middle, map(label, names), rotation=90, fontsize=7)
-    axis.set_ylabel(gain_label(metric))
+    axis.set_ylabel(gain_label(comparison.metrics[metric]))
     axis.legend()
     return as_svg(figure)
 
@@ -129,7 +129,7 @@ def gain_against(comparison, metric):
         axis.axhline(0, color=INK, lw=1)
         axis.set_xlabel(name)
         axis.locator_params(axis="x", nbins=4)
-    axes[0].set_ylabel(gain_label(metric))
+    axes[0].set_ylabel(gain_label(comparison.metrics[metric]))
     axes[0].legend()
     return as_svg(figure)
 
@@ -176,7 +176,8 @@ def quality_against_cost(comparison, metric):
     for seconds, mean in pareto([(0.0, 0.0), *points]):
         axis.plot(seconds, mean, "o", ms=12, mfc="none", color=INK)
     axis.axhline(0, color=INK, lw=1)
-    axis.set(xlabel="adaptation, seconds a video", ylabel=gain_label(metric))
+    gain = gain_label(comparison.metrics[metric])
+    axis.set(xlabel="adaptation, seconds a video", ylabel=gain)
     axis.legend()
     return as_svg(figure)
 
@@ -203,8 +204,8 @@ def one_against_other(comparison, across="future_loss", up="psnr_db"):
                 ha="right" if right else "left", va="top" if top else "bottom",
             )  # fmt: skip
         axis.set_title(label(method.name), fontsize=9)
-    figure.supxlabel(gain_label(across), fontsize=9)
-    figure.supylabel(gain_label(up), fontsize=9)
+    figure.supxlabel(gain_label(comparison.metrics[across]), fontsize=9)
+    figure.supylabel(gain_label(comparison.metrics[up]), fontsize=9)
     return as_svg(figure)
 
 

@@ -1,7 +1,7 @@
 """The tables of a report as files."""
 
 from report.comparison import unmeasured
-from report.metrics import about, title
+from report.metrics import title
 from report.settings import settings
 from report.table import MEANING, as_markdown, readable, write_csv
 from report.verdict import verdicts
@@ -37,7 +37,7 @@ def markdown(comparison, tables):
     parts = []
     for metric, rows in tables.items():
         if rows:
-            parts += [f"## {title(metric)}\n", *([f"{about(metric)}\n"] if about(metric) else [])]
+            parts += [f"## {title(metric)}\n", *([f"{metric.about}\n"] if metric.about else [])]
             parts.append(as_markdown(readable(rows)))
     parts += ["## settings\n", as_markdown(settings(comparison))]
     notes = [*comparison.notes, *unmeasured(comparison)]

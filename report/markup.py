@@ -4,7 +4,7 @@ import html
 import re
 
 from report.comparison import unmeasured
-from report.metrics import about, gain_label, title
+from report.metrics import gain_label, title
 from report.table import MEANING, number, readable
 from report.verdict import HARMS, HELPS, outcome, verdicts
 from runs.names import printable
@@ -50,9 +50,9 @@ def result_tables(comparison, tables, shown, name):
     parts = [LEGEND] if comparison.methods else []
     for metric, rows in tables.items():
         if rows:
-            words = f"<p>{escape(about(metric))}</p>" if about(metric) else ""
+            words = f"<p>{escape(metric.about)}</p>" if metric.about else ""
             opened = " open" if metric == shown else ""
-            summary = f"<summary>{title(metric)}</summary>"
+            summary = f"<summary>{escape(title(metric))}</summary>"
             content = words + wide(html_table(coloured(rows))) + worst_videos(rows, name)
             parts.append(f"<details{opened}>{summary}{content}</details>")
     parts += [f"<p>{escape(line)}</p>" for line in unmeasured(comparison)]
@@ -105,7 +105,9 @@ def video_table(comparison, shown, name):
     """One sortable row a video."""
     videos = comparison.scored(shown)
     gains = [comparison.gains(method, shown, videos) for method in comparison.methods]
-    names = ["video", *(m.name for m in comparison.methods), "baseline", "caption", "source"]
+    kind = "video" if comparison.of_videos else "clip"
+    captions = ["caption"] if comparison.of_videos else []
+    names = [kind, *(m.name for m in comparison.methods), "baseline", *captions, "source"]
     head = "".join(f"<th><button>{escape(n)}</button></th>" for n in names)
     lines = []
     for i, video in enumerate(videos):
@@ -114,12 +116,12 @@ def video_table(comparison, shown, name):
         cells = [f"<td>{escape(video)}</td>"]
         cells += [f'<td data-value="{g[i]}">{g[i]:+.3f}</td>' for g in gains]
         cells.append(f'<td data-value="{base}">{number(base)}</td>')
-        cells.append(f'<td class="text">{escape(record["caption"])}</td>')
-        cells.append(f'<td class="text">{escape(record["source"])}</td>')
+        words = [record[key] for key in (*captions, "source")]
+        cells += [f'<td class="text">{escape(text)}</td>' for text in words]
         lines.append(f'<tr id="{name}-video-{escape(video)}">{"".join(cells)}</tr>')
-    methods = f", under the methods: {gain_label(shown)}" if gains else ""
+    methods = f", under the methods: {escape(gain_label(shown))}" if gains else ""
     return (
-        f"<p>Under the baseline its {title(shown)}{methods}.</p>"
+        f"<p>Under the baseline its {escape(title(shown))}{methods}.</p>"
         f'<div class="wide tall"><table class="sortable"><thead><tr>{head}</tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table></div>"
     )

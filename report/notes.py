@@ -27,6 +27,16 @@ def notes_on(runs, shared):
     return notes
 
 
+def notes_on_order(runs):
+    """Which are single passes through the clips, whose scores hang together."""
+    return [
+        f"{run.name}: what is learned goes on from clip to clip, so the interval holds for this "
+        "order; --order seed with other seeds gives others"
+        for run in runs
+        if run.arguments.get("reset") == "never" and not run.is_baseline
+    ]
+
+
 def notes_on_seeds(methods, seeds):
     """Which have results of more seeds than are compared."""
     return [

@@ -20,6 +20,7 @@ from report.markup import (
 from report.media import chosen_videos, write_panels
 from report.metrics import main_metric
 from report.predict import headline, lines
+from report.sequence import in_sequence
 from report.settings import settings
 from report.statistics import FEWEST
 from report.swept import swept_figures
@@ -69,9 +70,11 @@ def sections_of(comparison, tables, media, name, count):
     horizon = curves.parts_of_the_future(comparison), PARTS
     if shown != "future_loss":
         horizon = curves.by_frame(comparison, shown), HORIZON
+    videos = comparison.of_videos
     draw = [
-        ("learning", curves.learning_curves(comparison), LEARNING),
-        ("every video", figures.sorted_gains(comparison, shown), EVERY),
+        ("learning", curves.learning_curves(comparison), LEARNING if videos else LEARNED_FROM),
+        ("one after the other", in_sequence(comparison), SEQUENCE),
+        ("every video" if videos else "every clip", figures.sorted_gains(comparison, shown), EVERY),
         ("two answers", figures.one_against_other(comparison), TWO),
         ("categories", figures.gains_by_category(comparison, shown), ""),
         ("horizon", *horizon),
@@ -80,14 +83,16 @@ def sections_of(comparison, tables, media, name, count):
         ("what was learned", adapted.distances_figure(comparison), LEARNED),
         ("one direction", adapted.cosine_figure(comparison), DIRECTION),
     ]
-    side_by_side = [("side by side", players(comparison, shown, media, name, count))]
+    side_by_side = []
+    if comparison.generated and comparison.methods:
+        side_by_side = [("side by side", players(comparison, shown, media, name, count))]
     return [
         ("result", result_tables(comparison, tables, shown, name)),
         ("settings", wide(html_table(escaped(settings(comparison))))),
-        *(side_by_side if comparison.generated and comparison.methods else []),
+        *side_by_side,
         *[(heading, figure(svg, caption)) for heading, svg, caption in draw if svg],
-        ("preflight", preflight(comparison)),
-        ("videos", video_table(comparison, shown, name)),
+        *([("preflight", preflight(comparison))] if videos else []),
+        ("videos" if videos else "clips", video_table(comparison, shown, name)),
     ]
 
 
@@ -97,9 +102,14 @@ LEARNING = (
     "adaptation does not see them. Dots are where early stopping stopped a video; it then goes on "
     "with the state that was kept."
 )
+LEARNED_FROM = "Mean error on the frames that are learned from, over the steps (lower is better)."
 EVERY = (
-    "Each bar is a video: its gain over its own baseline with the same noise. Above zero is better."
+    "Each bar is one: its gain over its own baseline, with the same noise. Above zero is better."
     " Each method has its own scale."
+)
+SEQUENCE = (
+    "Error on each clip before it is adapted to, by what the clips before it have taught, against "
+    "the untouched predictor on the same clip (the baseline). Lower is better."
 )
 TWO = (
     "Each dot is a video. To the right the true future is predicted better, upwards a sample has "

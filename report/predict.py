@@ -30,6 +30,8 @@ LOSSES = ["preflight loss", "anchored loss before", "anchored loss after"]
 def predict(comparison, method, metric):
     """AUC of "the gain is positive" with its 95 % interval, and the mean gain when only those are
     adapted that a rule picks; or why there is none."""
+    if not comparison.of_videos:
+        return {"why not": "it asks the frames of videos, which clips of features do not have"}
     videos = comparison.scored(metric)
     gains = comparison.gains(method, metric, videos)
     sources = np.array(comparison.sources(videos))

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import UsageError
+from report.metrics import are_declared
 from runs.flags import generation, is_table, spelt, tells_apart, value_of
 from runs.identity import difference, is_baseline, read_config
 from runs.names import printable, unusable
@@ -112,9 +113,10 @@ def refuse_malformed(file, config):
                 raise malformed(file, key, value, right)
     if arguments["steps"] < 0:
         raise malformed(file, "steps", arguments["steps"], "a whole number")
-    for key, value in arguments.items():
-        if not is_plain(value):
-            raise malformed(file, key, value, "what a flag can be")
+    for key in (key for key, value in arguments.items() if not is_plain(value)):
+        raise malformed(file, key, arguments[key], "what a flag can be")
+    if not are_declared(config.get("metrics")):
+        raise malformed(file, "metrics", config["metrics"], "what each metric is")
     if not is_table(config.get("flags")):
         raise malformed(file, "flags", config.get("flags"), "what each flag changes")
 

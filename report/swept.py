@@ -11,7 +11,7 @@ from runs.names import printable
 def swept_figures(comparisons, rows, metric):
     """(title, SVG) for each row of the sweep file that became several, every point's gain over its
     own baseline."""
-    points = {}
+    points, metrics = {}, next(iter(comparisons.values())).metrics
     for comparison in comparisons.values():
         videos = comparison.scored(metric)
         sources = comparison.sources(videos)
@@ -28,7 +28,7 @@ def swept_figures(comparisons, rows, metric):
         series = [(values, gain) for values, gain in series if values.keys() == series[0][0].keys()]
         keys = telling([values for values, _ in series])
         if keys:
-            found.append((template, figure_of(keys, series, metric)))
+            found.append((template, figure_of(keys, series, metrics[metric])))
     return found
 
 

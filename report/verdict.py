@@ -8,9 +8,7 @@ from report.statistics import FEWEST
 
 HELPS, HARMS, UNTOLD, FEW = "helps", "harms", "cannot be told", "too few sources"  # outcomes
 OPPOSITE = {HELPS: HARMS, HARMS: HELPS}
-CALLED = {"future_loss": "the loss on the true future", "psnr_db": "PSNR"}
-UNITS = {"future_loss": "%", "psnr_db": "dB"}
-DIRECTIONS = {"future_loss": ("rise", "fall"), "psnr_db": ("fall", "rise")}  # worse, better
+DIRECTIONS = {"lower": ("rise", "fall"), "higher": ("fall", "rise")}  # worse, better
 
 
 @dataclass(frozen=True)
@@ -34,27 +32,34 @@ def outcome(row):
 
 
 def verdicts(tables):
-    """One for each method, from the tables of a comparison by metric: of the loss on the true
-    future, and where that was not measured of PSNR. Of a baseline alone what can be said of it."""
-    metric = "future_loss" if tables["future_loss"] else "psnr_db"
-    pictures = {row["method"]: row for row in tables["psnr_db"]}
+    """One for each method, from the tables of a comparison by metric: of the first that was
+    measured of those that may decide. Of a baseline alone what can be said of it."""
+    leads = [metric for metric in tables if metric.leads] or list(tables)
+    metric = next((metric for metric in leads if tables[metric]), leads[-1])
+    other = next((metric for metric in tables if metric == "psnr_db"), None)
+    pictures = {row["method"]: row for row in tables.get(other, ())}
     repeated = pictures.get(REFERENCE_NAMES["repeat_last"])
     found = [
-        verdict(row, metric, pictures.get(row["method"]), repeated)
+        verdict(row, leads[0], metric, (other, pictures.get(row["method"])), repeated)
         for row in tables[metric]
         if row["gain"] is not None
     ]
-    return found or [nothing_to_tell(tables[metric], pictures, repeated)]
+    return found or [nothing_to_tell(tables[metric], leads, pictures, repeated)]
 
 
-def verdict(row, metric, pictures=None, repeated=None):
-    """row: of the method in the table of `metric`; pictures, repeated: the method's and the
-    repeated last frame's in that of PSNR, where there are any."""
-    parts = [moved(row, metric) + where(row)]
-    if metric != "future_loss":
-        parts.insert(0, f"{CALLED['future_loss']} was not measured in all runs")
-    elif pictures and outcome(pictures) and OPPOSITE.get(outcome(row)) == outcome(pictures):
-        parts.append(f"but {moved(pictures, 'psnr_db')}: the two disagree")
+def verdict(row, first, metric, other, repeated=None):
+    """row: of the method in the table of `metric`; first: what should decide; other: PSNR, and the
+    method's row in its table; repeated: that of the repeated last frame, where there are any."""
+    parts, (psnr, pictures) = [moved(row, metric) + where(row)], other
+    if metric != first:
+        parts.insert(0, f"{first.called} was not measured in all runs")
+    elif (
+        pictures
+        and psnr != metric
+        and outcome(pictures)
+        and OPPOSITE.get(outcome(row)) == outcome(pictures)
+    ):
+        parts.append(f"but {moved(pictures, psnr)}: the two disagree")
     if pictures and repeated:
         parts.append(against(pictures, repeated))
     words = {
@@ -68,14 +73,14 @@ def verdict(row, metric, pictures=None, repeated=None):
 
 def moved(row, metric):
     """By how much, and between what: "PSNR rises by 0.5 dB (95 %: 0.2 to 0.8)"."""
-    low, high, unit = row["low"], row["high"], UNITS[metric]
-    worse, better = DIRECTIONS[metric]
+    low, high, unit = row["low"], row["high"], "%" if metric.relative else metric.unit
+    worse, better = DIRECTIONS[metric.better]
     scale = max(abs(row[key] or 0) for key in ("gain", "low", "high"))
     if abs(row["gain"]) < ZERO:
-        change = f"{CALLED[metric]} does not change on average"
+        change = f"{metric.called} does not change on average"
     else:
-        change = f"{CALLED[metric]} {better if row['gain'] > 0 else worse}s by "
-        change += f"{size(row['gain'], scale)} {unit}"
+        change = f"{metric.called} {better if row['gain'] > 0 else worse}s by "
+        change += f"{size(row['gain'], scale)} {unit}".rstrip()
     if low is None or low == high:
         return change
     low_shown, high_shown = size(low, scale), size(high, scale)
@@ -112,10 +117,11 @@ def size(value, scale=None):
     return shown if float(shown) or not value else f"{abs(value):.1g}"
 
 
-def nothing_to_tell(rows, pictures, repeated):
+def nothing_to_tell(rows, leads, pictures, repeated):
     """Of a baseline alone, or of runs that share no score."""
     if not rows:
-        return Verdict(None, "Nothing can be told", "the runs share neither that loss nor PSNR")
+        words = " nor ".join(metric.called for metric in leads)
+        return Verdict(None, "Nothing can be told", f"the runs share neither {words}")
     name = rows[0]["method"]
     parts = ["there are no results of a run that adapts"]
     if name in pictures and repeated:

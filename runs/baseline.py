@@ -25,11 +25,16 @@ def find_baseline(args, config):
     """The folder of this run's baseline, or None. Raises UsageError where --baseline is another
     run's."""
     if args.baseline is None:
-        beside = sorted(path.parent for path in args.out.parent.glob("baseline*/config.json"))
-        return next((path for path in beside if why_not(path, config) is None), None)
+        return baseline_beside(args.out, config)
     if why := why_not(args.baseline, config):
         raise UsageError(f"--baseline {args.baseline}: {why}")
     return args.baseline
+
+
+def baseline_beside(out, config):
+    """The first folder baseline* beside `out` with the baseline of that config.json, or None."""
+    beside = sorted(path.parent for path in out.parent.glob("baseline*/config.json"))
+    return next((path for path in beside if why_not(path, config) is None), None)
 
 
 def adapted_runs(baseline, config):

@@ -4,27 +4,10 @@ the method."""
 import sys
 from pathlib import Path
 
-from common import (
-    adaptation,
-    adapters,
-    clip,
-    future,
-    generation,
-    loading,
-    loss,
-    metrics,
-    stages,
-    stopping,
-)
 from common.method import refuse_misspelt
-from runs import baseline, cache, captions, records, run, todo
+from runs import latents, videos
 from runs.identity import script_sha256
 from runs.parser import Parser, names_in
-
-ORDER = (  # in the help, after the script's own
-    "adaptation", "data and model", "run", "sampling", "frame window", "loss on the true future",
-    "early stopping", "speed and memory",
-)  # fmt: skip
 
 
 def parse_args(description, method, argv=None):
@@ -32,27 +15,22 @@ def parse_args(description, method, argv=None):
     Checks what can be checked without weights or videos. Raises UsageError, and where another
     checkpoint's model could follow the flags MisfitError."""
     refuse_misspelt(method)
-    parser = parser_of(description, method)
+    kind = kind_of(method)
+    parser = parser_of(description, method, kind)
     args = parser.parse_args(argv)
     file = getattr(sys.modules[method.__module__], "__file__", sys.argv[0])  # none in a notebook
     args.method, args.script = method.__name__, Path(file).stem
-    args.script_sha256 = script_sha256(method, file)
+    args.script_sha256, args.kind = script_sha256(method, file), kind
     args.flags, args.given = parser.flags, sys.argv[1:] if argv is None else list(map(str, argv))
     args.headings = given_under(parser, args.given)
     args.out = args.out or Path("results") / Path(sys.argv[0]).stem
-    geometry = loading.geometry_of(args)
-    loading.check(args, geometry)
-    clip.fill_window(args, geometry)
-    for module in (adaptation, todo, loss, stopping):
-        module.check(args)
-    clip.Window.of(args, geometry)
-    own = geometry.sampling, geometry.sampling_ranges
-    args.sampling = generation.sampling_options(args.sampling, *own)
-    if hasattr(method, "check"):
-        method.check(args)
-    if hasattr(method, "fits"):
-        method.fits(args, geometry)
+    kind.complete(args, method)
     return args
+
+
+def kind_of(method):
+    """The module that says what runs of it are: on videos, or on clips of frame features."""
+    return latents if getattr(method, "of_latent_clips", False) else videos
 
 
 def given_under(parser, tokens):
@@ -64,22 +42,12 @@ def given_under(parser, tokens):
     }
 
 
-def parser_of(description, method):
+def parser_of(description, method, kind):
     parser, own = Parser(description), f"{method.__name__} (this script)"
-    parser.add("data and model", todo.add_arguments, captions.add_arguments, loading.add_arguments)
-    parser.add("frame window", clip.add_arguments)
-    parser.add(
-        "adaptation", adaptation.add_arguments, loss.add_arguments, adapters.add_arguments,
-        todo.add_other_videos,
-    )  # fmt: skip
-    parser.add("loss on the true future", future.add_arguments)
-    parser.add("early stopping", stopping.add_arguments)
-    parser.add(own, method.add_arguments, own=True)  # after those whose defaults it may set
-    parser.add("sampling", generation.add_arguments)
-    parser.add(
-        "run", records.add_arguments, baseline.add_arguments, todo.add_range, run.add_arguments,
-        metrics.add_arguments,
-    )  # fmt: skip
-    parser.add("speed and memory", loading.add_speed, cache.add_arguments, stages.add_arguments)
-    parser.arrange([own, *ORDER])
+    for title, declared in kind.GROUPS.items():
+        if declared is None:  # here: after those whose defaults it may set
+            parser.add(own, method.add_arguments, own=True)
+        else:
+            parser.add(title, *declared)
+    parser.arrange([own, *kind.ORDER])
     return parser

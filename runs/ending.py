@@ -7,8 +7,6 @@ import shutil
 import sys
 from pathlib import Path
 
-from common.clip import fitting_window
-from common.loading import geometry_of
 from common.metrics import mean
 from runs.baseline import adapted_runs, shared_records
 from runs.flags import kept_by_baseline
@@ -20,19 +18,20 @@ REFERENCES = {
 }  # fmt: skip
 
 
-def ending(args, config, summary, baseline):
-    """All lines. baseline: its folder, or None."""
+def ending(args, config, summary, means, baseline):
+    """All lines. means: those on the scores; baseline: its folder, or None."""
     lines, skipped = [], list(summary["videos_skipped"])
     if done := summary["videos_done"]:
-        lines = [f"{videos(done)} done: {args.out}/summary.json", *means(args, summary, baseline)]
+        lines = [f"{counted(done, args.kind.NOUN)} done: {args.out}/summary.json", *means]
     if skipped:
         names = ", ".join(skipped[:10]) + (", ..." if len(skipped) > 10 else "")
-        lines.append(f"{videos(len(skipped))} skipped, summary.json has the reasons: {names}")
+        count = counted(len(skipped), args.kind.NOUN)
+        lines.append(f"{count} skipped, summary.json has the reasons: {names}")
     return [*lines, *(next_steps(args, config, baseline) if done else [])]
 
 
-def videos(count):
-    return f"{count} {'video' if count == 1 else 'videos'}"
+def counted(count, noun):
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def means(args, summary, baseline):
@@ -59,7 +58,7 @@ def means(args, summary, baseline):
     widths = [max((len(line[i]) for line in lines), default=0) for i in (0, 1)]
     lines = [f"  {a:{widths[0]}}  {b:{widths[1]}}  {c}".rstrip() for a, b, c in lines]
     if 0 < len(pairs) < summary["videos_done"]:
-        both = videos(len(pairs))
+        both = counted(len(pairs), "video")
         lines.append(f"  scores are those of the {both} that the baseline has done too")
     return lines
 
@@ -86,18 +85,18 @@ def next_steps(args, config, baseline):
     if (args.out.parent / "sweep.json").exists():
         return []
     script, kept = f"{args.script}.py", kept_by_baseline(args.given, args.flags)
-    kept += fitting_window(args, geometry_of(args))
+    kept += args.kind.window_flags(args)
     if is_baseline(vars(args)):
         if found := adapted_runs(args.out, config):
             return ["next: the comparison", compare(args.out, *found)]
         other = free(args.out.parent / args.script)
         adapt = command(script, *kept, "--out", other)
-        return ["next: adapt, from the same noise, and compare", adapt, compare(args.out, other)]
+        return [f"next: adapt, from {args.kind.SAME}, and compare", adapt, compare(args.out, other)]
     if baseline:
         return ["what of it can be believed, with intervals:", compare(baseline, args.out)]
     baseline = free(args.out.parent / "baseline")
     return [
-        "next: the baseline, the same noise without adaptation, and the comparison",
+        f"next: the baseline, {args.kind.SAME} without adaptation, and the comparison",
         command(script, *kept, "--steps", "0", "--out", baseline),
         compare(baseline, args.out),
     ]

@@ -18,21 +18,21 @@ from runs.flags import FACTS, TABLES, is_table, spelt, tells_apart, value_of
 from runs.results import read_json, read_record
 
 ROOT = Path(__file__).resolve().parents[1]
-ROOMS = ("common", "runs", "devices", "backbones")
+ROOMS = ("common", "runs", "predictors", "devices", "backbones")
 BLOCK, BLOCKS = 1 << 18, 64  # bytes and number of the samples of a large weight file
 
 
-def describe(args, manifest_sha256, forgetting_sha256, lpips_sha256, no_lpips):
-    """config.json: what was asked for, on what data, with which weights, code and versions."""
+def describe(args, manifest_sha256, lpips=None, **facts):
+    """config.json: what was asked for, on what data, with which weights, code and versions, and
+    what is measured. lpips: which, or why there is none; facts: more SHA-256s."""
     return {
         "method": args.method,
         "arguments": plain_arguments(args),
         "flags": args.flags,
         "manifest_sha256": manifest_sha256,
-        "forgetting_sha256": forgetting_sha256,
+        **facts,
         "checkpoint_sha256": fingerprint(args.checkpoint),
-        "lpips_sha256": lpips_sha256,
-        "adapter_sha256": args.adapter and digest_of(adapter_files(args.adapter), args.adapter),
+        "adapter_sha256": adapter_sha256(args),
         "source_sha256": source_sha256(),
         "versions": {
             "python": sys.version.split()[0],
@@ -40,8 +40,15 @@ def describe(args, manifest_sha256, forgetting_sha256, lpips_sha256, no_lpips):
             **{name: version(name) for name in ("diffusers", "transformers")},
         },
         "git_revision": git_revision(),
-        "lpips": no_lpips or "alex",
+        "lpips": lpips,
+        "metrics": args.kind.metrics_of(args),
     }
+
+
+def adapter_sha256(args):
+    """Of the files of --adapter; None where the script has no such flag or it is not given."""
+    path = getattr(args, "adapter", None)
+    return path and digest_of(adapter_files(path), path)
 
 
 def script_sha256(method, file):
@@ -73,6 +80,8 @@ def plain_arguments(args):
 def fingerprint(checkpoint):
     """SHA-256 over a checkpoint's files, links followed: names, sizes and contents, of large files
     evenly spaced samples."""
+    if checkpoint.is_file():
+        return digest_of([checkpoint], checkpoint.parent)
     if not checkpoint.is_dir():
         raise UsageError(f"--checkpoint {checkpoint}: no such folder")
     return digest_of(sorted(files_in(checkpoint)), checkpoint)

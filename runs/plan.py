@@ -14,6 +14,7 @@ from common.errors import UsageError
 from common.generation import as_text
 from common.loading import pick_device
 from devices.placement import fitting, free_bytes, working_bytes
+from runs.ending import counted
 from runs.flags import spelt
 from runs.names import printable
 from runs.parser import shown
@@ -24,10 +25,11 @@ PARTS = {opensora13.DIT: "dit", opensora13.VAE: "vae"}
 BETWEEN = {"size": "x", "shard": "/"}  # the numbers of a flag; else a comma
 
 
-def print_plan(args, geometry, window, videos, todo):
-    print(printable(f"{args.method} on {len(videos)} videos of {shown(args.videos)} -> {args.out}"))
-    for name, (start, stop) in window.indices().items():
-        print(f"  {name} frames {start}..{stop - 1}")
+def print_plan(args, about, videos, todo, memory):
+    """about: lines on what is done with each video; memory: what it takes."""
+    count = counted(len(videos), args.kind.NOUN)
+    print(printable(f"{args.method} on {count} of {shown(args.videos)} -> {args.out}"))
+    print(*about, sep="\n")
     for title, names in args.headings.items():
         lines = [line_of(args, name, given) for name, given in names.items()]
         if any(lines):
@@ -36,13 +38,13 @@ def print_plan(args, geometry, window, videos, todo):
     open_ids = {video.id for video in todo}
     for video in videos:
         state = "to do" if video.id in open_ids else "done "
-        print(printable(f"{state}  {video.id}: {video.caption}"))
+        print(printable(f"{state}  {video.id}: {video.caption}".removesuffix(": ")))
     done = [
         read_record(args.out / "videos" / f"{video.id}.json")
         for video in videos
         if video.id not in open_ids
     ]
-    print("", memory(args, geometry), measured(done, len(todo)), sep="\n")
+    print("", memory, measured(done, len(todo), args.kind.NOUN), sep="\n")
 
 
 def is_default(line):
@@ -101,14 +103,14 @@ def memory(args, geometry):
     )
 
 
-def measured(done, left):
+def measured(done, left, noun):
     """Of the finished videos here."""
     if not done:
-        return "time: not known before the first video; the progress bar shows it then"
+        return f"time: not known before the first {noun}; the progress bar shows it then"
     each = sum(record["total_seconds"] for record in done) / len(done)
     peak = max(record["peak_memory_gb"] for record in done)
     return (
-        f"time: {each:.1f} s a video, the mean of {len(done)} finished here (peak {peak:.3g} GB); "
+        f"time: {each:.1f} s a {noun}, the mean of {len(done)} finished here (peak {peak:.3g} GB); "
         f"{left} to do: about {each * left / 60:.3g} minutes for one worker"
     )
 

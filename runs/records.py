@@ -1,21 +1,13 @@
-"""What a run leaves behind for each video, and what it shows meanwhile."""
+"""What a run leaves behind for each video or latent clip, and what it shows meanwhile."""
 
 import contextlib
-import time
-from concurrent.futures import ThreadPoolExecutor
 
 from tqdm import tqdm
 
-from common.clip import mean_change
 from common.errors import PreflightError, StopRun
 from common.values import folder
 from runs import identity, results
-from runs.baseline import moved
-from runs.ending import line
-from runs.evaluate import evaluate, reference_scores
 from runs.names import printable
-from runs.pictures import write_pictures
-from runs.samples import combined, scores_together
 
 
 def add_arguments(group):
@@ -23,9 +15,12 @@ def add_arguments(group):
         "--out", type=folder, metavar="FOLDER", changes=None,
         help="results; by default results/<script>",
     )  # fmt: skip
+
+
+def add_adapters(group):
     group.add_argument(
-        "--save-frames", action="store_true", changes=None, baseline=True,
-        help="keep generated and true frames as <id>.npz, 8 bits, for report.fvd",
+        "--save-adapter", action="store_true", changes=None,
+        help="keep each video's adapted parameters (full_tta.py: all weights, each time)",
     )  # fmt: skip
 
 
@@ -45,16 +40,16 @@ class Record(dict):
         super().__init__()
         self._hand_over, self.handed_over = hand_over, False
 
-    def later(self, clip, frames, method):
-        """The frames are scored and all is written in the background. frames: (samples, F, 3, H, W)
-        as `generate` gives them, or None."""
+    def later(self, clip, *results):
+        """All is scored and written, in the background where that helps. results: of a video the
+        frames (samples, F, 3, H, W) as `generate` gives them, or None, and the method."""
         self.handed_over = True
-        self._hand_over(clip, self, frames, method)
+        self._hand_over(clip, self, *results)
 
 
 class Records:
-    def __init__(self, args, config, window, lpips):
-        self.args, self.config, self.window, self.lpips = args, config, window, lpips
+    def __init__(self, args, config):
+        self.args, self.config = args, config
         self.folder, self.last, self.bar = args.out / "videos", "", None
 
     def path(self, video):
@@ -67,7 +62,8 @@ class Records:
 
     @contextlib.contextmanager
     def progress(self, total, done):
-        with tqdm(total=total, initial=done, unit="video", disable=None) as self.bar:
+        unit = self.args.kind.NOUN
+        with tqdm(total=total, initial=done, unit=unit, disable=None) as self.bar:
             yield
 
     def show(self, line):
@@ -79,66 +75,26 @@ class Records:
         self.bar.write(printable(line))
 
     def skip(self, video, error):
-        record = self._identity(video) | {"status": "skipped", "reason": str(error)}
+        record = self.identity(video) | {"status": "skipped", "reason": str(error)}
         if isinstance(error, PreflightError):
             record["preflight"] = error.losses
         results.write_json(self.path(video), record)
         self.say(f"{video.id}: SKIPPED, {error}")
         self.bar.update()
 
-    def scored(self, clip, record, frames, reconstruction):
-        """The whole record of a video, its mp4 written. frames: the samples, or None.
-        reconstruction: the real frames through the autoencoder, where they are wanted."""
-        started = time.perf_counter()
-        nothing = {f"{name}_seconds": 0.0 for name in results.STAGES} | {"references": {}}
-        record = dict.fromkeys(results.METRICS) | nothing | record
-        if frames is not None:
-            self._score(clip, record, frames, reconstruction)
-        record |= self._identity(clip.video) | {
-            "status": "done",
-            "video_sha256": clip.video_sha256,
-            "video_file": clip.video_file,
-            "frame_indices": self.window.indices(),
-            "preflight": clip.preflight,
-            "target_values": clip.target.numel(),
-            "cond_motion": mean_change(clip.cond_frames),
-            "device": str(clip.target.device),
-            **{key: self.config[key] for key in ("git_revision", "source_sha256")},
-            "peak_memory_gb": max(v for k, v in record.items() if k.endswith("_peak_memory_gb")),
-        }
-        record["metrics_seconds"] = time.perf_counter() - started
-        record["total_seconds"] += record["metrics_seconds"]
-        return record
-
-    def _score(self, clip, record, frames, reconstruction):
-        with ThreadPoolExecutor(1) as pool:  # encoding takes other time than scoring
-            writing = pool.submit(self._write_pictures, clip, frames[0])
-            record |= combined([evaluate(sample, clip, self.lpips) for sample in frames])
-            record |= scores_together(frames, clip.truth)
-            if self.args.baseline:
-                name = clip.video.id
-                record["moved_from_baseline"] = moved(self.args.baseline, name, frames[0])
-            if reconstruction is not None:
-                record["references"] = reference_scores(clip, reconstruction, self.lpips)
-            writing.result()
-
     def write(self, video, record):
         identity.refuse_other(self.args.out, self.config)  # as it may be by now
         results.write_json(self.path(video), record)
 
-    def announce(self, record):
-        self.say(line(record))
-        self.last = "" if record["psnr_db"] is None else f", PSNR {record['psnr_db']:.2f} dB"
+    def announce(self, line, last=""):
+        """The line of a finished video. last: what is shown of it beside the progress bar."""
+        self.say(line)
+        self.last = last
         self.bar.update()
 
-    def _write_pictures(self, clip, frames):
-        name = self.folder / clip.video.id
-        if self.args.save_frames:
-            results.save_frames(name, frames, clip.truth)
-        results.replace_file(
-            name.with_name(f"{name.name}.mp4"), lambda path: write_pictures(path, clip, frames)
-        )
-
-    def _identity(self, video):
+    def identity(self, video):
         facts = {"id": video.id, "caption": video.caption, "source": video.source}
         return facts | {"seed": self.args.seed, "columns": video.columns}
+
+    def made_with(self):
+        return {key: self.config[key] for key in ("git_revision", "source_sha256")}

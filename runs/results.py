@@ -11,23 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from common.adapters import FACTS, facts
-from common.metrics import METRICS, mean
-from common.values import MANY
-
-STAGES = ("encode", "adapt", "generate", "decode", "metrics", "total")  # <stage>_seconds
-REFERENCES = ("repeat_last", "reconstruction")
-OTHERS = ("sample_variance", "fixed_loss_before", "fixed_loss_after", "moved_from_baseline")
-NUMBER = (int, float)
-LARGEST = 1e60
-NEEDED = {  # of a finished video's record, and what each is
-    "id": str, "source": str, "caption": str, "seed": int, "columns": dict, "video_sha256": str,
-    "preflight": dict, "losses": list, "frame_indices": dict, "references": dict, "norms": dict,
-    "distances": dict, "relative_distances": dict, "diverged": bool, "kept": str,
-    "adapted_parameters": int, "peak_memory_gb": NUMBER,
-    "future_loss_before": (*NUMBER, type(None)),
-    **{f"{name}_seconds": NUMBER for name in STAGES},
-    **{name: (*NUMBER, type(None)) for name in METRICS},
-}  # fmt: skip
+from runs.whole import is_whole
 
 
 def write_json(path, content):
@@ -84,73 +68,6 @@ def read_record(path):
     return record if record.get("status") == "done" and is_whole(record) else None
 
 
-def is_whole(record):
-    """Whether a finished video's record has, of the right kind, what others read in it."""
-    if not all(isinstance(record.get(key, ...), kind) for key, kind in NEEDED.items()):
-        return False
-    windows = [record["frame_indices"].get(name) for name in ("tta", "conditioning", "generated")]
-    numbers = [key for key, kind in NEEDED.items() if type(kind) is tuple and float in kind]
-    scores = [*(record[key] for key in numbers), *record["losses"]]
-    whole = all(map(is_range, windows)) and all(map(is_score, scores))
-    return whole and are_references(record["references"]) and has_details(record)
-
-
-def are_references(found):
-    """Whether what was read are scores of the references that there are."""
-    kinds = [found.get(kind, {}) for kind in REFERENCES] if isinstance(found, dict) else [None]
-    return all(isinstance(k, dict) and all(is_score(k.get(m)) for m in METRICS) for k in kinds)
-
-
-def has_details(record):
-    """Whether what a report draws is of the right kind: the preflight's losses, sizes, texts, and,
-    where there are any, losses over the steps and the scores of frames and samples."""
-    preflight, texts = record["preflight"], record["columns"].values()
-    sizes = [
-        *(preflight.get(name) for name in ("loss", "zero_loss", "negated_loss")),
-        *record["distances"].values(),
-        *(record.get(name, 0) for name in ("adapted_parameters", "target_values", "cond_motion")),
-    ]
-    return (
-        all(type(size) in NUMBER and is_score(size) for size in sizes)
-        and preflight["zero_loss"] > 0
-        and all(isinstance(text, str | None) for text in texts)
-        and isinstance(record.get("source_sha256"), str | None)
-        and isinstance(record.get("stop_step"), int | None)
-        and all(is_score(record.get(name)) for name in OTHERS)
-        and all(is_curve(record.get(f"{kind}_losses", [])) for kind in ("anchor", "future"))
-        and all(map(is_scores, listed(record)))
-    )
-
-
-def listed(record):
-    """What a record has as a list, or None, of scores: of frames, parts of the loss, samples."""
-    for name in METRICS:
-        for part in ("per_frame", "per_sample", "per_sigma", "per_latent"):
-            yield record.get(f"{name}_{part}")
-
-
-def is_curve(values):
-    """[step, loss] of each time that it was measured."""
-    return isinstance(values, list) and all(
-        isinstance(point, list) and len(point) == 2 and type(point[0]) is int and is_score(point[1])
-        for point in values
-    )
-
-
-def is_scores(values):
-    return values is None or (isinstance(values, list) and all(map(is_score, values)))
-
-
-def is_score(value):
-    """A number whose square is one too, or None where there was nothing to measure."""
-    return value is None or (type(value) in NUMBER and abs(value) < LARGEST)
-
-
-def is_range(value):
-    whole = isinstance(value, list) and len(value) == 2 and all(type(i) is int for i in value)
-    return whole and 0 <= value[0] < value[1] < MANY
-
-
 def save_frames(name, frames, truth):
     """<name>.npz with `generated` and `truth` (F, H, W, 3), 8 bits."""
     arrays = {"generated": in_8_bits(frames), "truth": in_8_bits(truth)}
@@ -188,43 +105,3 @@ def save_adapter(name, method, args):
     except SafetensorError as error:  # its word for a full disk
         raise OSError(f"{path}: {error}") from error
     return path
-
-
-def summarise(out):
-    """Writes and returns summary.json: means and totals over every video present in the folder."""
-    records = map(read_record, sorted((out / "videos").glob("*.json")))
-    found = [record for record in records if record]
-    done, skipped = ([r for r in found if r["status"] == x] for x in ("done", "skipped"))
-    summary = {
-        "videos_done": len(done),
-        "videos_diverged": sum(r["diverged"] for r in done),
-        "videos_skipped": {r["id"]: r["reason"] for r in skipped},
-        **{f"mean_{name}": mean([r[name] for r in done]) for name in METRICS},
-        "videos_with_lpips": sum(r["lpips"] is not None for r in done),
-        **mean_references(done),
-        "mean_future_loss_before": mean([r["future_loss_before"] for r in done]),
-        "mean_future_loss_change_percent": mean([future_change(r) for r in done]),
-        **{f"mean_{name}": mean([r.get(name) for r in done]) for name in OTHERS},
-        **{f"{name}_seconds": sum(r[f"{name}_seconds"] for r in done) for name in STAGES},
-        "peak_memory_gb": max((r["peak_memory_gb"] for r in done), default=None),
-    }
-    write_json(out / "summary.json", summary)
-    return summary
-
-
-def future_change(record):
-    """Of the loss on the true future, in per cent of the video's own before adapting; or None."""
-    before, after = record["future_loss_before"], record["future_loss"]
-    return 100 * (after / before - 1) if before and after is not None else None
-
-
-def mean_references(done):
-    """Of a baseline, which alone has them."""
-    if not any(record["references"] for record in done):
-        return {}
-    found = {kind: [r["references"].get(kind, {}) for r in done] for kind in REFERENCES}
-    means = {
-        kind: {name: mean([scores.get(name) for scores in each]) for name in METRICS}
-        for kind, each in found.items()
-    }
-    return {"mean_references": means}

@@ -13,10 +13,12 @@ from runs.lists import list_videos
 from runs.names import printable
 from runs.results import read_record
 
+DEMO = ROOT / "nano" / "demo" / "manifest.csv"
+
 
 def add_arguments(group):
     group.add_argument(
-        "--videos", type=Path, default=ROOT / "nano" / "demo" / "manifest.csv", metavar="PATH",
+        "--videos", type=Path, default=DEMO, metavar="PATH",
         changes="generation", known_by="manifest_sha256",
         help="CSV with filename,caption; or a folder or file, with a caption in clip.txt beside "
         "clip.mp4 or --prompt",
@@ -123,6 +125,12 @@ def written(folder):
 
 def is_record(name):
     return name.endswith(".json") and not name.startswith(".")
+
+
+def done_among(videos, folder):
+    """Ids of the videos that are done by the records in a folder."""
+    there = written(folder)
+    return {v.id for v in videos if v.id in there and is_done(v, folder / f"{v.id}.json")}
 
 
 def is_done(video, path):

@@ -7,7 +7,7 @@
 # longer than the time limit.
 script=$1
 shift
-CHECKPOINT= VIDEOS= OUT=
+CHECKPOINT= VIDEOS= PREDICTOR= CLIPS= OUT=
 if [ -f sbatch/site.sh ]; then
     . sbatch/site.sh
 elif [ -f .venv/bin/activate ]; then
@@ -30,8 +30,16 @@ setting() { # flag, value, variable
     fi
     flags+=("$1" "$2")
 }
-setting --checkpoint "$CHECKPOINT" CHECKPOINT
-setting --videos "$VIDEOS" VIDEOS
+case $name in # what a script runs on
+*vjepa*)
+    setting --checkpoint "$PREDICTOR" PREDICTOR
+    setting --videos "$CLIPS" CLIPS
+    ;;
+*)
+    setting --checkpoint "$CHECKPOINT" CHECKPOINT
+    setting --videos "$VIDEOS" VIDEOS
+    ;;
+esac
 setting --out "${OUT:+$OUT/$run}" OUT
 
 out= began=$(date +%s)

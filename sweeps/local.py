@@ -8,7 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import backbones
 import runs
 from runs.identity import ROOT
 from sweeps.status import is_complete
@@ -18,7 +17,7 @@ def run_here(rows, compare):
     """Runs what is not complete, then compares. 1 where a row failed, 3 where one lacks videos."""
     codes = {}
     for row in rows:  # once, for all the forks
-        backbones.found(backbones.BACKBONES, row.args.checkpoint)
+        row.args.kind.import_model(row.args.checkpoint)
     for number, row in enumerate(rows, 1):
         print(f"[{number}/{len(rows)}] {row.name}: {row.script} {shlex.join(row.flags)}")
         codes[row.name] = (

@@ -10,9 +10,8 @@ from dataclasses import dataclass, field, replace
 from string import Formatter
 
 import runs
-from common.clip import fitting_window
 from common.errors import MisfitError, UsageError
-from common.loading import geometry_of
+from runs.cli import kind_of
 from runs.flags import kept_by_baseline
 from runs.identity import ROOT, is_baseline, plain_arguments
 from runs.names import printable, unusable, usable
@@ -53,7 +52,7 @@ def read_sweep(path, out, before=(), after=()):
             continue
         setting = setting_of(args)
         kept = kept_by_baseline(tokens, args.flags)
-        baselines.setdefault(setting, [*kept, *fitting_window(args, geometry_of(args))])
+        baselines.setdefault(setting, [*kept, *args.kind.window_flags(args)])
         rows.append((Row(name, script, tokens, args, over, template=template), setting))
     if not rows:
         name, why = next(iter(unfit.items()))
@@ -118,10 +117,7 @@ def words(path, where, text):
 def parse(path, name, script, flags):
     """The flags as the row's script reads them. Raises UsageError with its words, MisfitError where
     another model could follow them."""
-    module = ROOT / script
-    if module.parent != ROOT or module.suffix != ".py" or not module.is_file():
-        raise wrong(path, f"row {name!r}: there is no script {script[:60]!r} in {ROOT}")
-    method = method_of(path, module.stem)
+    method = method_in(path, name, script)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             return runs.parse_args(None, method, flags)
@@ -132,6 +128,19 @@ def parse(path, name, script, flags):
     except SystemExit as error:
         told = "its flags make the script end without running, as --help does"
         raise wrong(path, f"row {name!r}: {told}") from error
+
+
+def kind_of_rows(path):
+    """What the runs of a sweep file are, by the script of its baseline."""
+    return kind_of(method_in(path, "baseline", load_yaml(path)["baseline"]))
+
+
+def method_in(path, name, script):
+    """The method class of a row's script."""
+    module = ROOT / script
+    if module.parent != ROOT or module.suffix != ".py" or not module.is_file():
+        raise wrong(path, f"row {name!r}: there is no script {script[:60]!r} in {ROOT}")
+    return method_of(path, module.stem)
 
 
 def method_of(path, module_name):

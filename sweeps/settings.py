@@ -4,24 +4,23 @@ import subprocess
 
 from common.errors import UsageError
 from runs.identity import ROOT
-
-SETTINGS = {"--checkpoint": "CHECKPOINT", "--videos": "VIDEOS"}
+from sweeps.rows import kind_of_rows
 
 
 def settings(args):
     """Flags that hold where the file says nothing, and flags that hold in any case."""
+    kind = kind_of_rows(args.file)
     after = ["--batch-end", str(args.limit)] if args.limit else []
-    for flag in SETTINGS:
+    for flag in kind.SITE:
         value = getattr(args, flag.removeprefix("--"))
         after += [flag, str(value)] if value else []
     if args.nano:
-        nano = ROOT / "nano"
-        after = ["--checkpoint", str(nano / "checkpoint"), *after]
+        after = ["--checkpoint", str(kind.NANO["--checkpoint"]), *after]
         if not args.videos:
-            after += ["--videos", str(nano / "demo" / "manifest.csv")]
+            after += ["--videos", str(kind.NANO["--videos"])]
         return [], after
     before = []
-    for flag, variable in SETTINGS.items():
+    for flag, variable in kind.SITE.items():
         value = site_setting(ROOT / "sbatch" / "site.sh", variable)
         before += [flag, value] if value else []
         if flag not in before + after:

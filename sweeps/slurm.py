@@ -17,7 +17,7 @@ def submit(rows, out, tasks, compare, dry_run):
     numbers of the jobs go into jobs.json."""
     if Path.cwd() != ROOT:
         raise common.UsageError(f"--slurm: the jobs start where this is run; cd {ROOT} first")
-    sizes = {row.name: len(videos_of(row.args)) for row in rows}  # all checked before any starts
+    sizes = {row.name: tasks_of(row) for row in rows}  # all checked before any starts
     files = {row.name: batch_file(row) for row in rows}
     jobs = read_jobs(out / "jobs.json")
     queued = set() if dry_run else set(slurm("squeue", "--me", "--noheader", "--format=%F").split())
@@ -40,6 +40,11 @@ def submit(rows, out, tasks, compare, dry_run):
     jobs[COMPARE] = sbatch(after, "compare.sbatch", compare, dry_run)
     keep(out, jobs, dry_run)
     return 0
+
+
+def tasks_of(row):
+    """How many a row can have: one for each video, but one where they go on from each other."""
+    return 1 if row.args.kind.carries(row.args) else len(videos_of(row.args))
 
 
 def read_jobs(path):

@@ -3,13 +3,10 @@
 import functools
 import shlex
 
-from common.metrics import lpips_sha256
 from runs.claims import is_live
 from runs.identity import difference, fingerprint, plain_arguments, read_config
-from runs.lists import list_videos
 from runs.names import printable
 from runs.results import read_record
-from runs.todo import in_range, other_videos, same_file
 from sweeps.files import load_yaml
 from sweeps.remembered import go_on, is_started, tokens_of
 from sweeps.rows import read_sweep
@@ -47,7 +44,7 @@ def status(row):
         path = row.out / "videos" / f"{video.id}.json"
         record = None if other else read_record(path)
         state = record["status"] if record else "missing"
-        if state == "done" and video.path.is_file() and not same_file(video.path, record):
+        if state == "done" and not row.args.kind.is_same(video, record):
             state = "missing"
             reasons.append(f"{video.path} is another file than there")
         running = state != "done" and is_live(path.with_name(f"{video.id}.claim"))
@@ -64,22 +61,16 @@ def other_run(row):
     if config is None:
         path = row.out / "config.json"
         return f"{path.name} is damaged" if path.exists() else ""
-    _, manifest_sha256 = list_videos(row.args.videos, row.args.prompt, allow_empty=True)
-    asked = {
-        "manifest_sha256": manifest_sha256,
+    asked = row.args.kind.facts(row.args) | {
         "checkpoint_sha256": known(row.args.checkpoint),
-        "forgetting_sha256": other_videos(row.args)[1],
         "arguments": plain_arguments(row.args),
     }
-    if lpips := weights_sha256(row.args.lpips_weights):  # not every machine that asks has them
-        asked["lpips_sha256"] = lpips
     found = difference(config, asked)
     return f"another run: {found}" if found else ""
 
 
 def videos_of(args):
-    videos, _ = list_videos(args.videos, args.prompt, allow_empty=True)
-    return in_range(videos, args)
+    return args.kind.in_range(args)
 
 
 def is_complete(row):
@@ -91,4 +82,3 @@ def is_complete(row):
 
 
 known = functools.cache(fingerprint)  # of a checkpoint, which all rows share
-weights_sha256 = functools.cache(lpips_sha256)

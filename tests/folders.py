@@ -5,7 +5,7 @@ import json
 import runs
 from adasteer import AdaSteer
 from report.runs import read_runs
-from runs.results import STAGES
+from runs.whole import STAGES
 
 METRICS = {
     "future_loss": None, "future_loss_before": None, "kernel_score": None, "energy_score": None,

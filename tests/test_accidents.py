@@ -21,6 +21,7 @@ import lora_tta
 import runs
 from common.errors import UsageError
 from runs import results as files
+from runs.summary import summarise
 
 SCRIPT = [sys.executable, str(ROOT / "adasteer.py")]
 
@@ -131,14 +132,14 @@ def test_huge_values_are_refused(flags, tmp_path, script, capsys):
 
 
 def test_results_that_vanish_stop_the_run(tmp_path, script, monkeypatch, capsys):
-    scored = runs.run.Records.scored
+    scored = runs.scores.Scores.of
 
     def vanish(self, *given):
         record = scored(self, *given)
         shutil.rmtree(tmp_path / "out")
         return record
 
-    monkeypatch.setattr(runs.run.Records, "scored", vanish)
+    monkeypatch.setattr(runs.scores.Scores, "of", vanish)
     assert script(adasteer, *QUICK, "--out", tmp_path / "out") == 1
     assert "adasteer.py: stopped: " in capsys.readouterr().err
 
@@ -223,4 +224,4 @@ def test_any_content_of_a_run_is_resumed_or_refused(data, whole, tmp_path_factor
         assert "\n" not in str(error)
     else:  # or all is done
         assert {video.id for video in todo} <= {"scene_0", "scene_2"}
-        files.summarise(out)
+        summarise(out)

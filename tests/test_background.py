@@ -11,7 +11,7 @@ import torch
 from test_run import QUICK, demo_rows, results, write_manifest
 
 import adasteer
-from runs import background, clips, records
+from runs import background, clips, scores
 from runs.background import Ahead, Behind
 from runs.exits import Stopped
 
@@ -79,7 +79,7 @@ def test_what_a_signal_interrupts_is_waited_for_again():
 
 def test_a_run_that_began_meanwhile_is_not_mixed_in(script, tmp_path, monkeypatch, capsys):
     """Its config.json replaced ours before our first video was written."""
-    score, out = records.evaluate, tmp_path / "out"
+    score, out = scores.evaluate, tmp_path / "out"
 
     def evaluate(*given):
         config = json.loads((out / "config.json").read_text())
@@ -87,14 +87,14 @@ def test_a_run_that_began_meanwhile_is_not_mixed_in(script, tmp_path, monkeypatc
         (out / "config.json").write_text(json.dumps(config))
         return score(*given)
 
-    monkeypatch.setattr(records, "evaluate", evaluate)
+    monkeypatch.setattr(scores, "evaluate", evaluate)
     assert script(adasteer, *QUICK, "--out", out, "--limit", 1) == 2
     assert "holds another run (--lr is 1.0 there" in capsys.readouterr().err
     assert not results(out)
 
 
 def test_a_video_that_cannot_be_scored_is_skipped(script, tmp_path, monkeypatch, capsys):
-    score = records.evaluate
+    score = scores.evaluate
 
     def evaluate(frames, *given):
         assert threading.current_thread() is not threading.main_thread()
@@ -104,7 +104,7 @@ def test_a_video_that_cannot_be_scored_is_skipped(script, tmp_path, monkeypatch,
         return score(frames, *given)
 
     failed, out = [], tmp_path / "out"
-    monkeypatch.setattr(records, "evaluate", evaluate)
+    monkeypatch.setattr(scores, "evaluate", evaluate)
     assert script(adasteer, *QUICK, "--out", out, "--limit", 3) == 3
     found = results(out)
     assert [found[name]["status"] for name in NAMES[:3]] == ["skipped", "done", "done"]

@@ -24,6 +24,7 @@ from benchmarks import (
     skyreels_memory,
     start,
     stopping_study,
+    vjepa_step,
     wan_memory,
 )
 from common.errors import UsageError
@@ -36,6 +37,7 @@ CASES = {
     adapt_step: TINY,
     generate: [*TINY, "--steps", 1],
     end_to_end: ["--repeats", 1, "--flags", "--steps 1 --limit 1 --sampling-steps 1"],
+    vjepa_step: ["--repeats", 1, "--frames", 2],
 }
 
 

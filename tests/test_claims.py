@@ -20,7 +20,7 @@ from test_run import QUICK, ROOT, results
 import adasteer
 import common
 import runs
-from runs import claims, records
+from runs import claims, scores
 from runs.results import read_json
 
 
@@ -208,14 +208,14 @@ def test_what_a_killed_worker_was_writing_goes(tmp_path, script):
 
 def test_a_worker_that_was_taken_over_writes_nothing(tmp_path, script, monkeypatch, capsys):
     """It looks again before it writes, and says that it is not done."""
-    scored = records.Records.scored
+    scored = scores.Scores.of
 
     def taken_over_meanwhile(self, clip, *more):
         for path in tmp_path.rglob("*.claim"):
             foreign(path, key="another")
         return scored(self, clip, *more)
 
-    monkeypatch.setattr(records.Records, "scored", taken_over_meanwhile)
+    monkeypatch.setattr(scores.Scores, "of", taken_over_meanwhile)
     assert script(adasteer, *QUICK, "--limit", 1, "--out", tmp_path) == 75
     assert "another worker took it over" in capsys.readouterr().out
     assert not list((tmp_path / "videos").glob("*.json"))

@@ -9,11 +9,11 @@ import pytest
 from folders import change, make_run, runs_in
 
 import compare as compare_script
-from common.metrics import METRICS
 from report import curves, figures
 from report.comparison import compare, table
 from report.metrics import COMPARED, main_metric
 from report.predict import lines, predict
+from runs.measures import OF_VIDEOS
 
 GAINS = [0.5, -1.0] * 6  # in dB
 BEFORE, AFTER = [0.2] * 12, [0.19, 0.18, 0.22] * 4
@@ -40,7 +40,7 @@ def report(tmp_path, script, capsys):
 
 
 @pytest.mark.parametrize("metric", COMPARED)
-def test_what_is_better_is_declared_with_the_metric(metric, runs, monkeypatch):
+def test_what_is_better_is_declared_by_the_run(metric, runs):
     base, run = runs(("base", [0, 0], {"steps": 0}), ("run", [0, 0], {}))
     for record in base.done.values():
         record[metric] = 2.0
@@ -48,7 +48,7 @@ def test_what_is_better_is_declared_with_the_metric(metric, runs, monkeypatch):
         record[metric] = 1.0
     declared = {"lower": 1, "higher": -1}
     for better in declared:
-        monkeypatch.setitem(METRICS, metric, better)
+        run.config["metrics"] = {metric: OF_VIDEOS[metric] | {"better": better}}
         gain = table(compare([base, run]), metric)[1]["gain"]
         assert gain == declared[better] * (50 if metric == "future_loss" else 1)
 

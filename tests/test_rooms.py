@@ -8,12 +8,13 @@ import pytest
 
 from runs.identity import ROOT
 
-BELOW_COMMON = {"backbones", "devices"}
+BELOW_COMMON = {"backbones", "devices", "predictors"}
 BELOW = {"runs", "common", *BELOW_COMMON}
 SCRIPTS = "scripts"  # the files beside the rooms
 MAY_IMPORT = {  # and each itself; a new room says here what is below it
     "devices": set(),
     "backbones": {"devices"},
+    "predictors": {"backbones", "devices"},
     "common": BELOW_COMMON,
     "runs": {"common", *BELOW_COMMON},
     "report": BELOW,
