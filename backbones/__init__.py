@@ -26,6 +26,8 @@ GEOMETRIES = {
     "CogVideoXTransformer3DModel": "backbones.cogvideox_configs:cogvideox_geometry",
 }
 TRANSFORMERS = ("dit", "transformer")  # folders that hold it
+LORA = {"LongCatVideoTransformer3DModel"}  # classes that take a file of backbones/lora.py
+SPLIT = {"LongCatVideoTransformer3DModel"}  # that sample with their tokens on several processes
 # files that hold it where no file names a class
 NAMELESS = {"Open_Sora_v2.safetensors": "MMDiT", "OpenSora-STDiT-v4/config.json": "STDiT3"}
 
@@ -34,17 +36,31 @@ class CheckpointError(ValueError):
     """A checkpoint folder lacks a part, or names a model that no backbone is written for."""
 
 
-def load(checkpoint, device="cpu", dtype=None, network_sign=None, place="none", float8=False):
+class LoRAError(CheckpointError):
+    """A file of low-rank updates that does not fit the model; the words do not name the file."""
+
+
+def load(
+    checkpoint,
+    device="cpu",
+    dtype=None,
+    network_sign=None,
+    place="none",
+    float8=False,
+    lora=None,
+):
     """Loads a checkpoint folder (safetensors weights) as a backbone.
 
     dtype is that of the DiT and the text encoder; by default bfloat16 on a GPU, float32 on a CPU.
     network_sign overrides the sign that turns the network's output into a velocity: for parity with
     code that had it wrong, never for results. place says what is offloaded, see Backbone.place;
     with None all stays on the CPU until that is called. float8 stores the DiT's linear layers so.
-    Raises CheckpointError.
+    lora, a file that a class of LORA takes, is merged into its weights before. Raises
+    CheckpointError.
     """
     folder = Path(checkpoint)
-    model = found(BACKBONES, folder).from_folder(folder, device, dtype, float8)
+    more = {"lora": lora} if lora else {}
+    model = found(BACKBONES, folder).from_folder(folder, device, dtype, float8, **more)
     if network_sign:
         model.network_sign = network_sign
     if place:
@@ -56,6 +72,13 @@ def geometry(checkpoint):
     """The Geometry of a checkpoint folder, whose weights are not read. Raises CheckpointError."""
     folder = Path(checkpoint)
     return found(GEOMETRIES, folder)(folder)
+
+
+def check_lora(checkpoint, path):
+    """Raises LoRAError where a file does not fit the transformer of a checkpoint folder, whose
+    weights are not read."""
+    lora, longcat = (importlib.import_module(f"backbones.{name}") for name in ("lora", "longcat"))
+    lora.check(path, longcat.without_weights(Path(checkpoint)))
 
 
 def found(table, folder):

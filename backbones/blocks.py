@@ -31,20 +31,23 @@ def apply(functions, i, value, *more):
     return value
 
 
-def edited(functions, i, m):  # m (B, T, 6C), to the functions by name
+def edited(functions, i, names, m):  # m (B, T, parts * C), to the functions by name
     if not functions:
         return m
-    parts = dict(zip(MODULATION, m.chunk(len(MODULATION), dim=-1), strict=True))
+    parts = dict(zip(names, m.chunk(len(names), dim=-1), strict=True))
     parts = apply(functions, i, parts)
-    return torch.cat([parts[name] for name in MODULATION], dim=-1)
+    return torch.cat([parts[name] for name in names], dim=-1)
 
 
 def run_block(dit, i, x, given, **more):
     """What block i of dit makes of x with the modulation of `given`, edited at that site; once more
-    in backward where it is one of the first dit.recompute_blocks."""
+    in backward where it is one of the first dit.recompute_blocks. A block whose modulation has
+    other parts than MODULATION names them, in their order, as modulation_parts."""
+    block = dit.blocks[i]
+    names = getattr(block, "modulation_parts", MODULATION)
     # bound now: a recomputed block must meet the functions that its forward met
-    edit = functools.partial(edited, tuple(dit.sites["modulation"]), i)
-    run = functools.partial(modulated, dit.blocks[i], edit, **more)
+    edit = functools.partial(edited, tuple(dit.sites["modulation"]), i, names)
+    run = functools.partial(modulated, block, edit, **more)
     if i < dit.recompute_blocks and torch.is_grad_enabled():
         run = functools.partial(checkpoint, run, use_reentrant=False, preserve_rng_state=False)
     with set_checkpoint_early_stop(not dit.has_weight_hooks):

@@ -19,19 +19,18 @@ import math
 import torch
 from diffusers import AutoencoderKLCogVideoX
 
-from backbones import sites, vprediction
+from backbones import pixels, sites, vprediction
 from backbones.blocks import MODULATION
 from backbones.cogvideox_configs import check_cogvideox, geometry
 from backbones.cogvideox_dit import LINEARS, NORMS, CogVideoXTransformer3DModel
 from backbones.cogvideox_sampling import SCHEDULERS, dynamic, stepper
-from backbones.parts import load_part, load_weights, place_weights
+from backbones.parts import device_and_dtype, load_part, load_weights, set_up
 from backbones.pixels import vae_on_device
-from backbones.sampling import generator_of, noise_beside
+from backbones.sampling import generator_of, noise_beside, with_context
 from backbones.text import PromptEncoder
-from devices import offload
+from devices import offload, parallel
 
 GUIDANCE_SCALE = 6.0  # of its authors' examples
-STAYS = "norm"  # of a block: read outside its forward
 # read as float32, or small
 NOT_FLOAT8 = ("patch_embed", "time_embedding", "ofs_embedding", "norm", "proj_out")
 
@@ -41,28 +40,23 @@ class CogVideoX:
 
     linears, norms, modulation_parts = LINEARS, NORMS, MODULATION
     prompt_folders = ("text_encoder", "tokenizer")
+    stays = "norm"  # of a block: read outside its forward
+    guidance_scale = GUIDANCE_SCALE
+    network_sign = 1
 
     def __init__(self, dit, vae, prompt_encoder, scheduler, device, geometry):
-        self.dit, self.vae, self.prompt_encoder = dit, vae, prompt_encoder
-        self.scheduler, self.device, self.geometry = scheduler, torch.device(device), geometry
-        self.guidance_scale, self.network_sign = GUIDANCE_SCALE, 1
-        self.stacks, self.depth = geometry.stacks, geometry.depth
-        self.hidden_width, self.embedding_width = geometry.hidden_width, geometry.embedding_width
+        set_up(self, dit, vae, prompt_encoder, device, geometry)
+        self.scheduler = scheduler
         self.latent_channels = dit.config.out_channels
+        self.prompt_tokens = dit.config.max_text_seq_length
         self.sigmas = vprediction.sigmas_of(scheduler.alphas_cumprod).to(self.device)
         self.sigma_min = self.sigmas[0].item()
-        self.velocity_site = []
-        self.placed = None
-        for module in (dit, vae):
-            if module is not None:
-                module.requires_grad_(False).eval()
 
     @classmethod
     def from_folder(cls, folder, device="cpu", dtype=None, float8=False):
         """Loads transformer/ vae/ text_encoder/ tokenizer/ scheduler/ to the CPU. model_index.json
         may say what differs from the release."""
-        device = torch.device(device)
-        dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
+        device, dtype = device_and_dtype(device, dtype)
         stated, config, schedule = check_cogvideox(folder)
         found = geometry(stated, config, schedule)
         model = cls(
@@ -75,19 +69,11 @@ class CogVideoX:
         )
         if float8:
             offload.store_float8(model.dit, dtype, NOT_FLOAT8)
-            model.dit.has_weight_hooks = True
         model.guidance_scale = stated.get("guidance_scale", GUIDANCE_SCALE)
         return model
 
-    @property
-    def prompt_settings(self):
-        return self.prompt_encoder.dtype, self.device.type, self.dit.config.max_text_seq_length
-
-    def place(self, plan):
-        """The "vae" visits the device only while it works; "blocks" are streamed from host."""
-        place_weights(self, plan, STAYS)
-
-    recompute = sites.recompute
+    prompt_settings = property(sites.prompt_settings)
+    place, recompute = sites.place, sites.recompute
 
     def tokens_per_latent(self, height, width):
         """Video tokens of one latent of frames of this size."""
@@ -98,9 +84,7 @@ class CogVideoX:
     @torch.no_grad()
     def encode(self, frames):
         """As pixels.encode, for an autoencoder with one factor for all channels."""
-        self.geometry.latents_of(frames.shape[2])  # or ValueError
-        with vae_on_device(self) as vae:
-            z = vae.encode(frames.to(self.device, torch.float32) * 2 - 1).latent_dist.mode()
+        z = pixels.encoded(self, frames).latent_dist.mode()
         return z * self.vae.config.scaling_factor
 
     @torch.no_grad()
@@ -115,11 +99,9 @@ class CogVideoX:
             z = torch.cat([z, z[:, :, -1:]], dim=2)
         with vae_on_device(self) as vae:
             x = vae.decode(z, return_dict=False)[0]
-        return (x[:, :, : self.geometry.frames_of(latents.shape[2])] / 2 + 0.5).clamp(0, 1)
+        return pixels.to_frames(x[:, :, : self.geometry.frames_of(latents.shape[2])])
 
-    def embed_each(self, prompts):
-        """Of each prompt {"embeds": (1, 1, L, width), "mask": (1, L)}, unmasked, on the CPU."""
-        return self.prompt_encoder(prompts, self.device, self.dit.config.max_text_seq_length)
+    embed_each = sites.embed_each
 
     # Sites
 
@@ -128,6 +110,8 @@ class CogVideoX:
     block_input = sites.block_input
 
     # Velocity and sampling
+
+    context_cache = sites.context_cache
 
     def velocity(self, noisy_latents, sigma, cond_latents, text, cache=None):
         """Velocity noise - latents, float32, of noisy_latents (B, C, T, h, w) at sigma (B,), after
@@ -138,10 +122,9 @@ class CogVideoX:
         cond_latents, sigma = cond_latents.expand(len(x), -1, -1, -1, -1), sigma.to(x.device)
         if beside:
             first = cond_latents[:, :, :1].expand(-1, -1, beside - known, -1, -1)
-            clean, weight = torch.cat([first, cond_latents], dim=2), sigma.to(x)
-            weight = weight.view(-1, 1, 1, 1, 1)
+            clean = torch.cat([first, cond_latents], dim=2)
             noise = torch.cat([noise_beside(each, beside) for each in x.split(1)])
-            x = torch.cat([(1 - weight) * clean + weight * noise, x], dim=2)
+            x = with_context(clean, noise, sigma.to(x), x)
         x_t, shown = vprediction.scaled(x, sigma), self._shown(cond_latents, x.shape[2])
         return self._predict(x_t, sigma, shown, text, beside)[:, :, beside:]
 
@@ -174,30 +157,16 @@ class CogVideoX:
         embeds = text["embeds"].squeeze(1).expand(len(x_t), -1, -1)
         v = self.network_sign * self.dit(torch.cat([x_t, shown], dim=1), timestep, sigma, embeds)
         velocity = vprediction.velocity_of(v, x_t, sigma)
-        context, velocity = velocity[:, :, :beside], velocity[:, :, beside:]
-        for function in self.velocity_site:
-            velocity = function(velocity)
-        return torch.cat([context, velocity], dim=2)
-
-    def context_cache(self, cond_latents):
-        """None: the context sees what follows it, so that it is another at every step."""
-        return None
+        return sites.at_velocity(self, velocity, beside)
 
     @torch.no_grad()
     def before_head(self, noisy_latents, sigma, cond_latents, text):
         """What `head` takes, of the noisy latents, on the way to `velocity` of the same arguments:
         tokens (B, N, width) and embedding (B, 1, width)."""
-        found = {}
-
-        def keep(i, value, *sigma):
-            found["e" if sigma else "x"] = value
-            return value
-
-        with self.block_output(keep), self.timestep_embedding(keep):
-            self.velocity(noisy_latents, sigma, cond_latents, text)
+        x, e = sites.last(self, noisy_latents, sigma, cond_latents, text)
         (_, _, count, height, width), (span, *sides) = noisy_latents.shape, self.dit.patch
         tokens = -(-count // span) * height * width // math.prod(sides)
-        return found["x"][:, -tokens:].clone(), found["e"].clone()
+        return x[:, -tokens:].clone(), e.clone()
 
     def head(self, x, e, noisy_latents, sigma):
         """Velocity of noisy_latents at sigma, of what `before_head` gave; no velocity site."""
@@ -237,7 +206,7 @@ class CogVideoX:
             sigma = self.sigmas[t].view(1)
             scale = dynamic(guidance_scale, t, steps) if dynamic_guidance else guidance_scale
             given = x_t.expand(1 + guided, -1, -1, -1, -1), sigma.expand(1 + guided)
-            v = self._predict(*given, shown, text, beside)
+            v = parallel.each_row(lambda *row: self._predict(*row, beside), *given, shown, text)
             v = v[:1] + scale * (v[1:] - v[:1]) if guided else v
             x_t = step(vprediction.v_of(v, x_t, sigma), t, x_t)
         return x_t[:, :, beside:]

@@ -38,6 +38,7 @@ def geometry(stated, size_multiple, dit=WIDTHS):
     frames."""
     size = stated.get("height", SIZE[0]), stated.get("width", SIZE[1])
     name, options = "LongCatVideoTransformer3DModel", {"enhance_hf": True, "context_noise": 0.0}
+    options["distilled"] = False
     more = {
         "stacks": one_stack(dit["depth"]),
         "embedding_width": dit["adaln_tembed_dim"],

@@ -5,25 +5,32 @@ longcat_video/pipeline_longcat_video.py. Its DiT approximates latents - noise; e
 leaves the class is noise - latents.
 """
 
+import functools
 import itertools
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-from backbones import pixels, sites
+from backbones import lora as low_rank
+from backbones import per_frame, pixels, sites
 from backbones.blocks import MODULATION
 from backbones.configs import check_checkpoint, geometry
 from backbones.longcat_dit import LongCatVideoTransformer3DModel
 from backbones.longcat_layers import LINEARS, NORMS
-from backbones.parts import autoencoder_class, load_part, load_weights, place_weights
+from backbones.parts import autoencoder_class, device_and_dtype, load_part, load_weights, set_up
 from backbones.sampling import contexts, guide, schedule
 from backbones.text import PromptEncoder
-from devices import offload
+from devices import offload, parallel
 
 PROMPT_TOKENS, GUIDANCE_SCALE = 512, 4.0  # of the release
 TEXT = ("embeds", "mask")  # what a prompt becomes
-STAYS = "adaLN_modulation"  # of a block: read outside its forward
 NOT_FLOAT8 = ("embedder", "adaLN_modulation", "final_layer", "norm")  # read as float32, or small
+
+
+def without_weights(folder):
+    """The transformer of a checkpoint folder, its parameters without memory."""
+    with torch.device("meta"):
+        return LongCatVideoTransformer3DModel.from_config(check_checkpoint(folder)[2])
 
 
 class LongCat:
@@ -32,30 +39,22 @@ class LongCat:
     sigma_min = 0.001
     linears, norms, modulation_parts = LINEARS, NORMS, MODULATION
     prompt_folders = ("text_encoder", "tokenizer")
+    stays = "adaLN_modulation"  # of a block: read outside its forward
+    prompt_tokens, guidance_scale = PROMPT_TOKENS, GUIDANCE_SCALE
+    network_sign = -1
 
     def __init__(self, dit, vae=None, prompt_encoder=None, scheduler=None, device=None):
-        self.dit, self.vae, self.prompt_encoder = dit, vae, prompt_encoder
-        self.device = torch.device(device or dit.device)
+        own = geometry({}, 8 * dit.config.patch_size[1], dit.config)
+        set_up(self, dit, vae, prompt_encoder, device or dit.device, own)
         self.scheduler = scheduler or FlowMatchEulerDiscreteScheduler(shift=12.0)
-        self.prompt_tokens, self.guidance_scale = PROMPT_TOKENS, GUIDANCE_SCALE
-        self.geometry = geometry({}, 8 * dit.config.patch_size[1], dit.config)
-        self.network_sign = -1
-        self.stacks, self.depth = self.geometry.stacks, self.geometry.depth
-        self.embedding_width = dit.config.adaln_tembed_dim
-        self.hidden_width = dit.config.hidden_size
         self.latent_channels = dit.config.out_channels
-        self.velocity_site = []
-        self.placed = None
-        for module in (dit, vae):
-            if module is not None:
-                module.requires_grad_(False).eval()
 
     @classmethod
-    def from_folder(cls, folder, device="cpu", dtype=None, float8=False):
+    def from_folder(cls, folder, device="cpu", dtype=None, float8=False, lora=None):
         """Loads the official layout, dit/ vae/ text_encoder/ tokenizer/ scheduler/, to the CPU.
-        model_index.json, if there is one, gives what differs from the release."""
-        device = torch.device(device)
-        dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
+        model_index.json, if there is one, gives what differs from the release. lora: a file of
+        backbones/lora.py, merged into dit."""
+        device, dtype = device_and_dtype(device, dtype)
         stated, multiple, config = check_checkpoint(folder)
         model = cls(
             load_weights(LongCatVideoTransformer3DModel, folder / "dit", dtype),
@@ -66,31 +65,23 @@ class LongCat:
             load_part(FlowMatchEulerDiscreteScheduler, folder / "scheduler"),
             device,
         )
+        if lora:
+            low_rank.merge(lora, model.dit)
         if float8:
             offload.store_float8(model.dit, dtype, NOT_FLOAT8)
-            model.dit.has_weight_hooks = True
         model.geometry = geometry(stated, multiple, config)
         model.prompt_tokens = stated.get("max_sequence_length", PROMPT_TOKENS)
         model.guidance_scale = stated.get("guidance_scale", GUIDANCE_SCALE)
         return model
 
-    @property
-    def prompt_settings(self):
-        return self.prompt_encoder.dtype, self.device.type, self.prompt_tokens
-
-    def place(self, plan):
-        """The "vae" visits the device only while it works; "blocks" are streamed from host."""
-        place_weights(self, plan, STAYS)
-
-    recompute, tokens_per_latent = sites.recompute, sites.tokens_per_latent
+    prompt_settings = property(sites.prompt_settings)
+    place, recompute = sites.place, sites.recompute
+    tokens_per_latent = sites.tokens_per_latent
 
     # Pixels and text
 
     encode, decode = pixels.encode, pixels.decode
-
-    def embed_each(self, prompts):
-        """Of each prompt {"embeds": (1, 1, L, width), "mask": (1, L)}, on the CPU."""
-        return self.prompt_encoder(prompts, self.device, self.prompt_tokens)
+    embed_each = sites.embed_each
 
     # Sites
 
@@ -130,21 +121,11 @@ class LongCat:
     def before_head(self, noisy_latents, sigma, cond_latents, text):
         """What `head` takes, of the noisy frames, on the way to `velocity` of the same arguments:
         tokens (B, T, S, hidden) and embedding (B, T, width)."""
-        found, frames = {}, noisy_latents.shape[2]
+        x, e = sites.last(self, noisy_latents, sigma, cond_latents, text)
+        frames = noisy_latents.shape[2]
+        return x.unflatten(1, (frames, -1)).clone(), e[:, -frames:].clone()
 
-        def keep(i, value, *sigma):
-            found["e" if sigma else "x"] = value
-            return value
-
-        with self.block_output(keep), self.timestep_embedding(keep):
-            self.velocity(noisy_latents, sigma, cond_latents, text)
-        return found["x"].unflatten(1, (frames, -1)).clone(), found["e"][:, -frames:].clone()
-
-    def head(self, x, e, noisy_latents, sigma):
-        """Velocity of noisy_latents at sigma, of what `before_head` gave; no velocity site."""
-        shape, (_, height, width) = noisy_latents.shape, self.dit.config.patch_size
-        grid = (shape[2], shape[3] // height, shape[4] // width)
-        return self.network_sign * self.dit.head(x, e, grid)
+    head = per_frame.head
 
     @torch.no_grad()
     def generate(
@@ -156,7 +137,7 @@ class LongCat:
         steps=50,
         guidance_scale=4.0,
         enhance_hf=True,
-        distill=False,
+        distilled=False,
         context_noise=0.0,
         use_cache=True,
         on_step=None,
@@ -166,15 +147,16 @@ class LongCat:
         on_step(model_output_velocity, latents) is called after every step. With guidance_scale <= 1
         there is one branch. Without the cache the context is recomputed at every step; the
         guidance's scale then also sums over it, as officially. context_noise is the sigma of noise
-        on the context, drawn once.
+        on the context, drawn once. distilled: by the schedule of the distilled weights, which has
+        no enhance_hf.
         """
         if guidance_scale > 1:
             text = {name: torch.cat([negative_text[name], text[name]]) for name in TEXT}
         latents = noise.to(self.device, torch.float32)
         cond_latents = next(contexts(cond_latents, noise, context_noise))
         cache = self.context_cache(cond_latents, context_noise) if use_cache else None
-        sigmas = schedule(self.scheduler, steps, enhance_hf, distill).to(self.device)
-        for sigma, sigma_next in itertools.pairwise(sigmas):
+        sigmas = schedule(self.scheduler, steps, enhance_hf and not distilled, distilled)
+        for sigma, sigma_next in itertools.pairwise(sigmas.to(self.device)):
             x = latents if use_cache else torch.cat([cond_latents, latents], dim=2)
             v = self._branches(x, sigma, text, cond_latents.shape[2], cache, context_noise)
             v = guide(v, guidance_scale) if guidance_scale > 1 else v
@@ -191,7 +173,8 @@ class LongCat:
         if cache is None:
             timestep[:, :context] = 1000 * context_noise
         x = x.expand(batch, -1, -1, -1, -1)
-        return self._call(x, timestep, text, num_cond_latents=context, kv_cache_dict=cache)
+        call = functools.partial(self._call, num_cond_latents=context, kv_cache_dict=cache)
+        return parallel.each_row(call, x, timestep, text)
 
     @torch.no_grad()
     def context_cache(self, cond_latents, sigma=0.0):

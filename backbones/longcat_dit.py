@@ -18,6 +18,7 @@ from torch import nn
 
 from backbones.blocks import SITES, apply, linear_fp32, run_block, unpatchify
 from backbones.longcat_layers import Block, FinalLayer, rotary_table, timestep_sinusoid
+from devices import parallel
 
 logger = logging.getLogger(__name__)
 
@@ -26,9 +27,10 @@ class LongCatVideoTransformer3DModel(ModelMixin, ConfigMixin):
     """See the module's docstring. Attention runs through PyTorch's SDPA.
 
     The configuration's kernel switches (enable_flashattn2 ...), bsa_params and cp_split_hw are
-    accepted and change nothing: attention is dense, on one device. Two attributes are set from
-    outside: `sites`, functions that a method registers through the backbone, and
-    `recompute_blocks`, how many leading blocks are recomputed in backward.
+    accepted and change nothing: attention is dense; on several devices devices/parallel.py splits
+    the tokens of every frame. Two attributes are set from outside: `sites`, functions that a method
+    registers through the backbone, and `recompute_blocks`, how many leading blocks are recomputed
+    in backward.
     """
 
     _no_split_modules = ["Block"]
@@ -103,10 +105,11 @@ class LongCatVideoTransformer3DModel(ModelMixin, ConfigMixin):
         # contiguous, as what leaves a block: a compiled block meets one layout
         x = self.x_embedder.proj(hidden_states.to(self.weight_dtype))
         x = self._site("block_input", 0, x.flatten(2).transpose(1, 2).contiguous())
+        x = parallel.own(x, grid[0], 1)
         text = mask = None
         if not skip_crs_attn:
             text, mask = self._embed_text(encoder_hidden_states, encoder_attention_mask)
-        clean = 0 if kv_cache_dict else num_cond_latents * grid[1] * grid[2]
+        clean = 0 if kv_cache_dict else num_cond_latents * (x.shape[1] // grid[0])
         rotary = self._rotary(grid, num_cond_latents if kv_cache_dict else 0, x.device)
         run = functools.partial(
             self._run_block, e=e, sigma=sigma, text=text, text_mask=mask, rotary=rotary, clean=clean
@@ -120,7 +123,7 @@ class LongCatVideoTransformer3DModel(ModelMixin, ConfigMixin):
         e = self._site("timestep_embedding", depth, e, sigma)
         if noise_only:
             e, grid = e[:, num_cond_latents:], (grid[0] - num_cond_latents, *grid[1:])
-        out = self.head(x.unflatten(1, (grid[0], -1)), e, grid)
+        out = self.head(parallel.whole(x, grid[0], 1).unflatten(1, (grid[0], -1)), e, grid)
         return (out, caches) if return_kv else out
 
     def _grid(self, x):  # (B, C, T, H, W) -> numbers of tokens (T, H', W')
@@ -133,8 +136,10 @@ class LongCatVideoTransformer3DModel(ModelMixin, ConfigMixin):
 
     def _rotary(self, grid, cached_frames, device):  # the tables of queries and of keys
         head = self.config.hidden_size // self.config.num_heads
-        keys = rotary_table((grid[0] + cached_frames, *grid[1:]), head, device)
-        return tuple(part[-math.prod(grid) :] for part in keys), keys
+        frames = grid[0] + cached_frames
+        keys = rotary_table((frames, *grid[1:]), head, device)
+        keys = tuple(parallel.own(part, frames, 0) for part in keys)
+        return tuple(part[-grid[0] * (len(part) // frames) :] for part in keys), keys
 
     @property
     def weight_dtype(self):

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from backbones.blocks import add_gated, linear_fp32, modulate
+from devices.parallel import everyones
 
 # in a block, for methods that tune or extend them
 LINEARS = {
@@ -102,7 +103,8 @@ class SelfAttention(nn.Module):
 
         rotary holds the tables of the queries and of the keys. With a cache, x holds the noise
         frames that follow the cached ones; without, its `clean` tokens attend only to each other.
-        With noise_only these are left out of the first output.
+        With noise_only these are left out of the first output. Where tokens are split over
+        processes (devices/parallel.py) all of this is of the own ones, but attention is to all.
         """
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         q, k = self.q_norm(q), self.k_norm(k)
@@ -113,9 +115,10 @@ class SelfAttention(nn.Module):
                 for old, new in zip(cache, fresh, strict=True)
             )
         q, k = rotate(q, rotary[0]), rotate(k, rotary[1])
-        out = attend(q[:, :, clean:], k, v)
+        out = attend(q[:, :, clean:], everyones(k, 2), everyones(v, 2))
         if clean and not noise_only:
-            head = attend(q[:, :, :clean], k[:, :, :clean], v[:, :, :clean])
+            k, v = everyones(k[:, :, :clean], 2), everyones(v[:, :, :clean], 2)
+            head = attend(q[:, :, :clean], k, v)
             out = torch.cat([head, out], dim=2)
         return self.proj(out.transpose(1, 2).flatten(2)), fresh
 

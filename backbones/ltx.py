@@ -19,19 +19,18 @@ import itertools
 import torch
 from diffusers import AutoencoderKLLTXVideo, FlowMatchEulerDiscreteScheduler
 
-from backbones import per_frame, sites
+from backbones import per_frame, pixels, sites
 from backbones.blocks import MODULATION
 from backbones.ltx_configs import check_ltx, geometry
 from backbones.ltx_dit import LINEARS, NORMS, LTXVideoTransformer3DModel
 from backbones.ltx_sampling import held, schedule
-from backbones.parts import load_part, load_weights, place_weights
+from backbones.parts import device_and_dtype, load_part, load_weights, set_up
 from backbones.pixels import vae_on_device
 from backbones.text import PromptEncoder
-from devices import offload
+from devices import offload, parallel
 
 PROMPT_TOKENS, GUIDANCE_SCALE = 256, 3.0  # of LTXConditionPipeline
 TEXT = ("embeds", "mask")
-STAYS = "scale_shift_table"  # of a block: read outside its forward
 # read as float32, or small
 NOT_FLOAT8 = ("proj_in", "time_embed", "caption_projection", "norm", "proj_out")
 
@@ -42,29 +41,22 @@ class LTX:
     sigma_min = 0.001
     linears, norms, modulation_parts = LINEARS, NORMS, MODULATION
     prompt_folders = ("text_encoder", "tokenizer")
+    stays = "scale_shift_table"  # of a block: read outside its forward
+    prompt_tokens, guidance_scale = PROMPT_TOKENS, GUIDANCE_SCALE
+    network_sign = 1
     decode_timestep, decode_noise_scale = 0.05, 0.025  # of its authors' configurations
 
     def __init__(self, dit, vae, prompt_encoder, scheduler, device, geometry):
-        self.dit, self.vae, self.prompt_encoder = dit, vae, prompt_encoder
-        self.scheduler, self.device, self.geometry = scheduler, torch.device(device), geometry
-        self.prompt_tokens, self.guidance_scale = PROMPT_TOKENS, GUIDANCE_SCALE
-        self.network_sign = 1
-        self.stacks, self.depth = geometry.stacks, geometry.depth
-        self.hidden_width, self.embedding_width = geometry.hidden_width, geometry.embedding_width
+        set_up(self, dit, vae, prompt_encoder, device, geometry)
+        self.scheduler = scheduler
         self.latent_channels = dit.config.out_channels
         dit.places = geometry.k, geometry.size_multiple, geometry.fps
-        self.velocity_site = []
-        self.placed = None
-        for module in (dit, vae):
-            if module is not None:
-                module.requires_grad_(False).eval()
 
     @classmethod
     def from_folder(cls, folder, device="cpu", dtype=None, float8=False):
         """Loads transformer/ vae/ text_encoder/ tokenizer/ scheduler/ to the CPU. model_index.json
         may say what differs from the release."""
-        device = torch.device(device)
-        dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
+        device, dtype = device_and_dtype(device, dtype)
         stated, *checked = check_ltx(folder)
         model = cls(
             load_weights(LTXVideoTransformer3DModel, folder / "transformer", dtype),
@@ -76,20 +68,13 @@ class LTX:
         )
         if float8:
             offload.store_float8(model.dit, dtype, NOT_FLOAT8)
-            model.dit.has_weight_hooks = True
         model.prompt_tokens = stated.get("max_sequence_length", PROMPT_TOKENS)
         model.guidance_scale = stated.get("guidance_scale", GUIDANCE_SCALE)
         return model
 
-    @property
-    def prompt_settings(self):
-        return self.prompt_encoder.dtype, self.device.type, self.prompt_tokens
-
-    def place(self, plan):
-        """The "vae" visits the device only while it works; "blocks" are streamed from host."""
-        place_weights(self, plan, STAYS)
-
-    recompute, tokens_per_latent = sites.recompute, sites.tokens_per_latent
+    prompt_settings = property(sites.prompt_settings)
+    place, recompute = sites.place, sites.recompute
+    tokens_per_latent = sites.tokens_per_latent
 
     # Pixels and text
 
@@ -97,10 +82,8 @@ class LTX:
     def encode(self, frames):
         """frames (B, 3, F, H, W) in 0..1 -> normalised latents (B, C, T, h, w), float32. Raises
         ValueError where the autoencoder would drop frames."""
-        self.geometry.latents_of(frames.shape[2])  # or ValueError
-        with vae_on_device(self) as vae:
-            z = vae.encode(frames.to(self.device, torch.float32) * 2 - 1).latent_dist.mode()
-            mean, std = moments(vae)
+        z = pixels.encoded(self, frames).latent_dist.mode()
+        mean, std = moments(self.vae, z)
         return (z - mean) / std
 
     @torch.no_grad()
@@ -110,17 +93,14 @@ class LTX:
         on_gpu = [self.device] if self.device.type == "cuda" else []
         with vae_on_device(self) as vae, torch.random.fork_rng(on_gpu):
             torch.manual_seed(0)  # for the noise that 0.9.1's layers add
-            mean, std = moments(vae)
+            mean, std = moments(vae, latents)
             z, timestep = latents.float() * std + mean, None
             if vae.config.timestep_conditioning:
                 timestep = z.new_full((len(z),), self.decode_timestep)
                 z = torch.lerp(z, decoding_noise(z), self.decode_noise_scale)
-            x = vae.decode(z, timestep, return_dict=False)[0]
-        return (x / 2 + 0.5).clamp(0, 1)
+            return pixels.to_frames(vae.decode(z, timestep, return_dict=False)[0])
 
-    def embed_each(self, prompts):
-        """Of each prompt {"embeds": (1, 1, L, width), "mask": (1, L)}, on the CPU."""
-        return self.prompt_encoder(prompts, self.device, self.prompt_tokens)
+    embed_each = sites.embed_each
 
     @staticmethod
     def text_for_dit(text, batch):
@@ -135,7 +115,7 @@ class LTX:
 
     # Velocity and sampling
 
-    velocity, context_cache = per_frame.velocity, per_frame.context_cache
+    velocity, context_cache = per_frame.velocity, sites.context_cache
     before_head = per_frame.before_head
 
     def head(self, x, e, noisy_latents, sigma):
@@ -179,13 +159,16 @@ class LTX:
     def _branches(self, latents, sigma, context, text, level):
         """Velocity of latents (1, C, T, h, w) for each row of text."""
         batch = len(text["mask"])
-        given = latents.expand(batch, -1, -1, -1, -1), sigma.expand(batch).to(self.device), context
-        return self.velocity(*given, text, context_noise=level)
+        given = latents.expand(batch, -1, -1, -1, -1), sigma.expand(batch).to(self.device)
+        return parallel.each_row(
+            lambda x, sigma, text: self.velocity(x, sigma, context, text, context_noise=level),
+            *given, text,
+        )  # fmt: skip
 
 
-def moments(vae):
-    """Mean and deviation of latents, (1, C, 1, 1, 1); they are among the weights."""
-    return (each.view(1, -1, 1, 1, 1) for each in (vae.latents_mean, vae.latents_std))
+def moments(vae, z):
+    """Mean and deviation of latents, (1, C, 1, 1, 1), where z is; they are among the weights."""
+    return (m.view(1, -1, 1, 1, 1).to(z.device) for m in (vae.latents_mean, vae.latents_std))
 
 
 def decoding_noise(z):

@@ -21,7 +21,7 @@ norms. The network's official path for clean frames at time 0 (x_mask) is not us
 import torch
 
 from backbones import opensora13_configs as configs
-from backbones import sites
+from backbones import pixels, sites
 from backbones.opensora13_autoencoder import load_autoencoder
 from backbones.opensora13_dit import STDiT3
 from backbones.opensora13_layers import LINEARS, NORMS, PAIR_MODULATION, STAYS
@@ -35,11 +35,11 @@ from backbones.opensora13_sampling import (
     transform_time,
     velocity_of,
 )
-from backbones.parts import load_single, place_weights
+from backbones.parts import device_and_dtype, load_single, set_up
 from backbones.pixels import vae_on_device
-from backbones.sampling import generator_of, noise_beside
+from backbones.sampling import generator_of, noise_beside, with_context
 from backbones.text import DECODER, PromptEncoder
-from devices import offload
+from devices import offload, parallel
 
 GUIDANCE_SCALE = 7.5  # of the recipe
 # read as float32, in a type of its own, or small
@@ -52,25 +52,18 @@ class OpenSora13:
     sigma_min = 0.001
     linears, norms, modulation_parts = LINEARS, NORMS, PAIR_MODULATION
     prompt_folders = (configs.T5,)
+    stays = STAYS  # of a block: read outside its forward
+    guidance_scale = GUIDANCE_SCALE
+    network_sign = -1
 
     def __init__(self, dit, vae, prompt_encoder, device, geometry):
-        self.dit, self.vae, self.prompt_encoder = dit, vae, prompt_encoder
-        self.device, self.geometry = torch.device(device), geometry
-        self.guidance_scale = GUIDANCE_SCALE
-        self.network_sign = -1
-        self.stacks, self.depth = geometry.stacks, geometry.depth
-        self.hidden_width, self.embedding_width = geometry.hidden_width, geometry.embedding_width
+        set_up(self, dit, vae, prompt_encoder, device, geometry)
         self.latent_channels = dit.config.in_channels
-        self.velocity_site, self.placed = [], None
-        for module in (dit, vae):
-            if module is not None:
-                module.requires_grad_(False).eval()
 
     @classmethod
     def from_folder(cls, folder, device="cpu", dtype=None, float8=False):
         """Loads OpenSora-STDiT-v4/, OpenSora-VAE-v1.3/ and google/t5-v1_1-xxl/ to the CPU."""
-        device = torch.device(device)
-        dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
+        device, dtype = device_and_dtype(device, dtype)
         stated, config = configs.check_opensora13(folder)
         model = cls(
             load_single(STDiT3, config, folder / configs.DIT / configs.WEIGHTS, dtype),
@@ -81,7 +74,6 @@ class OpenSora13:
         )
         if float8:
             offload.store_float8(model.dit, dtype, NOT_FLOAT8)
-            model.dit.has_weight_hooks = True
         model.guidance_scale = stated.get("guidance_scale", GUIDANCE_SCALE)
         return model
 
@@ -90,11 +82,8 @@ class OpenSora13:
         tokens = self.dit.config.model_max_length
         return self.prompt_encoder.dtype, self.device.type, tokens, "lower case"
 
-    def place(self, plan):
-        """The "vae" visits the device only while it works; "blocks" are streamed from host."""
-        place_weights(self, plan, STAYS)
-
-    recompute, tokens_per_latent = sites.recompute, sites.tokens_per_latent
+    place, recompute = sites.place, sites.recompute
+    tokens_per_latent = sites.tokens_per_latent
 
     # Pixels and text
 
@@ -102,16 +91,13 @@ class OpenSora13:
     def encode(self, frames):
         """frames (B, 3, F, H, W) in 0..1 -> normalised latents, float32, the posterior's mode.
         Raises ValueError where the autoencoder would drop frames."""
-        self.geometry.latents_of(frames.shape[2])  # or ValueError
-        with vae_on_device(self) as vae:
-            return vae.encode(frames.to(self.device, torch.float32) * 2 - 1)
+        return pixels.encoded(self, frames)
 
     @torch.no_grad()
     def decode(self, latents):
         """latents (B, C, T, h, w) -> frames (B, 3, F, H, W) in 0..1, float32."""
         with vae_on_device(self) as vae:
-            x = vae.decode(latents, self.geometry.frames_of(latents.shape[2]))
-        return (x / 2 + 0.5).clamp(0, 1)
+            return pixels.to_frames(vae.decode(latents, self.geometry.frames_of(latents.shape[2])))
 
     def embed_each(self, prompts):
         """Of each prompt {"embeds": (1, 1, L, width), "mask": (1, L)}, on the CPU; in lower case,
@@ -127,6 +113,8 @@ class OpenSora13:
 
     # Velocity and sampling
 
+    context_cache = sites.context_cache
+
     def velocity(self, noisy_latents, sigma, cond_latents, text, cache=None):
         """Velocity noise - latents, float32, of noisy_latents (B, C, T, h, w) at sigma (B,), after
         cond_latents (1 or B, C, T_cond, h, w)."""
@@ -140,42 +128,28 @@ class OpenSora13:
             shown = condition("v2v_head", x.shape, cond_latents, known)
             more |= dict(zip(names, shown, strict=True))
             more["y_null"] = self.null_text.expand_as(more["y"])
-        return self._predict(x, sigma, known, text["mask"], more)[:, :, known:]
+        return self._predict(x, sigma, text["mask"], more, known)[:, :, known:]
 
     @property
     def null_text(self):
         """(L, width), which the network learned in place of a text."""
         return self.dit.y_embedder.y_embedding
 
-    def _predict(self, x, sigma, known, mask, more):
+    def _predict(self, x, sigma, mask, more, known):
         """noise - latents (B, C, T, h, w) of x; the site acts on all but the `known` first."""
         height, width = (torch.tensor([SPACE_STRIDE * side]) for side in x.shape[3:])
         fps = torch.tensor([self.geometry.fps], device=x.device)
         out = self.dit(x, 1000 * sigma, mask=mask, fps=fps, height=height, width=width, **more)
         velocity = velocity_of(out, x.shape[1], self.network_sign)
-        context, velocity = velocity[:, :, :known], velocity[:, :, known:]
-        for function in self.velocity_site:
-            velocity = function(velocity)
-        return torch.cat([context, velocity], dim=2)
-
-    def context_cache(self, cond_latents):
-        """None: the context sees what follows it, so that it is another at every step."""
-        return None
+        return sites.at_velocity(self, velocity, known)
 
     @torch.no_grad()
     def before_head(self, noisy_latents, sigma, cond_latents, text):
         """What `head` takes, of the noisy latents, on the way to `velocity` of the same arguments:
         tokens (B, T, S, width) and embedding (B, 1, width)."""
-        found, known, frames = {}, cond_latents.shape[2], noisy_latents.shape[2]
-
-        def keep(i, value, *sigma):
-            found["e" if sigma else "x"] = value
-            return value
-
-        with self.block_output(keep), self.timestep_embedding(keep):
-            self.velocity(noisy_latents, sigma, cond_latents, text)
-        x = found["x"].unflatten(1, (known + frames, -1))
-        return x[:, known:].clone(), found["e"].clone()
+        x, e = sites.last(self, noisy_latents, sigma, cond_latents, text)
+        known, frames = cond_latents.shape[2], noisy_latents.shape[2]
+        return x.unflatten(1, (known + frames, -1))[:, known:].clone(), e.clone()
 
     def head(self, x, e, noisy_latents, sigma):
         """Velocity of noisy_latents at sigma, of what `before_head` gave; no velocity site."""
@@ -219,7 +193,8 @@ class OpenSora13:
                 drawn = torch.randn(cond_latents.shape, generator=generator).to(noise)
                 latents = with_context(cond_latents, drawn, sigma, latents[:, :, known:])
             batch = latents.expand(count, -1, -1, -1, -1)
-            v = self._predict(batch, sigma.expand(count), known, mask, more).split(1)
+            given = batch, sigma.expand(count), mask, more
+            v = parallel.each_row(lambda *row: self._predict(*row, known), *given).split(1)
             return v if count > 1 else (3 if known else 2) * v
 
         guidance = Guidance(
@@ -240,9 +215,3 @@ class OpenSora13:
         )  # fmt: skip
         mask = more.pop("mask")
         return mask, len(mask), more
-
-
-def with_context(cond_latents, noise, sigma, x):
-    """cond_latents with noise at sigma (B,), and x after them."""
-    weight = sigma.view(-1, 1, 1, 1, 1)
-    return torch.cat([(1 - weight) * cond_latents + weight * noise, x], dim=2)

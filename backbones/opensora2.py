@@ -36,9 +36,9 @@ from backbones.opensora2_sampling import (
     token_ids,
 )
 from backbones.opensora2_text import PromptEncoders
-from backbones.parts import load_single, place_weights
-from backbones.sampling import noise_beside
-from devices import offload
+from backbones.parts import device_and_dtype, load_single, set_up
+from backbones.sampling import noise_beside, with_context
+from devices import offload, parallel
 
 PROMPT_TOKENS, GUIDANCE_SCALE = 512, 7.5  # of the recipe
 NOT_FLOAT8 = ("_in$", "_mod$", "modulation", "final_layer", "norm")  # read as float32, or small
@@ -50,27 +50,21 @@ class OpenSora2:
     sigma_min, norms = SIGMA_FLOOR, NORMS
     modulation_parts = SINGLE_MODULATION  # which both kinds of blocks have
     prompt_folders = (configs.T5, configs.CLIP)
+    stays = STAYS  # of a block: read outside its forward
+    guidance_scale = GUIDANCE_SCALE
+    network_sign = 1
 
     def __init__(self, dit, vae, prompt_encoder, device, geometry):
-        self.dit, self.vae, self.prompt_encoder = dit, vae, prompt_encoder
-        self.device, self.geometry = torch.device(device), geometry
-        self.guidance_scale = GUIDANCE_SCALE
-        self.network_sign = 1
-        self.stacks, self.depth = geometry.stacks, geometry.depth
-        self.hidden_width, self.embedding_width = geometry.hidden_width, geometry.embedding_width
+        set_up(self, dit, vae, prompt_encoder, device, geometry)
         self.latent_channels = dit.config.in_channels
         self.linears = linears(dit.config.fused_qkv)
-        self.velocity_site, self._shown, self.placed = [], None, None
-        for module in (dit, vae):
-            if module is not None:
-                module.requires_grad_(False).eval()
+        self._shown = None
 
     @classmethod
     def from_folder(cls, folder, device="cpu", dtype=None, float8=False):
         """Loads the official layout to the CPU: Open_Sora_v2.safetensors, hunyuan_vae.safetensors,
         google/t5-v1_1-xxl/ and openai/clip-vit-large-patch14/."""
-        device = torch.device(device)
-        dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
+        device, dtype = device_and_dtype(device, dtype)
         stated, config, vae_config = configs.check_opensora2(folder)
         vae_file = folder / configs.VAE
         vae = load_single(AutoencoderKLHunyuanVideo, vae_config, vae_file, torch.float32)
@@ -85,7 +79,6 @@ class OpenSora2:
         )
         if float8:
             offload.store_float8(model.dit, dtype, NOT_FLOAT8)
-            model.dit.has_weight_hooks = True
         model.guidance_scale = stated.get("guidance_scale", GUIDANCE_SCALE)
         return model
 
@@ -93,11 +86,8 @@ class OpenSora2:
     def prompt_settings(self):
         return self.prompt_encoder.dtype, self.device.type, self.prompt_encoder.tokens
 
-    def place(self, plan):
-        """The "vae" visits the device only while it works; "blocks" are streamed from host."""
-        place_weights(self, plan, STAYS)
-
-    recompute, tokens_per_latent = sites.recompute, sites.tokens_per_latent
+    place, recompute = sites.place, sites.recompute
+    tokens_per_latent = sites.tokens_per_latent
 
     # Pixels and text
 
@@ -124,6 +114,8 @@ class OpenSora2:
 
     # Velocity and sampling
 
+    context_cache = sites.context_cache
+
     @contextlib.contextmanager
     def condition(self, kind, latents):
         """In it `velocity` shows, in place of the context, what that kind of condition shows of
@@ -143,8 +135,7 @@ class OpenSora2:
         if known:
             cond_latents = cond_latents.expand(batch, -1, -1, -1, -1)
             noise = torch.cat([noise_beside(each, known) for each in noisy_latents.split(1)])
-            weight = sigma.view(-1, 1, 1, 1, 1)
-            x = torch.cat([(1 - weight) * cond_latents + weight * noise, x], dim=2)
+            x = with_context(cond_latents, noise, sigma, x)
         return self._predict(x, sigma, self._condition(x, cond_latents), text, known)[:, :, known:]
 
     def _condition(self, x, cond_latents):
@@ -169,29 +160,14 @@ class OpenSora2:
             cond=packed.tokens(shown),
         )
         velocity = self.network_sign * packed.latents(out, x.shape)
-        context, velocity = velocity[:, :, :known], velocity[:, :, known:]
-        for function in self.velocity_site:
-            velocity = function(velocity)
-        return torch.cat([context, velocity], dim=2)
-
-    def context_cache(self, cond_latents):
-        """None: the context sees what follows it, so that it is another at every step."""
-        return None
+        return sites.at_velocity(self, velocity, known)
 
     @torch.no_grad()
     def before_head(self, noisy_latents, sigma, cond_latents, text):
         """What `head` takes, of the noisy latents, on the way to `velocity` of the same arguments:
         tokens (B, N, width) and embedding (B, 1, width)."""
-        found = {}
-
-        def keep(i, value, *sigma):
-            found["e" if sigma else "x"] = value
-            return value
-
-        with self.block_output(keep), self.timestep_embedding(keep):
-            self.velocity(noisy_latents, sigma, cond_latents, text)
-        noisy = noisy_latents[0, 0].numel()
-        return found["x"][:, -noisy:].clone(), found["e"].clone()
+        x, e = sites.last(self, noisy_latents, sigma, cond_latents, text)
+        return x[:, -noisy_latents[0, 0].numel() :].clone(), e.clone()
 
     def head(self, x, e, noisy_latents, sigma):
         """Velocity of noisy_latents at sigma, of what `before_head` gave; no velocity site."""
@@ -222,12 +198,12 @@ class OpenSora2:
         known, noise = cond_latents.shape[2], noise.to(self.device, torch.float32)
         start = torch.cat([noise_beside(noise, known), noise], dim=2)
         shown = self._condition(start, cond_latents.to(noise))
-        calls = [(text, shown), (negative_text, shown), (negative_text, torch.zeros_like(shown))]
+        calls = [(shown, text), (shown, negative_text), (torch.zeros_like(shown), negative_text)]
 
         def branches(latents, t):
             time = t.view(1).to(self.device, torch.bfloat16 if bf16_time else torch.float32)
             given = calls if guidance_scale > 1 else calls[:1]
-            v = [self._predict(latents, time, cond, each, known) for each, cond in given]
+            v = parallel.each(lambda call: self._predict(latents, time, *call, known), given)
             return torch.cat(v if len(v) > 1 else 3 * v)
 
         scale = max(guidance_scale, 1.0)

@@ -7,15 +7,12 @@ frame, row, column; the text's come before them. The output approximates noise -
 letters as in opensora2_layers.py.
 """
 
-import functools
-
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
-from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
-from backbones.blocks import SITES
+from backbones.blocks import SITES, apply, run_block
 from backbones.opensora2_layers import (
     FREQUENCIES,
     DoubleBlock,
@@ -97,8 +94,8 @@ class MMDiT(ModelMixin, ConfigMixin):
         x = self._embed_tokens(img, txt, cond)
         ids = torch.cat([txt_ids.expand(len(x), -1, -1), img_ids.expand(len(x), -1, -1)], dim=1)
         rotary = rotary_table(ids, self.config.axes_dim, self.config.theta)
-        for i, block in enumerate(self.blocks):
-            x = self._run_block(i, block, x, e, sigma, rotary, words)
+        for i in range(len(self.blocks)):
+            x = self._run_block(i, x, e, sigma, rotary, words)
         e = self._site("timestep_embedding", len(self.blocks), e, sigma)
         x = self.final_layer.normed(x[:, words:], e)
         for function in self.sites["head_input"]:
@@ -139,39 +136,14 @@ class MMDiT(ModelMixin, ConfigMixin):
         video = self._site("block_input", 0, video)
         return torch.cat([self.txt_in(txt.to(self.weight_dtype)), video], dim=1)
 
-    def _run_block(self, i, block, x, e, sigma, rotary, words):
+    def _run_block(self, i, x, e, sigma, rotary, words):
         """Block i with its sites; the first recompute_blocks blocks are recomputed in backward."""
         e = self._site("timestep_embedding", i, e, sigma)
-        # bound now: a recomputed block must meet the functions that its forward met
-        edit = functools.partial(_edited, tuple(self.sites["modulation"]), i, block)
-        run = functools.partial(_modulated, block, edit, rotary=rotary, words=words)
-        if i < self.recompute_blocks and torch.is_grad_enabled():
-            run = functools.partial(checkpoint, run, use_reentrant=False, preserve_rng_state=False)
-        with set_checkpoint_early_stop(not self.has_weight_hooks):
-            x = run(x, e)
+        x = run_block(self, i, x, e, rotary=rotary, words=words)
         if not self.sites["block_output"]:
             return x
         video = self._site("block_output", i, x[:, words:])
         return torch.cat([x[:, :words], video], dim=1)
 
     def _site(self, name, i, value, *more):
-        return _apply(tuple(self.sites[name]), i, value, *more)
-
-
-def _modulated(block, edit, x, e, **more):
-    return block(x, edit(block.modulation(e)), **more)
-
-
-def _edited(functions, i, block, m):  # m (B, 1, parts * C), to the functions by name
-    if not functions:
-        return m
-    names = block.modulation_parts
-    parts = dict(zip(names, m.chunk(len(names), dim=-1), strict=True))
-    parts = _apply(functions, i, parts)
-    return torch.cat([parts[name] for name in names], dim=-1)
-
-
-def _apply(functions, i, value, *more):
-    for function in functions:
-        value = function(i, value, *more)
-    return value
+        return apply(tuple(self.sites[name]), i, value, *more)

@@ -7,17 +7,14 @@ autoencoder's (B, C, T, h, w): in the order channel, row, column, as in opensora
 import torch
 import torch.nn.functional as F
 
-from backbones.pixels import vae_on_device
+from backbones.pixels import encoded, to_frames, vae_on_device
 
 
 @torch.no_grad()
 def encode(self, frames):
     """frames (B, 3, F, H, W) in 0..1 -> packed latents, float32, the posterior's mode. Raises
     ValueError where the autoencoder would drop frames."""
-    self.geometry.latents_of(frames.shape[2])  # or ValueError
-    with vae_on_device(self) as vae:
-        z = vae.encode(frames.to(self.device, torch.float32) * 2 - 1).latent_dist.mode()
-    z = z * self.vae.config.scaling_factor
+    z = encoded(self, frames).latent_dist.mode() * self.vae.config.scaling_factor
     return F.pixel_unshuffle(z.transpose(1, 2), self.dit.config.patch_size).transpose(1, 2)
 
 
@@ -26,8 +23,8 @@ def decode(self, latents):
     """packed latents -> frames (B, 3, F, H, W) in 0..1, float32."""
     z = F.pixel_shuffle(latents.float().transpose(1, 2), self.dit.config.patch_size)
     with vae_on_device(self) as vae:
-        x = vae.decode(z.transpose(1, 2) / vae.config.scaling_factor, return_dict=False)[0]
-    return (x / 2 + 0.5).clamp(0, 1)
+        z = z.transpose(1, 2) / vae.config.scaling_factor
+        return to_frames(vae.decode(z, return_dict=False)[0])
 
 
 def tokens(x):  # (B, C, T, h, w) -> (B, T * h * w, C)

@@ -1,5 +1,5 @@
-"""What backbones share: loading a part of a checkpoint, where its weights are, registering a
-function at a site."""
+"""What backbones share: loading a part of a checkpoint, what a model has of its parts, registering
+a function at a site."""
 
 import contextlib
 
@@ -11,8 +11,6 @@ from safetensors.torch import load_file
 from backbones import CheckpointError
 from backbones.configs import read_config
 from backbones.linear_autoencoder import LinearVideoAutoencoder
-from devices import offload
-from devices.paths import all_paths
 
 AUTOENCODERS = {cls.__name__: cls for cls in (AutoencoderKLWan, LinearVideoAutoencoder)}
 
@@ -91,19 +89,19 @@ def autoencoder_class(folder):
     return AUTOENCODERS[read_config(folder / "vae" / "config.json")["_class_name"]]
 
 
-def place_weights(model, plan, stays):
-    """As Backbone.place. Of a block's matrices, which the plan "blocks" streams, those stay on the
-    device whose names begin with `stays`."""
-    dit, device = model.dit, model.device
-    if plan == "blocks" and model.placed != "blocks":
-        dit.to("cpu")
-        streamed = {path.partition(".")[0] for path in all_paths(model.stacks)}
-        for name, part in dit.named_children():
-            if name not in streamed:
-                part.to(device)
-        offload.stream_blocks(dit, dit.blocks, device, stays)
-        dit.has_weight_hooks = True
-    elif plan != "blocks":
-        dit.to(device)
-    model.vae.to("cpu" if plan != "none" else device)
-    model.placed = plan
+def set_up(model, dit, vae, prompt_encoder, device, geometry):
+    """What every Backbone has of these; their weights are frozen."""
+    model.dit, model.vae, model.prompt_encoder = dit, vae, prompt_encoder
+    model.device, model.geometry = torch.device(device), geometry
+    model.stacks, model.depth = geometry.stacks, geometry.depth
+    model.hidden_width, model.embedding_width = geometry.hidden_width, geometry.embedding_width
+    model.velocity_site, model.placed = [], None
+    for module in (dit, vae):
+        if module is not None:
+            module.requires_grad_(False).eval()
+
+
+def device_and_dtype(device, dtype=None):
+    """Both as torch has them; a dtype that is not given is bfloat16 on a GPU, float32 on a CPU."""
+    device = torch.device(device)
+    return device, dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)

@@ -7,10 +7,14 @@ with (latents, timestep (B, T) in 0..1000, what text_for_dit gave, number of con
 has `sites`, `blocks`, `config.patch_size` and `head`.
 """
 
+import functools
+
 import torch
 import torch.nn.functional as F
 
+from backbones import sites
 from backbones.blocks import apply, run_block
+from devices import parallel
 
 
 def through_blocks(dit, x, e, m, sigma, weight, **more):
@@ -48,25 +52,13 @@ def velocity(self, noisy_latents, sigma, cond_latents, text, cache=None, context
     return velocity
 
 
-def context_cache(self, cond_latents):
-    """None: the context sees what follows it, so that it is another at every step."""
-    return None
-
-
 @torch.no_grad()
 def before_head(self, noisy_latents, sigma, cond_latents, text):
     """What `head` takes, of the noisy frames, on the way to `velocity` of the same arguments:
     tokens (B, T, S, C) and embedding (B, T, C)."""
-    found, frames = {}, noisy_latents.shape[2]
-
-    def keep(i, value, *sigma):
-        found["e" if sigma else "x"] = value
-        return value
-
-    with self.block_output(keep), self.timestep_embedding(keep):
-        self.velocity(noisy_latents, sigma, cond_latents, text)
-    x = found["x"].unflatten(1, (found["e"].shape[1], -1))
-    return x[:, -frames:].clone(), found["e"][:, -frames:].clone()
+    x, e = sites.last(self, noisy_latents, sigma, cond_latents, text)
+    frames = noisy_latents.shape[2]
+    return x.unflatten(1, (e.shape[1], -1))[:, -frames:].clone(), e[:, -frames:].clone()
 
 
 def head(self, x, e, noisy_latents, sigma):
@@ -81,7 +73,8 @@ def denoise(model, scheduler, sigmas, latents, contexts, texts, guidance_scale, 
     each after the next of `contexts`. texts: the negative and the positive one, or that alone."""
     for t, sigma in zip(scheduler.timesteps, sigmas, strict=True):
         given = latents, sigma.view(1).to(model.device), next(contexts)
-        v = [model.velocity(*given, text, context_noise=context_noise) for text in texts]
+        velocity = functools.partial(model.velocity, *given, context_noise=context_noise)
+        v = parallel.each(velocity, texts)
         v = v[0] + guidance_scale * (v[-1] - v[0]) if len(v) > 1 else v[0]
         latents = scheduler.step(v, t, latents, return_dict=False)[0]
     return latents

@@ -53,6 +53,12 @@ def noise_beside(latents, known):
     return torch.randn(shape, generator=generator_of(latents.detach())).to(latents.device)
 
 
+def with_context(cond_latents, noise, sigma, x):
+    """cond_latents with noise at sigma (B,), and x after them."""
+    weight = sigma.view(-1, 1, 1, 1, 1)
+    return torch.cat([(1 - weight) * cond_latents + weight * noise, x], dim=2)
+
+
 def contexts(cond_latents, noise, sigma):
     """cond_latents with noise at sigma, a new one each time, without end. The initial noise alone
     decides which, so that two methods that continue from one see the same contexts."""

@@ -11,7 +11,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 from backbones import per_frame, pixels, sites
 from backbones.blocks import MODULATION
 from backbones.configs import check_checkpoint, read_config
-from backbones.parts import autoencoder_class, load_part, load_weights, place_weights
+from backbones.parts import autoencoder_class, device_and_dtype, load_part, load_weights, set_up
 from backbones.per_frame import denoise
 from backbones.sampling import contexts
 from backbones.skyreels_configs import SHIFT, SKYREELS, geometry
@@ -24,7 +24,6 @@ PROMPT_TOKENS, GUIDANCE_SCALE = 512, 6.0  # of its authors' sampler
 SCHEDULERS = {
     cls.__name__: cls for cls in (FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler)
 }
-STAYS = "scale_shift_table"  # of a block: read outside its forward
 # read as float32, or small
 NOT_FLOAT8 = ("patch_embedding", "condition_embedder", "fps", "norm", "proj_out")
 
@@ -35,27 +34,20 @@ class SkyReels:
     sigma_min = 0.001
     linears, norms, modulation_parts = LINEARS, NORMS, MODULATION
     prompt_folders = ("text_encoder", "tokenizer")
+    stays = "scale_shift_table"  # of a block: read outside its forward
+    prompt_tokens, guidance_scale = PROMPT_TOKENS, GUIDANCE_SCALE
+    network_sign = 1
 
     def __init__(self, dit, vae, prompt_encoder, scheduler, device, geometry):
-        self.dit, self.vae, self.prompt_encoder = dit, vae, prompt_encoder
-        self.scheduler, self.device, self.geometry = scheduler, torch.device(device), geometry
-        self.prompt_tokens, self.guidance_scale = PROMPT_TOKENS, GUIDANCE_SCALE
-        self.network_sign = 1
-        self.stacks, self.depth = geometry.stacks, geometry.depth
-        self.hidden_width, self.embedding_width = geometry.hidden_width, geometry.embedding_width
+        set_up(self, dit, vae, prompt_encoder, device, geometry)
+        self.scheduler = scheduler
         self.latent_channels = dit.config.out_channels
-        self.velocity_site = []
-        self.placed = None
-        for module in (dit, vae):
-            if module is not None:
-                module.requires_grad_(False).eval()
 
     @classmethod
     def from_folder(cls, folder, device="cpu", dtype=None, float8=False):
         """Loads transformer/ vae/ text_encoder/ tokenizer/ scheduler/ to the CPU. model_index.json
         may say what differs from the release."""
-        device = torch.device(device)
-        dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
+        device, dtype = device_and_dtype(device, dtype)
         stated, multiple, config = check_checkpoint(folder, SKYREELS)
         sampler = read_config(folder / "scheduler" / "scheduler_config.json")["_class_name"]
         model = cls(
@@ -68,28 +60,18 @@ class SkyReels:
         )
         if float8:
             offload.store_float8(model.dit, dtype, NOT_FLOAT8)
-            model.dit.has_weight_hooks = True
         model.prompt_tokens = stated.get("max_sequence_length", PROMPT_TOKENS)
         model.guidance_scale = stated.get("guidance_scale", GUIDANCE_SCALE)
         return model
 
-    @property
-    def prompt_settings(self):
-        return self.prompt_encoder.dtype, self.device.type, self.prompt_tokens
-
-    def place(self, plan):
-        """The "vae" visits the device only while it works; "blocks" are streamed from host."""
-        place_weights(self, plan, STAYS)
-
-    recompute, tokens_per_latent = sites.recompute, sites.tokens_per_latent
+    prompt_settings = property(sites.prompt_settings)
+    place, recompute = sites.place, sites.recompute
+    tokens_per_latent = sites.tokens_per_latent
 
     # Pixels and text
 
     encode, decode = pixels.encode, pixels.decode
-
-    def embed_each(self, prompts):
-        """Of each prompt {"embeds": (1, 1, L, width), "mask": (1, L)}, on the CPU."""
-        return self.prompt_encoder(prompts, self.device, self.prompt_tokens)
+    embed_each = sites.embed_each
 
     # Sites
 
@@ -100,7 +82,7 @@ class SkyReels:
     # Velocity and sampling
 
     text_for_dit = staticmethod(padded)
-    velocity, context_cache = per_frame.velocity, per_frame.context_cache
+    velocity, context_cache = per_frame.velocity, sites.context_cache
     before_head, head = per_frame.before_head, per_frame.head
 
     @torch.no_grad()

@@ -1,6 +1,6 @@
 """Does LiteVSR's adapter restore clips that it never saw, and what does adapting to each add?
 
-    python -m benchmarks.restoration_study --videos ../shared/clips/metadata.csv --adapt 20
+    python -m benchmarks.restoration_study --videos MANIFEST --adapter FOLDER --adapt 20
 
 The first frames of each clip, cut to the adapter's size, are damaged by a draw of their own and
 restored. PSNR, SSIM and LPIPS, and PSNR of luma, without a border as wide as the scale, of bicubic
@@ -30,7 +30,6 @@ from litevsr.degradation import Degradation
 from litevsr.enlarging import Enlarger
 from litevsr.files import load_adapter
 from litevsr.progress import attention
-from litevsr.restore import ADAPTER
 from litevsr.restorer import Restorer
 from litevsr.scores import measured
 from report.statistics import clustered_interval
@@ -42,11 +41,11 @@ METRICS = ("psnr_db", "ssim", "lpips", "luma_psnr_db")
 
 
 def arguments():
-    parser = Parser(__doc__, "%(prog)s --videos MANIFEST [flags]")
+    parser = Parser(__doc__, "%(prog)s --videos MANIFEST --adapter FOLDER [flags]")
     add = parser.add_argument_group("flags").add_argument
     add("--videos", type=Path, required=True, metavar="MANIFEST")
     add("--checkpoint", type=Path, default=NANO, metavar="FOLDER")
-    add("--adapter", type=Path, default=ADAPTER, metavar="FOLDER")
+    add("--adapter", type=Path, required=True, metavar="FOLDER")
     add("--adapt", type=at_least(0), default=0, metavar="N", help="steps on each clip itself")
     add("--limit", type=at_least(1), help="clips")
     add("--out", type=Path, metavar="FILE", help="a JSON of every clip's scores")

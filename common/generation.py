@@ -8,13 +8,17 @@ from common.errors import MisfitError, UsageError
 from common.loss import random_stream
 from common.stages import stage
 from common.values import at_least, finite
+from devices import parallel
 from devices.placement import within_memory
+
+STEPS, DISTILLED_STEPS = 50, 16
+DISTILLED_MOST = 50  # steps of the schedule that the weights were distilled on
 
 
 def add_arguments(group):
     group.add_argument(
-        "--sampling-steps", type=at_least(1, 10_000), default=50, changes="generation",
-        help="of the schedule",
+        "--sampling-steps", type=at_least(1, 10_000), metavar="N", changes="generation",
+        help=f"of the schedule (default: {STEPS}, of distilled weights {DISTILLED_STEPS})",
     )  # fmt: skip
     group.add_argument(
         "--samples", type=at_least(1, 1024), default=1, metavar="N", changes="generation",
@@ -26,7 +30,7 @@ def add_arguments(group):
     )  # fmt: skip
     group.add_argument(
         "--guidance-scale", type=finite, changes="generation",
-        help="1 or less: none; by default the checkpoint's own",
+        help="1 or less: none; by default the checkpoint's own, of distilled weights none",
     )  # fmt: skip
     group.add_argument(
         "--negative-prompt", default="", metavar="TEXT", changes="generation",
@@ -37,6 +41,40 @@ def add_arguments(group):
         help="options of the continuation that this model has; no loss is taken with them. "
         "--dry-run prints them, with their defaults",
     )  # fmt: skip
+
+
+def fill(args, geometry):
+    """What is asked of sampling, with the defaults of the model, or those of its distilled weights
+    in place of what is not given. Raises UsageError."""
+    given = args.sampling or ()
+    args.sampling = sampling_options(given, geometry.sampling, geometry.sampling_ranges)
+    distilled = args.sampling.get("distilled", False)
+    args.sampling_steps = args.sampling_steps or (DISTILLED_STEPS if distilled else STEPS)
+    if distilled:
+        fill_distilled(args, given)
+    scale = args.guidance_scale
+    if args.parallel == "guidance" and scale is not None and scale <= 1:
+        raise UsageError("--parallel guidance: without guidance there is one branch; take context")
+
+
+def fill_distilled(args, given):
+    """As fill; given are the KEY=VALUEs."""
+    if not args.lora:
+        raise UsageError(
+            "--sampling distilled=true: needs the distilled weights, --lora "
+            "FOLDER/lora/cfg_step_lora.safetensors of LongCat's release"
+        )
+    if args.sampling["enhance_hf"] and any(text.startswith("enhance_hf=") for text in given):
+        raise UsageError(
+            "--sampling enhance_hf=true: the distilled schedule has no such steps; leave it out"
+        )
+    if args.sampling_steps > DISTILLED_MOST:
+        raise UsageError(
+            f"--sampling-steps {args.sampling_steps}: the distilled schedule has at most "
+            f"{DISTILLED_MOST}"
+        )
+    args.sampling["enhance_hf"] = False
+    args.guidance_scale = 1.0 if args.guidance_scale is None else args.guidance_scale
 
 
 def sampling_options(given, own, ranges):
@@ -87,7 +125,7 @@ def continuation(model, clip, args, record, name):
     shape = list(clip.cond_latents.shape)
     shape[2] = clip.window.new_latents
     noise = torch.randn(shape, generator=random_stream(clip.seed, clip.video.id, name))
-    with stage(record, "generate", model.device):
+    with stage(record, "generate", model.device), parallel.sampling(args.parallel):
         latents = within_memory(
             model,
             lambda: model.generate(

@@ -8,6 +8,7 @@ import backbones
 from backbones import hub
 from common.errors import MisfitError, UsageError
 from common.values import count_of_blocks, frame_size
+from devices import parallel, ranks
 from devices.compiling import compiles
 from devices.placement import PLANS, Placement
 
@@ -23,6 +24,11 @@ def add_arguments(group):
     group.add_argument(
         "--download", action="store_true", changes=None, baseline=True,
         help="fetch a --checkpoint OWNER/NAME that the cache does not hold",
+    )  # fmt: skip
+    group.add_argument(
+        "--lora", type=Path, metavar="FILE", changes="generation", known_by="checkpoint_sha256",
+        help="LongCat's low-rank updates, merged into its weights: of its distilled weights "
+        "lora/cfg_step_lora.safetensors",
     )  # fmt: skip
     group.add_argument(
         "--size", type=frame_size, metavar="WxH", changes="generation",
@@ -56,6 +62,11 @@ def add_speed(group):
         help="torch.compile of the repeated block; last digits differ; not with fp8 or streamed "
         "blocks",
     )  # fmt: skip
+    group.add_argument(
+        "--parallel", choices=parallel.WAYS, default="none", changes=None,
+        help="under torchrun, sampling over its processes: guidance's branches apart, or the "
+        "tokens (context) split; numbers to rounding",
+    )  # fmt: skip
 
 
 def geometry_of(args):
@@ -80,6 +91,8 @@ def check(args, geometry):
             f"--checkpoint {args.checkpoint}: a text-to-video model: its network was never shown "
             "clean frames, so it can continue none"
         )
+    check_lora(args, geometry)
+    check_parallel(args, geometry)
     for flag, value in (("--weights", "fp8"), ("--offload", "blocks")):
         if args.compile and value in (args.weights, args.offload):  # a graph keeps what they swap
             raise UsageError(f"--compile: not together with {flag} {value}")
@@ -90,6 +103,41 @@ def check(args, geometry):
         raise MisfitError(
             f"--size {size[1]}x{size[0]}: this checkpoint needs multiples of {multiple}, such as "
             f"{width}x{height}"
+        )
+
+
+def check_lora(args, geometry):
+    """Raises UsageError where --lora does not fit; no weight is read."""
+    if not args.lora:
+        return
+    if geometry.class_name not in backbones.LORA:
+        raise MisfitError(f"--lora {args.lora}: made for LongCat, not {geometry.class_name}")
+    try:
+        backbones.check_lora(args.checkpoint, args.lora)
+    except backbones.LoRAError as error:
+        raise UsageError(f"--lora {args.lora}: {error}") from error
+
+
+def check_parallel(args, geometry):
+    """Raises UsageError where sampling cannot be split as --parallel says."""
+    flag, count = f"--parallel {args.parallel}", ranks.count()
+    if args.parallel == "none":
+        return
+    if count == 1:
+        raise UsageError(
+            f"{flag}: there is one process; start the script with torchrun --nproc-per-node 2"
+        )
+    if args.parallel != "context":
+        return
+    if geometry.class_name not in backbones.SPLIT:
+        raise MisfitError(f"{flag}: not built for {geometry.class_name}; take guidance")
+    if args.compile:
+        raise UsageError(f"{flag}: not together with --compile")
+    height, width = args.size or geometry.size
+    tokens = height * width // geometry.size_multiple**2
+    if tokens % count:
+        raise UsageError(
+            f"{flag}: the {tokens} tokens of a latent do not split over {count} processes"
         )
 
 
@@ -112,8 +160,12 @@ def check_limits(args, geometry):
 def load_model(args):
     """The backbone of args.checkpoint on args.device; its `frame_size` is args.size or its own."""
     device = pick_device(args.device)
+    ranks.start(device)
+    more = {"float8": args.weights == "fp8", "lora": args.lora}
     try:
-        model = backbones.load(args.checkpoint, device, place=None, float8=args.weights == "fp8")
+        model = backbones.load(args.checkpoint, device, place=None, **more)
+    except backbones.LoRAError as error:
+        raise UsageError(f"--lora {args.lora}: {error}") from error
     except backbones.CheckpointError as error:
         raise UsageError(f"--checkpoint: {error}") from error
     model.compiled = args.compile and compiles(model)
@@ -126,7 +178,7 @@ def pick_device(name):
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        device = torch.empty(1, device=name).device  # with its index
+        device = torch.empty(1, device=ranks.own_device(name)).device  # with its index
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise UsageError(f"--device {name}: not usable here ({reason}); try cpu") from error

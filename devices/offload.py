@@ -3,7 +3,8 @@ float8. Both through the hooks of diffusers, which are made for inference; what 
 beside them is here.
 
 A block's graph keeps the weights it was computed with, so only with recomputed blocks is memory
-saved.
+saved. A transformer is told by `has_weight_hooks` that these must see the end of a recomputed block
+too.
 """
 
 import torch
@@ -46,6 +47,7 @@ def stream_blocks(dit, blocks, device, stays):
         hooks.append(GroupOffloadingHook(group, config=config))
         registry = HookRegistry.check_if_exists_or_initialize(block)
         registry.register_hook(hooks[-1], "group_offloading")
+    dit.has_weight_hooks = True
     dit.register_forward_pre_hook(lambda *_: prefetch_in_order(hooks))
     dit.register_forward_hook(lambda *_: prefetch_in_order(hooks[::-1], torch.is_grad_enabled()))
 
@@ -64,3 +66,4 @@ def store_float8(dit, compute_dtype, not_these):
     apply_layerwise_casting(
         dit, torch.float8_e4m3fn, compute_dtype, skip_modules_pattern=not_these, non_blocking=True
     )
+    dit.has_weight_hooks = True

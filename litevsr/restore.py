@@ -1,11 +1,11 @@
-"""Restores a low-resolution video: python -m litevsr.restore low.mp4 --out high.mp4
+"""Restores a low-resolution video with a frozen model and an adapter that litevsr.train made.
 
-Without --checkpoint and --adapter it is nano with the adapter of this repository. Long clips go
-through in windows, large ones in tiles; frame rate and sound are kept. With --adapt N a vector of
+Long clips go through in windows, large ones in tiles; frame rate and sound are kept. With --adapt N a vector of
 adasteer.py is learned first, in N steps on the clip itself and a copy of it that is damaged again;
 with --truth both are scored against the sharp video.
 
-    python -m litevsr.restore low.mp4 --out high.mp4 --steps 4 --adapt 20 --truth sharp.mp4
+    python -m litevsr.restore low.mp4 --out high.mp4 --adapter FOLDER --steps 4
+    python -m litevsr.restore low.mp4 --out high.mp4 --adapter FOLDER --adapt 20 --truth sharp.mp4
 """
 
 import runs  # first: it says how torch's threads wait
@@ -26,8 +26,6 @@ from litevsr.scores import scores
 from litevsr.video import frames_of, write
 from runs.parser import Parser
 
-ADAPTER = Path(__file__).parent / "nano"
-
 
 def arguments():
     parser = Parser(__doc__, "%(prog)s VIDEO --out FILE [flags]")
@@ -35,7 +33,7 @@ def arguments():
     add = parser.add_argument_group("flags").add_argument
     add("--out", type=Path, required=True, metavar="FILE", help="an mp4")
     add("--checkpoint", type=Path, default=NANO, metavar="FOLDER", help="the frozen model")
-    add("--adapter", type=Path, default=ADAPTER, metavar="FOLDER", help="litevsr.train's --out")
+    add("--adapter", type=Path, required=True, metavar="FOLDER", help="litevsr.train's --out")
     add("--scale", type=at_least(2, 16), help="must be the adapter's, and is where not given")
     add("--steps", type=at_least(1, 1000), default=4, help="of sampling")
     add("--overlap", type=at_least(0), default=4, help="frames that windows share")

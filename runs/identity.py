@@ -31,7 +31,7 @@ def describe(args, manifest_sha256, lpips=None, **facts):
         "flags": args.flags,
         "manifest_sha256": manifest_sha256,
         **facts,
-        "checkpoint_sha256": fingerprint(args.checkpoint),
+        "checkpoint_sha256": network_sha256(args.checkpoint, vars(args).get("lora")),
         "adapter_sha256": adapter_sha256(args),
         "source_sha256": source_sha256(),
         "versions": {
@@ -75,6 +75,14 @@ def plain_arguments(args):
     arguments = {k: v for k, v in vars(args).items() if k not in TABLES}
     arguments = {k: str(v) if isinstance(v, Path) else v for k, v in arguments.items()}
     return json.loads(json.dumps(arguments))
+
+
+def network_sha256(checkpoint, lora=None):
+    """Of the checkpoint, and of what --lora merges into its weights."""
+    digest = fingerprint(checkpoint)
+    if not lora:
+        return digest
+    return hashlib.sha256(f"{digest}\n{digest_of([lora], lora)}".encode()).hexdigest()
 
 
 def fingerprint(checkpoint):

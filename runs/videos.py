@@ -53,8 +53,7 @@ def complete(args, method):
     for module in (adaptation, todo, loss, stopping):
         module.check(args)
     clip.Window.of(args, geometry)
-    own = geometry.sampling, geometry.sampling_ranges
-    args.sampling = generation.sampling_options(args.sampling, *own)
+    generation.fill(args, geometry)
     if hasattr(method, "check"):
         method.check(args)
     if hasattr(method, "fits"):

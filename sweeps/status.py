@@ -4,7 +4,7 @@ import functools
 import shlex
 
 from runs.claims import is_live
-from runs.identity import difference, fingerprint, plain_arguments, read_config
+from runs.identity import difference, network_sha256, plain_arguments, read_config
 from runs.names import printable
 from runs.results import read_record
 from sweeps.files import load_yaml
@@ -62,7 +62,7 @@ def other_run(row):
         path = row.out / "config.json"
         return f"{path.name} is damaged" if path.exists() else ""
     asked = row.args.kind.facts(row.args) | {
-        "checkpoint_sha256": known(row.args.checkpoint),
+        "checkpoint_sha256": known(row.args.checkpoint, vars(row.args).get("lora")),
         "arguments": plain_arguments(row.args),
     }
     found = difference(config, asked)
@@ -81,4 +81,4 @@ def is_complete(row):
     return status(row)["done"] == len(videos_of(row.args))
 
 
-known = functools.cache(fingerprint)  # of a checkpoint, which all rows share
+known = functools.cache(network_sha256)  # of a checkpoint, which all rows share

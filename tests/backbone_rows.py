@@ -1,8 +1,9 @@
-"""Every backbone, with a tiny random checkpoint and the exact answer in place of its network."""
+"""Every backbone: a tiny random checkpoint, the exact answer in place of its network, and what else
+differs where tests are the same for all."""
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,8 @@ from toy import (
     make_skyreels,
     make_wan,
 )
+
+from backbones import opensora2_configs, opensora13_configs
 
 
 @contextlib.contextmanager
@@ -97,18 +100,72 @@ def opensora13_answers(model, clean):
     return answering(model, forward)
 
 
+SCHEDULER, INDEX = "scheduler/scheduler_config.json", "model_index.json"
+OF_DIFFUSERS = (  # files of configuration, as diffusers saves a pipeline
+    "transformer/config.json", SCHEDULER, "vae/config.json", "text_encoder/config.json", INDEX
+)  # fmt: skip
+OF_OPENSORA2 = (
+    opensora2_configs.DIT_CONFIG, opensora2_configs.VAE_CONFIG,
+    f"{opensora2_configs.T5}/config.json", f"{opensora2_configs.CLIP}/config.json", INDEX,
+)  # fmt: skip
+OF_OPENSORA13 = (
+    *(
+        f"{part}/config.json"
+        for part in (opensora13_configs.DIT, opensora13_configs.VAE, opensora13_configs.T5)
+    ),
+    INDEX,
+)
+
+
 @dataclass(frozen=True)
 class Row:
     make: Callable[[Path], Path]  # a tiny random checkpoint into a folder
     answers: Callable  # (model, clean latents): a context with the exact network
+    files: tuple = OF_DIFFUSERS  # that configure it
+    sampling: str = ""  # an option that it alone has
+    frames: dict = field(default_factory=lambda: {"generated": [33, 49]})  # of its own window
+    clips: int = 1  # of a run from the command line
+    float8: tuple = ()  # linear layers that --weights fp8 stores so
+    float32: tuple = ()  # and some that it leaves
 
 
+IN_A_BLOCK = ("transformer_blocks.0.attn1.to_q",)
 BACKBONES = {
     "LongCatVideoTransformer3DModel": Row(make_checkpoint, longcat_answers),
-    "SkyReelsV2Transformer3DModel": Row(make_skyreels, skyreels_answers),
-    "MMDiT": Row(make_opensora2, opensora2_answers),
-    "STDiT3": Row(make_opensora13, opensora13_answers),
-    "WanTransformer3DModel": Row(make_wan, skyreels_answers),
-    "LTXVideoTransformer3DModel": Row(make_ltx, skyreels_answers),
-    "CogVideoXTransformer3DModel": Row(make_cogvideox, cogvideox_answers),
-}
+    "SkyReelsV2Transformer3DModel": Row(
+        make_skyreels, skyreels_answers, sampling="context_noise=0.02", clips=2,
+        float8=("blocks.0.attn1.to_q",),
+        float32=("condition_embedder.time_proj", "fps_projection.net.2"),
+    ),
+    "MMDiT": Row(
+        make_opensora2, opensora2_answers, OF_OPENSORA2, "guidance_img=2", {"generated": [33, 65]},
+        float8=("double_blocks.0.img_attn.q_proj", "single_blocks.0.linear2"),
+        float32=(
+            "img_in", "time_in.in_layer", "double_blocks.0.img_mod.lin",
+            "single_blocks.0.modulation.lin", "final_layer.linear",
+        ),
+    ),
+    "STDiT3": Row(
+        make_opensora13, opensora13_answers, OF_OPENSORA13, "guidance_img=2",
+        float8=("spatial_blocks.0.attn.qkv", "temporal_blocks.3.mlp.fc2"),
+        float32=(
+            "x_embedder.proj", "t_block.1", "y_embedder.y_proj.fc1", "final_layer.linear",
+            "spatial_blocks.0.attn.q_norm",
+        ),
+    ),
+    "WanTransformer3DModel": Row(
+        make_wan, skyreels_answers,
+        float8=("blocks.0.attn1.to_q",), float32=("condition_embedder.time_proj",),
+    ),
+    "LTXVideoTransformer3DModel": Row(
+        make_ltx, skyreels_answers, sampling="image_cond_noise_scale=0.15", clips=2,
+        float8=IN_A_BLOCK, float32=("time_embed.linear",),
+    ),
+    "CogVideoXTransformer3DModel": Row(
+        make_cogvideox, cogvideox_answers, sampling="dynamic_guidance=true",
+        frames={"conditioning": [16, 17], "generated": [17, 33]},
+        float8=IN_A_BLOCK, float32=("transformer_blocks.0.norm1.linear",),
+    ),
+}  # fmt: skip
+# LongCat's own tests, and nano's, are those of test_scripts.py, test_configs.py, test_placement.py
+OTHERS = [name for name in BACKBONES if name != "LongCatVideoTransformer3DModel"]

@@ -4,10 +4,12 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import functools
 import signal
 import sys
 
 import pytest
+from backbone_rows import BACKBONES
 from hypothesis import HealthCheck, settings
 from oracles import LONGCAT, SHARED
 from toy import make_checkpoint, toy_clip
@@ -45,6 +47,17 @@ def own_cache(tmp_path_factory):
 def toy_checkpoint(tmp_path_factory):
     """A random checkpoint in the official layout, sharded DiT and Wan VAE included."""
     return make_checkpoint(tmp_path_factory.mktemp("toy") / "LongCat-Video")
+
+
+@pytest.fixture(scope="session")
+def checkpoint_of(tmp_path_factory):
+    """Name of a row of backbone_rows.py -> its checkpoint, made when it is first asked for."""
+
+    @functools.cache
+    def made(name):
+        return BACKBONES[name].make(tmp_path_factory.mktemp("toy") / "checkpoint")
+
+    return made
 
 
 @pytest.fixture(scope="module")

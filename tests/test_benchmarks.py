@@ -17,15 +17,13 @@ from benchmarks import (
     generate,
     layers,
     longcat_h200,
-    ltx_memory,
+    model_memory,
     precision,
     scaling,
     shown_answer,
-    skyreels_memory,
     start,
     stopping_study,
     vjepa_step,
-    wan_memory,
 )
 from common.errors import UsageError
 from runs.identity import ROOT
@@ -72,12 +70,14 @@ def test_bfloat16_stays_close(monkeypatch, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("benchmark", [skyreels_memory, wan_memory, ltx_memory])
-def test_memory_is_predicted_by_stage(benchmark, monkeypatch, capsys):
+@pytest.mark.parametrize("model", model_memory.MODELS)
+def test_memory_is_predicted_by_stage(model, monkeypatch, capsys):
     """More where more is kept and for larger frames; of a real run the same bytes."""
     small, large = "64x32", "96x64"
-    monkeypatch.setattr(sys, "argv", ["memory", "--small", "--sizes", small, large])
-    benchmark.main()
+    monkeypatch.setattr(
+        sys, "argv", ["memory", "--model", model, "--small", "--sizes", small, large]
+    )
+    model_memory.main()
     line = r"(\S+) (.*): (\S+) GB predicted"
     found = {(s, n): float(g) for s, n, g in re.findall(line, capsys.readouterr().out)}
     stages = {name for _, name in found}
@@ -89,7 +89,7 @@ def test_memory_is_predicted_by_stage(benchmark, monkeypatch, capsys):
 
 def test_what_is_counted_is_what_is_alive():
     module = torch.nn.Linear(10, 10, bias=False)  # 400 bytes
-    with skyreels_memory.Alive(module) as alive:
+    with model_memory.Alive(module) as alive:
         x = torch.zeros(1000)
         y = x + 1
         del x

@@ -36,6 +36,13 @@ def changed(checkpoint, folder, file, *, text=None, **values):
     return folder
 
 
+def without(checkpoint, folder, part):
+    """As changed, without a file or folder."""
+    shutil.copytree(checkpoint, folder, copy_function=os.symlink)
+    shutil.rmtree(folder / part) if (folder / part).is_dir() else (folder / part).unlink()
+    return folder
+
+
 WRONG = [
     (SCHEDULER, "shift", NAN, "NaN; it must be a"),
     (SCHEDULER, "shift", 0, "0; it must be a number from 0.1 to 100"),

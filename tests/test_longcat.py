@@ -78,7 +78,7 @@ def test_euler_example():
         model.generate(
             values["cond_latents"][..., :2, :2], prompt("vc_generation"), None, latents[0],
             steps=entry["num_inference_steps"], guidance_scale=1.0,
-            enhance_hf=entry["enhance_hf"], distill=entry["use_distill"],
+            enhance_hf=entry["enhance_hf"], distilled=entry["use_distill"],
             on_step=lambda v, after: latents.append(after),
         )  # fmt: skip
     sigmas = sigmas[model.depth + 1 :: model.depth + 1]  # once an evaluation; first the cache's
@@ -115,7 +115,7 @@ def sample(entry, method=None):
         final = model.generate(
             values["cond_latents"], prompt("vc_generation"), prompt("vc_generation", "negative_"),
             noise, steps=entry["num_inference_steps"], guidance_scale=entry["guidance_scale"],
-            enhance_hf=entry["enhance_hf"], distill=entry["use_distill"],
+            enhance_hf=entry["enhance_hf"], distilled=entry["use_distill"],
             use_cache=entry["use_kv_cache"], on_step=lambda v, latents: after.append((v, latents)),
         )  # fmt: skip
     return final, sigmas, branches, after

@@ -1,8 +1,5 @@
-"""The LTX-Video backbone against diffusers' own transformer and pipeline, and every method on it
-from the command line."""
+"""The LTX-Video backbone against diffusers' own transformer and pipeline."""
 
-import importlib
-import json
 from types import SimpleNamespace
 
 import diffusers
@@ -11,22 +8,13 @@ import pytest
 import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from diffusers.pipelines.ltx import pipeline_ltx_condition as official
-from oracles import SHARED, assert_near
-from test_scripts import SCRIPTS
-from toy import loss_of, make_ltx, new, sample, toy_clip
+from oracles import assert_near
+from toy import loss_of, make_ltx, sample, toy_clip
 
-import adasteer
 import backbones
-from adasteer import AdaSteer
-from backbones.ltx_dit import LTXVideoTransformer3DModel
 from backbones.ltx_sampling import linear_quadratic, schedule
 from backbones.sampling import generator_of
-from devices.compiling import compile_blocks
-from lora_tta import LoRA
-from norm_tta import NormTTA
 
-CLIPS = SHARED / "clips" / "metadata.csv"
-needs_clips = pytest.mark.skipif(not CLIPS.is_file(), reason=f"no real clips at {SHARED}")
 OF_0_9_0 = {  # its scheduler
     "use_dynamic_shifting": True, "base_shift": 0.95, "max_shift": 2.05,
     "base_image_seq_len": 1024, "max_image_seq_len": 4096, "shift_terminal": 0.1,
@@ -81,12 +69,6 @@ def theirs(checkpoint):
     return call
 
 
-def test_parameters_of_the_release():
-    with torch.device("meta"):
-        dit = LTXVideoTransformer3DModel()
-    assert sum(p.numel() for p in dit.parameters()) == 1_923_385_472
-
-
 @pytest.mark.parametrize("known", [0, 1, 2])
 def test_velocity_is_the_transformers_own_output(model, theirs, clip, known):
     """noise - latents, as it is: the minus in diffusers' pipeline is its scheduler's."""
@@ -116,26 +98,6 @@ def test_padding_of_a_prompt_is_not_seen(model, clip):
         losses.append(loss_of(model, SimpleNamespace(**vars(clip) | {"text": text})))
     assert_near(losses[0], plain, 1e-6)
     assert abs(losses[1] - plain) > 1e-4
-
-
-def test_one_group_is_a_hook_on_the_time_embedder(model, clip):
-    """Blocks and final layer: everything that reads the embedding."""
-    delta = torch.linspace(-0.5, 0.5, model.embedding_width)
-    method, _ = new(AdaSteer, "--groups 1 --final-layer", model, clip)
-    blocks_alone, _ = new(AdaSteer, "--groups 1", model, clip)
-    with torch.no_grad():
-        for each in (method, blocks_alone):
-            each.named_parameters()["delta.0"].copy_(delta)
-    with method.attached():
-        found, latents = loss_of(model, clip), sample(model, clip)
-    handle = model.dit.time_embed.emb.register_forward_hook(lambda *given: given[2] + delta)
-    expected, expected_latents = loss_of(model, clip), sample(model, clip)
-    handle.remove()
-    assert abs(expected - loss_of(model, clip)) > 1e-4
-    assert_near(found, expected, 1e-5)
-    assert_near(latents, expected_latents, 1e-5)
-    with blocks_alone.attached():
-        assert abs(loss_of(model, clip) - expected) > 1e-5  # the final layer reads it too
 
 
 def draws_of(noise, known, steps):
@@ -238,80 +200,3 @@ def test_of_0_9_1_decoding_draws_nothing_of_others(tmp_path):
     assert torch.equal(model.decode(latents), found)
     model.decode_noise_scale = 0.5
     assert not torch.equal(model.decode(latents), found)
-
-
-def test_gradients_stay_however_blocks_are_run(checkpoint, clip):
-    """Compiled, recomputed, streamed from host memory."""
-    torch._dynamo.reset()
-    gradients = []
-    for way in ("plain", "compiled", "recomputed", "streamed"):
-        model = backbones.load(checkpoint, place="blocks" if way == "streamed" else "none")
-        model.recompute(None if way in ("recomputed", "streamed") else 0)
-        if way == "compiled":
-            compile_blocks(model, "aot_eager")
-            torch._dynamo.config.suppress_errors = False  # here an error is an error
-        adapted, _ = new(AdaSteer, "--groups 2 --final-layer own", model, clip)
-        with adapted.attached():
-            loss_of(model, clip).backward()
-        gradients.append([p.grad for p in adapted.named_parameters().values()])
-    torch._dynamo.reset()
-    assert all(g.any() for g in gradients[0])
-    for found in gradients[1:]:
-        for actual, expected in zip(found, gradients[0], strict=True):
-            assert_near(actual, expected, 1e-5)
-
-
-def test_float8_stays_close(checkpoint, model, clip):
-    rounded = backbones.load(checkpoint, float8=True)
-    stored = {name: p.dtype for name, p in rounded.dit.named_parameters()}
-    assert stored["transformer_blocks.0.attn1.to_q.weight"] == torch.float8_e4m3fn
-    assert stored["time_embed.linear.weight"] == torch.float32
-    for method in (AdaSteer, LoRA, NormTTA):
-        gradients = []
-        for blocks in (0, None):
-            rounded.recompute(blocks)
-            adapted, _ = new(method, "--norms qk" * (method is NormTTA), rounded, clip)
-            with adapted.attached():
-                loss_of(rounded, clip).backward()
-            gradients.append([p.grad for p in adapted.named_parameters().values()])
-        assert all(torch.equal(*pair) for pair in zip(*gradients, strict=True))
-    exact = sample(model, clip)
-    assert (sample(rounded, clip) - exact).square().mean() < 0.01 * exact.square().mean()
-
-
-@needs_clips
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_every_method_from_the_command_line(name, checkpoint, script, tmp_path):
-    """The column LTX-Video of the README's table of methods."""
-    flags = ["--checkpoint", checkpoint, "--videos", CLIPS, "--limit", 2, "--save-adapter"]
-    flags += ["--steps", 2, "--sampling-steps", 2, "--sampling", "image_cond_noise_scale=0.15"]
-    flags += ["--norms", "qk"] * (name == "norm_tta")
-    assert script(importlib.import_module(name), *flags, "--out", tmp_path) == 0
-    records = [json.loads(path.read_text()) for path in (tmp_path / "videos").glob("*.json")]
-    assert len(records) == 2
-    for record in records:
-        assert record["kept"] == "adapted" and len(record["losses"]) == 2
-        assert record["preflight"]["loss"] < record["preflight"]["zero_loss"]
-        assert record["frame_indices"]["generated"] == [33, 49] and record["psnr_db"] > 0
-        assert record["future_loss"] != record["future_loss_before"]
-
-
-@needs_clips
-@pytest.mark.slow  # three runs, of what test_contract.py says of the model's functions
-def test_memory_and_time_are_traded_without_a_number_changing(checkpoint, script, tmp_path):
-    flags = ["--checkpoint", checkpoint, "--videos", CLIPS, "--limit", 1, "--steps", 2]
-    flags += ["--draws", 2, "--groups", 2, "--sampling-steps", 2]
-    ways = {
-        "plain": ["--checkpointing", "none"],
-        "recomputed": ["--checkpointing", "all", "--offload", "vae"],
-        "streamed": ["--checkpointing", "auto", "--offload", "blocks"],
-    }
-    records = []
-    for name, way in ways.items():
-        assert script(adasteer, *flags, *way, "--out", tmp_path / name) == 0
-        (path,) = (tmp_path / name / "videos").glob("*.json")
-        records.append(json.loads(path.read_text()))
-    for key in ("losses", "future_loss", "psnr_db_per_frame", "norms"):
-        assert all(record[key] == records[0][key] for record in records)
-    placed = [(r["placement"]["offload"], r["placement"]["recomputed_blocks"]) for r in records]
-    assert placed == [("none", 0), ("vae", 4), ("blocks", 4)]

@@ -1,36 +1,29 @@
-"""Open-Sora's released folder: its autoencoder and text encoders against their libraries, what is
-refused in one line, what is traded for memory, and every method on it from the command line."""
+"""Open-Sora's released folder: its autoencoder and text encoders against their libraries, what its
+network is shown, groups of two kinds of blocks."""
 
-import importlib
 import json
-import os
-import shutil
 from types import SimpleNamespace
 
 import diffusers
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from oracles import SHARED, assert_near
-from safetensors.torch import load_file, save_file
-from test_configs import ANYTHING, GONE, NAN, changed
-from test_scripts import SCRIPTS
-from toy import OPENSORA2_VAE, loss_of, make_opensora2, new, sample, toy_clip
+from safetensors.torch import load_file
+from test_backbone_files import PARTS
+from test_configs import GONE, changed, without
+from toy import OPENSORA2_VAE, make_opensora2, new, sample, toy_clip
 from transformers import AutoTokenizer, CLIPTextModel, T5EncoderModel
 
 import adasteer
 import backbones
 from adasteer import AdaSteer
 from backbones import hub
-from backbones.opensora2_configs import CLIP, DIT, DIT_CONFIG, RELEASED, T5, VAE, VAE_CONFIG
+from backbones.opensora2_configs import CLIP, DIT_CONFIG, RELEASED, T5, VAE
 from backbones.opensora2_latents import tokens
 from backbones.opensora2_sampling import pack
 from common.clip import Footage, Window, load_clip
 from common.errors import UsageError
 from film_tta import FiLM
-from lora_tta import LoRA
-from norm_tta import NormTTA
 from runs.cli import parse_args
 
 CLIPS = SHARED / "clips" / "metadata.csv"
@@ -157,13 +150,6 @@ def test_the_context_is_shown_clean_and_seen_noisy(model, clip, known):
         assert (noise - others).abs().max() > 1  # of other latents another
 
 
-def test_draws_in_a_batch_are_those_of_one_each(model, clip):
-    noisy, sigma = torch.randn(3, *clip.target.shape[1:]), torch.tensor([0.1, 0.5, 0.9])
-    found = model.velocity(noisy, sigma, clip.context, clip.text)
-    for each, s, v in zip(noisy.split(1), sigma.split(1), found, strict=True):
-        assert_near(model.velocity(each, s, clip.context, clip.text), v[None], 1e-5)
-
-
 def test_methods_see_one_noise_beside_what_they_continue(model, clip):
     """So that two samples differ by what was adapted alone."""
     starts = []
@@ -181,116 +167,11 @@ def test_methods_see_one_noise_beside_what_they_continue(model, clip):
     assert not torch.equal(starts[3], starts[9])
 
 
-# Folders that are refused
-
-
-WRONG = [
-    (DIT_CONFIG, "axes_dim", [8, 8, 4], "three even numbers that add up to"),
-    (DIT_CONFIG, "in_channels", 48, "48; it must be 64, four for each of the vae's"),
-    (DIT_CONFIG, "guidance_embed", True, "true; it must be false"),
-    (DIT_CONFIG, "cond_embed", False, "false; it must be true"),
-    (DIT_CONFIG, "fused_qkv", True, "lacks"),
-    (DIT_CONFIG, "depth", 5, "lacks"),
-    (DIT_CONFIG, "depth", 3, "has no place in this network for"),
-    (DIT_CONFIG, "mlp_ratio", 4.0, "has other shapes than this network for"),
-    (DIT_CONFIG, "theta", NAN, "NaN"),
-    (DIT_CONFIG, "axis_dim", [8, 8, 8], 'unknown key "axis_dim"'),
-    (VAE_CONFIG, "norm_num_groups", 3, "multiples of norm_num_groups = 3"),
-    (VAE_CONFIG, "block_out_channels", [8, 8, 8], "a list of 4 to 4 values"),
-    (VAE_CONFIG, "layers_per_block", 2, "hunyuan_vae.safetensors lacks"),
-    (f"{T5}/config.json", "d_model", 64, "64; it must be 32, of T5 v1.1-XXL here"),
-    (f"{T5}/config.json", "model_type", "umt5", '"umt5"; it must be "t5"'),
-    (f"{CLIP}/config.json", "text_config", {"hidden_size": 32}, "32; it must be 24"),
-    (f"{CLIP}/config.json", "text_config", GONE, "null; it must be an object"),
-    ("model_index.json", "width", 40, "40; it must be a multiple of 16"),
-]
-
-
-@pytest.mark.parametrize(("file", "key", "value", "right"), WRONG)
-def test_wrong_values_are_named(file, key, value, right, checkpoint, tmp_path):
-    folder = changed(checkpoint, tmp_path / "changed", file, **{key: value})
-    with pytest.raises(backbones.CheckpointError) as found:
-        backbones.load(folder)
-    said = str(found.value)
-    assert right in said and "\n" not in said
-
-
-def without(checkpoint, folder, part):
-    shutil.copytree(checkpoint, folder, copy_function=os.symlink)
-    shutil.rmtree(folder / part) if (folder / part).is_dir() else (folder / part).unlink()
-    return folder
-
-
-PARTS = [
-    DIT, VAE, T5, CLIP, f"{T5}/model.safetensors", f"{CLIP}/model.safetensors",
-    f"{T5}/config.json", f"{CLIP}/config.json",
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("part", PARTS)
-def test_a_missing_part_is_one_line(part, checkpoint, script, tmp_path, capsys):
-    folder = without(checkpoint, tmp_path / "less", part)
-    assert script(adasteer, "--checkpoint", folder, "--dry-run", "--out", tmp_path / "out") == 2
-    (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
-    assert line.startswith("adasteer.py: error: --checkpoint: ") and part.split("/")[-1] in line
+@pytest.mark.parametrize("part", PARTS["MMDiT"])
+def test_a_hub_copy_is_whole_where_no_file_of_the_release_is_missing(part, checkpoint, tmp_path):
     assert hub.is_whole(checkpoint)
+    folder = without(checkpoint, tmp_path / "less", part)
     assert hub.is_whole(folder) == part.endswith("config.json")
-
-
-@pytest.mark.parametrize("part", [DIT, VAE])
-@pytest.mark.parametrize("content", [b"", b"not weights", None])
-def test_a_wrong_safetensors_is_one_line(part, content, checkpoint, tmp_path):
-    folder = without(checkpoint, tmp_path / "wrong", part)
-    if content is None:
-        save_file({"some.weight": torch.zeros(2)}, folder / part)
-    else:
-        (folder / part).write_bytes(content)
-    with pytest.raises(backbones.CheckpointError) as found:
-        backbones.load(folder)
-    assert part in str(found.value) and "\n" not in str(found.value)
-
-
-FILES = (DIT_CONFIG, VAE_CONFIG, f"{T5}/config.json", f"{CLIP}/config.json", "model_index.json")
-
-
-@settings(deadline=None, max_examples=20)
-@given(data=st.data())
-def test_any_configuration_gives_a_model_or_one_line(data, checkpoint, tmp_path_factory):
-    file = data.draw(st.sampled_from(FILES))
-    key = data.draw(st.sampled_from([*json.loads((checkpoint / file).read_text()), "_other"]))
-    value = data.draw(st.just(GONE) | ANYTHING)
-    folder = changed(checkpoint, tmp_path_factory.mktemp("any") / "x", file, **{key: value})
-    try:
-        found = backbones.load(folder)
-        clip = toy_clip(found)
-    except backbones.CheckpointError as error:
-        assert "\n" not in str(error)
-        return
-    assert loss_of(found, clip).isfinite()
-
-
-# Placement
-
-
-def test_float8_stays_close(checkpoint, model, clip):
-    rounded = backbones.load(checkpoint, float8=True)
-    stored = {name: p.dtype for name, p in rounded.dit.named_parameters()}
-    for name in ("double_blocks.0.img_attn.q_proj", "single_blocks.0.linear2"):
-        assert stored[f"{name}.weight"] == torch.float8_e4m3fn
-    for name in ("img_in", "time_in.in_layer", "double_blocks.0.img_mod.lin", "final_layer.linear",
-                 "single_blocks.0.modulation.lin"):  # fmt: skip
-        assert stored[f"{name}.weight"] == torch.float32
-    for method in (AdaSteer, LoRA, NormTTA):
-        gradients = []
-        for blocks in (0, None):
-            rounded.recompute(blocks)
-            adapted, _ = new(method, "", rounded, clip)
-            with adapted.attached():
-                loss_of(rounded, clip).backward()
-            gradients.append([p.grad for p in adapted.named_parameters().values()])
-        assert all(torch.equal(*pair) for pair in zip(*gradients, strict=True))
-    exact = sample(model, clip)
-    assert (sample(rounded, clip) - exact).square().mean() < 0.01 * exact.square().mean()
 
 
 # Options of the methods
@@ -341,20 +222,6 @@ def test_groups_that_do_not_fit(model, clip, flags, words):
 
 
 @needs_clips
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_every_method_from_the_command_line(name, checkpoint, script, tmp_path):
-    flags = ["--checkpoint", checkpoint, "--videos", CLIPS, "--limit", 1, "--save-adapter"]
-    flags += ["--steps", 2, "--sampling-steps", 2, "--sampling", "guidance_img=2"]
-    assert script(importlib.import_module(name), *flags, "--out", tmp_path) == 0
-    (path,) = (tmp_path / "videos").glob("*.json")
-    record = json.loads(path.read_text())
-    assert record["kept"] == "adapted" and len(record["losses"]) == 2
-    assert record["preflight"]["loss"] < record["preflight"]["zero_loss"]
-    assert record["frame_indices"]["generated"] == [33, 65] and record["psnr_db"] > 0
-    assert record["future_loss"] != record["future_loss_before"]
-
-
-@needs_clips
 def test_the_drafts_b_without_any_context(checkpoint, script, tmp_path, capsys):
     flags = ["--checkpoint", checkpoint, "--videos", CLIPS, "--limit", 1, "--steps", 2]
     flags += ["--sampling-steps", 2, "--groups", "2,3", "--final-layer", "own", "--l2", "1e-7"]
@@ -371,21 +238,3 @@ def test_the_drafts_b_without_any_context(checkpoint, script, tmp_path, capsys):
     assert "made for 0 or 1 or 9 or 17" in capsys.readouterr().err
     assert script(adasteer, *flags, "--context", "varying", "--dry-run") == 2
     assert "--context varying: this model was made for" in capsys.readouterr().err
-
-
-@needs_clips
-def test_memory_and_time_are_traded_without_a_number_changing(checkpoint, script, tmp_path):
-    flags = ["--checkpoint", checkpoint, "--videos", CLIPS, "--limit", 1, "--steps", 2]
-    flags += ["--draws", 2, "--groups", 2, "--sampling-steps", 2]
-    ways = {
-        "plain": ["--checkpointing", "none"],
-        "recomputed": ["--checkpointing", "all", "--offload", "vae"],
-        "streamed": ["--checkpointing", "auto", "--offload", "blocks"],
-    }
-    records = []
-    for name, way in ways.items():
-        assert script(adasteer, *flags, *way, "--out", tmp_path / name) == 0
-        (path,) = (tmp_path / name / "videos").glob("*.json")
-        records.append(json.loads(path.read_text()))
-    for key in ("losses", "future_loss", "psnr_db_per_frame", "norms"):
-        assert all(record[key] == records[0][key] for record in records)

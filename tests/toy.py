@@ -110,11 +110,16 @@ LTX_VAE = {  # of 0.9.5
 }  # fmt: skip
 
 
-def make_checkpoint(folder):
+def drawn(cls, config):
     torch.manual_seed(0)
-    dit = LongCatVideoTransformer3DModel(**DIT)
+    dit = cls(**config)
     for p in dit.parameters():
         torch.nn.init.normal_(p, std=0.05)
+    return dit
+
+
+def make_checkpoint(folder):
+    dit = drawn(LongCatVideoTransformer3DModel, DIT)
     dit.save_pretrained(folder / "dit", max_shard_size="500KB")
     FlowMatchEulerDiscreteScheduler(shift=12.0).save_pretrained(folder / "scheduler")
     return with_other_parts(folder)
@@ -123,32 +128,24 @@ def make_checkpoint(folder):
 def make_skyreels(folder):
     """As diffusers saves the pipeline of SkyReels-V2-DF-1.3B, its scheduler's shift left at 1. The
     prediction leans towards the noisy latents: better than zero, so that the preflight passes."""
-    torch.manual_seed(0)
-    dit = SkyReelsV2Transformer3DModel(**SKYREELS)
-    for p in dit.parameters():
-        torch.nn.init.normal_(p, std=0.05)
+    save_leaning(drawn(SkyReelsV2Transformer3DModel, SKYREELS), folder)
+    return with_other_parts(folder)
+
+
+def save_leaning(dit, folder, **scheduling):
+    """Its last weights are the first ones, so that it leans towards the noisy latents."""
     patches = dit.patch_embedding.weight.detach()  # (width, C, 1, 2, 2)
     dit.proj_out.weight.data = patches.permute(2, 3, 4, 1, 0).flatten(0, 3).contiguous()
     dit.save_pretrained(folder / "transformer", max_shard_size="200KB")
     UniPCMultistepScheduler(
-        prediction_type="flow_prediction", use_flow_sigmas=True
+        prediction_type="flow_prediction", use_flow_sigmas=True, **scheduling
     ).save_pretrained(folder / "scheduler")
-    return with_other_parts(folder)
 
 
 def make_wan(folder):
     """As diffusers saves the pipeline of Wan2.2-TI2V-5B: its autoencoder packs two by two pixels.
     The prediction leans towards the noisy latents, as that of make_skyreels."""
-    torch.manual_seed(0)
-    dit = WanTransformer3DModel(**WAN)
-    for p in dit.parameters():
-        torch.nn.init.normal_(p, std=0.05)
-    patches = dit.patch_embedding.weight.detach()  # (width, C, 1, 2, 2)
-    dit.proj_out.weight.data = patches.permute(2, 3, 4, 1, 0).flatten(0, 3).contiguous()
-    dit.save_pretrained(folder / "transformer", max_shard_size="200KB")
-    UniPCMultistepScheduler(
-        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=5.0
-    ).save_pretrained(folder / "scheduler")
+    save_leaning(drawn(WanTransformer3DModel, WAN), folder, flow_shift=5.0)
     with_other_parts(folder)
     AutoencoderKLWan(**WAN_VAE).save_pretrained(folder / "vae")
     index = {"height": 32, "width": 64, "max_sequence_length": 16}
@@ -160,11 +157,8 @@ def make_wan(folder):
 def make_opensora2(folder):
     """The release's files, with both text models whole as they are there; files of other names say
     the sizes. The prediction leans towards the noisy latents, as that of make_skyreels."""
-    torch.manual_seed(0)
     folder.mkdir(parents=True)
-    dit = MMDiT(**OPENSORA2)
-    for p in dit.parameters():
-        torch.nn.init.normal_(p, std=0.05)
+    dit = drawn(MMDiT, OPENSORA2)
     dit.final_layer.linear.weight.data = dit.img_in.weight.detach().T.contiguous()
     vae = AutoencoderKLHunyuanVideo(**OPENSORA2_VAE)
     for module, name in ((dit, "Open_Sora_v2"), (vae, "hunyuan_vae")):
@@ -199,11 +193,8 @@ def make_t5(folder):
 def make_opensora13(folder):
     """The published parts side by side. The prediction leans towards minus the noisy latents, as
     in make_skyreels, since this network predicts minus the velocity."""
-    torch.manual_seed(0)
     written = opensora13_configs.TRANSFORMERS
-    dit = STDiT3(**{key: value for key, value in OPENSORA13.items() if key not in written})
-    for p in dit.parameters():
-        torch.nn.init.normal_(p, std=0.05)
+    dit = drawn(STDiT3, {key: value for key, value in OPENSORA13.items() if key not in written})
     patches = dit.x_embedder.proj.weight.detach()  # (width, C, 1, 2, 2)
     leaning = -patches.permute(2, 3, 4, 1, 0).flatten(0, 2)  # (places, C, width)
     dit.final_layer.linear.weight.data = torch.cat([leaning, leaning], dim=1).flatten(0, 1)
@@ -242,10 +233,7 @@ def make_ltx(folder, vae_config=LTX_VAE, **scheduling):
 def make_cogvideox(folder, scheduler=CogVideoXDDIMScheduler, vae=COGVIDEOX_VAE, **config):
     """As diffusers saves the pipeline of CogVideoX-5b-I2V; `config` is what differs in the
     transformer. The prediction leans towards x_t, as that of make_skyreels to its latents."""
-    torch.manual_seed(0)
-    dit = CogVideoXTransformer3DModel(**COGVIDEOX | config)
-    for p in dit.parameters():
-        torch.nn.init.normal_(p, std=0.05)
+    dit = drawn(CogVideoXTransformer3DModel, COGVIDEOX | config)
     if dit.config.use_learned_positional_embeddings:
         torch.nn.init.normal_(dit.patch_embed.pos_embedding, std=0.05)
     patches = dit.patch_embed.proj.weight.detach().unflatten(1, (dit.config.in_channels, -1))

@@ -1,9 +1,10 @@
-"""Peak memory of each stage of SkyReels-V2-DF-1.3B, predicted: the released configuration is run on
-tensors of a shape and no content, and each counts while it is alive. What kernels take for
-themselves is not in it. On a GPU it is also measured, with random weights, and timed.
+"""Peak memory of each stage of SkyReels-V2-DF-1.3B, Wan2.2-TI2V-5B or LTX-Video-0.9.5, predicted:
+the released configuration is run on tensors of a shape and no content, and each counts while it is
+alive. What kernels take for themselves is not in it; of LTX-Video's guidance, whose branches are
+one batch, one row is. On a GPU it is also measured, with random weights, and timed.
 
-    python -m benchmarks.skyreels_memory
-    python -m benchmarks.skyreels_memory --device cuda
+    python -m benchmarks.model_memory --model wan
+    python -m benchmarks.model_memory --model wan --device cuda
 """
 
 import argparse
@@ -11,15 +12,12 @@ import contextlib
 import weakref
 
 import torch
-from diffusers import AutoencoderKLWan, UniPCMultistepScheduler
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from backbones.frames import EveryK
-from backbones.skyreels import SkyReels
-from backbones.skyreels_configs import FPS, NAME, WINDOW, widths
-from backbones.skyreels_dit import SkyReelsV2Transformer3DModel
+from backbones import ltx_configs, wan_configs
+from benchmarks import random_models
 from benchmarks.timing import seconds
 from common.loading import pick_device
 from common.loss import Problem, flow_matching_loss
@@ -27,13 +25,12 @@ from common.values import frame_size
 from devices.placement import release
 from devices.placement import size as weight_bytes
 
-RELEASED = {
-    "num_attention_heads": 12, "attention_head_dim": 128, "text_dim": 4096, "freq_dim": 256,
-    "ffn_dim": 8960, "num_layers": 30, "inject_sample_info": True,
-}  # fmt: skip
-SMALL = {"num_attention_heads": 2, "attention_head_dim": 24, "text_dim": 32, "num_layers": 4}
-SMALL_VAE = {"base_dim": 8, "dim_mult": [1, 1, 1, 1], "num_res_blocks": 1}
 PROMPT_TOKENS = 512
+MODELS = {  # and their sizes
+    "skyreels": (random_models.skyreels, ((480, 832), (544, 960))),
+    "wan": (random_models.wan, (wan_configs.TI2V[0],)),
+    "ltx": (random_models.ltx, (ltx_configs.SIZE,)),
+}
 
 
 class Alive(TorchDispatchMode):
@@ -64,37 +61,6 @@ class Alive(TorchDispatchMode):
     def _forget(self, key, size):
         self.now -= size
         self.storages.pop(key, None)
-
-
-def random_skyreels(device, size, small=False):
-    """The backbone with random weights; no text encoder, which is gone before a clip is read."""
-    config = RELEASED | (SMALL if small else {})
-    with torch.device("meta"):
-        dit = SkyReelsV2Transformer3DModel(**config)
-        vae = AutoencoderKLWan(**(SMALL_VAE if small else {}))
-    fill_parts(dit, vae, device)
-    scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
-    geometry = EveryK(NAME, 4, size, 16, FPS, WINDOW, **widths(config))
-    model = SkyReels(dit, vae, None, scheduler, device, geometry)
-    model.placed = "none"
-    return model
-
-
-def fill_parts(dit, vae, device):
-    """Random weights, bfloat16 as on a GPU but for what the classes keep in float32."""
-    kept = {*dit._keep_in_fp32_modules}
-    fill(dit, device, lambda name: torch.float32 if kept & {*name.split(".")} else torch.bfloat16)
-    fill(vae, device, lambda name: torch.float32)
-    dit.rope = type(dit.rope)(dit.config.attention_head_dim, (1, 2, 2), 1024).to(device)
-
-
-def fill(module, device, dtype_of):
-    weights = {
-        name: torch.randn(w.shape, dtype=dtype_of(name), device=device).mul_(0.02)
-        for name, w in module.state_dict().items()
-    }
-    module.load_state_dict(weights, assign=True)
-    module.requires_grad_(False)
 
 
 def stages(model):
@@ -162,16 +128,17 @@ def measured(make, size, small, device):
     return found
 
 
-def main(make=random_skyreels, description=__doc__, sizes=((480, 832), (544, 960))):
+def main():
     parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--sizes", nargs="+", type=frame_size, default=sizes)
+    parser.add_argument("--model", choices=MODELS, required=True)
+    parser.add_argument("--sizes", nargs="+", type=frame_size, help="the model's own by default")
     parser.add_argument("--device", default="cpu", help="a GPU: measured there too")
     parser.add_argument("--small", action="store_true", help="a tiny model")
     args = parser.parse_args()
-    device = pick_device(args.device)
-    for height, width in args.sizes:
+    device, (make, sizes) = pick_device(args.device), MODELS[args.model]
+    for height, width in args.sizes or sizes:
         rows, blocks = predicted(make, (height, width), args.small)
         real = {}
         if device.type == "cuda":
