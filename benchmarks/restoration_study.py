@@ -9,7 +9,7 @@ and four steps; gains over bicubic with a 95 % interval over sources. Then the s
 adapter's attention that falls on the low-resolution stream, by sigma.
 """
 
-from runs.exits import run_script  # first: signals, and how torch's threads wait
+import runs  # first: it says how torch's threads wait
 
 # isort: split
 import json
@@ -140,4 +140,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run_script(main)
+    runs.run_script(main)

@@ -1,8 +1,8 @@
 """Restores a low-resolution video with a frozen model and an adapter that litevsr.train made.
 
-Long clips go through in windows, large ones in tiles; frame rate and sound are kept. With --adapt N a vector of
-adasteer.py is learned first, in N steps on the clip itself and a copy of it that is damaged again;
-with --truth both are scored against the sharp video.
+Long clips go through in windows, large ones in tiles; frame rate and sound are kept. With --adapt N
+a vector of adasteer.py is learned first, in N steps on the clip itself and a copy of it that is
+damaged again; with --truth the result is scored against the sharp video, beside bicubic.
 
     python -m litevsr.restore low.mp4 --out high.mp4 --adapter FOLDER --steps 4
     python -m litevsr.restore low.mp4 --out high.mp4 --adapter FOLDER --adapt 20 --truth sharp.mp4

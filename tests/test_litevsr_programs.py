@@ -11,6 +11,7 @@ from test_litevsr_clips import moving
 
 import litevsr.restore
 import litevsr.train
+from benchmarks import restoration_study
 from common.video import read_frames, write_video
 from litevsr.trainer import Trainer
 
@@ -91,6 +92,18 @@ def test_what_cannot_be_trained_is_one_line(flags, right, train, tmp_path, capsy
 
 
 # Restoring
+
+
+def test_a_study_of_what_is_restored(script, toy_checkpoint, adapter, clips, tmp_path, capsys):
+    given = ["--checkpoint", toy_checkpoint, "--adapter", adapter, "--videos", clips, "--adapt", 1]
+    out = tmp_path / "scores.json"
+    assert script(restoration_study, *given, "--out", out) == 0
+    said = capsys.readouterr().out
+    ways = {"bicubic", "frozen", "1 steps", "4 steps", "1 steps, adapted"}
+    assert all(f"{way} against bicubic, psnr_db: " in said for way in ways - {"bicubic"})
+    found = json.loads(out.read_text())
+    assert found["clips"].keys() == {"0", "1"} and found["clips"]["0"].keys() == ways
+    assert len(found["attention"]) == 10
 
 
 @pytest.fixture(scope="module")
