@@ -20,6 +20,7 @@ import torch
 from tqdm import tqdm
 
 import backbones
+from common.errors import UsageError, VideoError
 from common.loading import NANO
 from common.metrics import load_lpips, mean
 from common.values import at_least
@@ -126,7 +127,10 @@ def main():
     videos = list_videos(args.videos, allow_empty=True)[0][: args.limit]
     study, found, masses = Study(args), [], []
     for number, video in enumerate(tqdm(videos, "clips", disable=None)):
-        scores, mass = study.clip(number, video)
+        try:
+            scores, mass = study.clip(number, video)
+        except VideoError as error:
+            raise UsageError(str(error)) from error
         found.append(scores)
         masses.append(mass)
     print("\n".join(report(found, [video.source for video in videos])))

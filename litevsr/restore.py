@@ -44,7 +44,7 @@ def arguments():
     )  # fmt: skip
     add("--adapt", type=at_least(0), default=0, metavar="N", help="steps on the video itself")
     add("--truth", type=Path, metavar="VIDEO", help="the sharp video, to score against")
-    add("--seed", type=int, default=42)
+    add("--seed", type=int, default=42, help="of the noise and of --adapt's damage")
     add("--device", default="auto", help="cpu, cuda, ...; auto takes a GPU if there is one")
     args = parser.parse_args()
     if args.out.suffix.lower() != ".mp4":

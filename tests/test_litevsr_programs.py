@@ -95,15 +95,17 @@ def test_what_cannot_be_trained_is_one_line(flags, right, train, tmp_path, capsy
 
 
 def test_a_study_of_what_is_restored(script, toy_checkpoint, adapter, clips, tmp_path, capsys):
-    given = ["--checkpoint", toy_checkpoint, "--adapter", adapter, "--videos", clips, "--adapt", 1]
+    given = ["--checkpoint", toy_checkpoint, "--adapter", adapter, "--videos", clips]
     out = tmp_path / "scores.json"
     assert script(restoration_study, *given, "--out", out) == 0
     said = capsys.readouterr().out
-    ways = {"bicubic", "frozen", "1 steps", "4 steps", "1 steps, adapted"}
+    ways = {"bicubic", "frozen", "1 steps", "4 steps"}
     assert all(f"{way} against bicubic, psnr_db: " in said for way in ways - {"bicubic"})
     found = json.loads(out.read_text())
     assert found["clips"].keys() == {"0", "1"} and found["clips"]["0"].keys() == ways
     assert len(found["attention"]) == 10
+    assert script(restoration_study, *given, "--adapt", 1) == 2
+    assert "0.mp4: --adapt needs frames of 16x16 or more" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")
