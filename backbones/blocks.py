@@ -8,7 +8,7 @@ from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 # what modulates a block, in the order of the networks
 MODULATION = tuple(f"{of}.{part}" for of in ("attn", "ffn") for part in ("shift", "scale", "gate"))
-SITES = ("timestep_embedding", "modulation", "block_output")
+SITES = ("block_input", "timestep_embedding", "modulation", "block_output")
 
 
 def linear_fp32(layer, x, rows=slice(None)):  # rows: of the layer's outputs, those asked for

@@ -59,6 +59,7 @@ class CogVideoXTransformer3DModel(diffusers.CogVideoXTransformer3DModel):
         rotary = (
             self._rotary(grid, x.device) if self.config.use_rotary_positional_embeddings else None
         )
+        x = self._site("block_input", 0, x)
         for i in range(len(self.blocks)):
             steered = self._site("timestep_embedding", i, e, sigma)
             x, text = run_block(self, i, x, steered, e=steered, text=text, rotary=rotary)

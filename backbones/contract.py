@@ -160,6 +160,10 @@ class Backbone(Protocol):
     # Sites: a context manager each, in which the function acts, in training, recomputed blocks and
     # sampling alike, and after which it does not
 
+    def block_input(self, function: Callable) -> AbstractContextManager:
+        """function(i, x) -> x: the video tokens (B, N, hidden_width) that enter block i = 0: the
+        rows of a batch are apart in all blocks, so that some may be something else than latents."""
+
     def timestep_embedding(self, function: Callable) -> AbstractContextManager:
         """function(i, e, sigma) -> e: the embedding (B, T, embedding_width) that block i is about
         to use, T may be 1; sigma (B, T), 0 on clean context. i = depth is the final layer."""

@@ -104,7 +104,8 @@ class LongCatVideoTransformer3DModel(ModelMixin, ConfigMixin):
         sigma, e = timestep.float() / 1000, self._embed_timestep(timestep)
         # contiguous, as what leaves a block: a compiled block meets one layout
         x = self.x_embedder.proj(hidden_states.to(self.weight_dtype))
-        x = parallel.own(x.flatten(2).transpose(1, 2).contiguous(), grid[0], 1)
+        x = self._site("block_input", 0, x.flatten(2).transpose(1, 2).contiguous())
+        x = parallel.own(x, grid[0], 1)
         text = mask = None
         if not skip_crs_attn:
             text, mask = self._embed_text(encoder_hidden_states, encoder_attention_mask)

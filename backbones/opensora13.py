@@ -109,6 +109,7 @@ class OpenSora13:
 
     timestep_embedding, modulation = sites.timestep_embedding, sites.modulation
     block_output, predicted_velocity = sites.block_output, sites.predicted_velocity
+    block_input = sites.block_input
 
     # Velocity and sampling
 

@@ -125,7 +125,7 @@ class STDiT3(ModelMixin, ConfigMixin):
         size, grid = x.shape[3:], self._grid(x.shape[2:])
         scale = math.sqrt(float(height[0]) * float(width[0])) / self.config.input_sq_size
         e, sigma, noisy = self._embed_times(timestep, fps, x_mask)
-        x = self._embed_latents(x, cond, cond_mask, grid, scale)
+        x = self._site("block_input", 0, self._embed_latents(x, cond, cond_mask, grid, scale))
         run = functools.partial(
             self._run_pair, windows=self.windows(grid, scale, len(x)), grid=grid,
             text=self.y_embedder(y),

@@ -99,7 +99,8 @@ class OpenSora2:
 
     # Sites
 
-    timestep_embedding, block_output = sites.timestep_embedding, sites.block_output
+    block_input, block_output = sites.block_input, sites.block_output
+    timestep_embedding = sites.timestep_embedding
     predicted_velocity = sites.predicted_velocity
 
     def modulation(self, function):

@@ -133,6 +133,7 @@ class MMDiT(ModelMixin, ConfigMixin):
         video = self.img_in(img.to(self.weight_dtype))
         if cond is not None:
             video = video + self.cond_in(cond.to(self.weight_dtype))
+        video = self._site("block_input", 0, video)
         return torch.cat([self.txt_in(txt.to(self.weight_dtype)), video], dim=1)
 
     def _run_block(self, i, x, e, sigma, rotary, words):

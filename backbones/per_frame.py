@@ -25,6 +25,7 @@ def through_blocks(dit, x, e, m, sigma, weight, **more):
     makes e' of e for block i, that one gets m + weight (silu(e') - silu(e)): what else is in m
     (SkyReels' frame rate) stays.
     """
+    x = at_site(dit, "block_input", 0, x)
     for i in range(len(dit.blocks)):
         given, steered = m, at_site(dit, "timestep_embedding", i, e, sigma)
         if steered is not e:

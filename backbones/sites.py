@@ -9,6 +9,11 @@ from devices import offload
 from devices.paths import all_paths
 
 
+def block_input(self, function):
+    """function(0, x) -> x: the video tokens (B, N, hidden) before the first block."""
+    return registered(self.dit.sites["block_input"], function)
+
+
 def timestep_embedding(self, function):
     """function(i, e, sigma) -> e (B, T, width) for block i; sigma (B, T), 0 on context."""
     return registered(self.dit.sites["timestep_embedding"], function)

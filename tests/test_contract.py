@@ -160,7 +160,7 @@ def test_sampling_with_an_exact_network_returns_the_clip(row, model, clip, guida
 
 
 def passes(model, seen):
-    """All four sites with functions that change nothing; `seen` gets what they were given."""
+    """All sites with functions that change nothing; `seen` gets what they were given."""
     stack = contextlib.ExitStack()
 
     def keep(site):
@@ -170,7 +170,7 @@ def passes(model, seen):
 
         return function
 
-    for site in ("timestep_embedding", "modulation", "block_output", "predicted_velocity"):
+    for site in CHANGES:
         stack.enter_context(getattr(model, site)(keep(site)))
     return stack
 
@@ -192,10 +192,13 @@ def test_sites_at_identity_are_bit_exact_and_see_what_they_should(model, clip):
         assert [*m] == [*model.modulation_parts]
         assert {part.shape[-1] for part in m.values()} == {model.hidden_width}
     assert all(x.shape[-1] == model.hidden_width for _, x in of["block_output"])
+    ((first, x),) = of["block_input"]
+    assert first == 0 and x.shape == of["block_output"][0][1].shape
     assert [v.shape for (v,) in of["predicted_velocity"]] == [clip.target.shape]
 
 
 CHANGES = {
+    "block_input": lambda i, x: x + torch.linspace(0, 1, x.shape[-1], dtype=x.dtype),
     "timestep_embedding": lambda i, e, sigma: e + 0.5,
     "modulation": lambda i, m: {name: part + 0.5 for name, part in m.items()},
     "block_output": lambda i, x: x + torch.linspace(0, 1, x.shape[-1], dtype=x.dtype),

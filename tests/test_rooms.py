@@ -21,8 +21,9 @@ MAY_IMPORT = {  # and each itself; a new room says here what is below it
     "sweeps": BELOW,
     "prepare": BELOW,
     "nano": BELOW,
+    "litevsr": {SCRIPTS, "nano", *BELOW},
     SCRIPTS: {"report", "sweeps", *BELOW},
-    "benchmarks": {SCRIPTS, "report", *BELOW},
+    "benchmarks": {SCRIPTS, "report", "litevsr", *BELOW},
 }
 LONGEST = 250  # lines of a module that the author of a method reads
 

@@ -1,0 +1,135 @@
+"""Sharp clips to learn from, and the pairs made of them."""
+
+import av
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch.utils.data import Dataset
+
+from common.errors import UsageError, VideoError
+from common.video import announced_frames, opened, read_frames
+from litevsr.degradation import Degradation
+from runs.lists import list_videos
+
+TRIES = 20  # other clips in place of one that cannot be read
+REDS_TEST = ("000", "011", "015", "020")  # REDS4, of the training folder: what papers report on
+
+
+class Reds:
+    """The official folders, train_sharp and val_sharp with a folder of pictures a clip: all clips
+    but the four of REDS4, 266 of 270."""
+
+    def __init__(self, folder):
+        clips = [
+            clip
+            for part in ("train_sharp", "val_sharp")
+            for found in folder.glob(f"**/{part}")
+            for clip in sorted(found.iterdir())
+            if clip.is_dir() and not (part == "train_sharp" and clip.name in REDS_TEST)
+        ]
+        self.clips = [pictures for clip in clips if (pictures := sorted(clip.glob("*.png")))]
+        if not self.clips:
+            raise UsageError(f"--data {folder}: no clip with pictures under train_sharp")
+
+    def __len__(self):
+        return len(self.clips)
+
+    def frames(self, index, rng, count, size):
+        import imageio.v3 as iio
+
+        pictures = self.clips[index]
+        if len(pictures) < count:
+            raise VideoError(f"{pictures[0].parent}: has {len(pictures)} pictures, {count} needed")
+        start = rng.integers(len(pictures) - count + 1)
+        shown = np.stack([iio.imread(path) for path in pictures[start : start + count]])
+        return crop(torch.from_numpy(shown).permute(0, 3, 1, 2).float() / 255, rng, size)
+
+
+class Videos:
+    """The videos of a manifest, a folder or one file; each is scaled down by a drawn factor, at
+    most to the size of the crop."""
+
+    def __init__(self, videos):
+        self.videos = videos
+
+    def __len__(self):
+        return len(self.videos)
+
+    def frames(self, index, rng, count, size):
+        path = self.videos[index].path
+        try:
+            with opened(path) as (_, stream):
+                most = announced_frames(stream)
+                largest = min(stream.height / size[0], stream.width / size[1])
+        except av.FFmpegError as error:
+            raise VideoError(f"{path}: cannot be opened ({error.strerror})") from error
+        zoom = rng.uniform(1, max(1, largest))
+        start = int(rng.integers(max(1, most - count + 1)))
+        scaled = tuple(round(side * zoom) for side in size)
+        return crop(read_frames(path, start, start + count, scaled)[0], rng, size)
+
+
+class Scenes:
+    """The scenes that nano was trained on, drawn anew."""
+
+    def __len__(self):
+        return 1_000_000
+
+    def frames(self, index, rng, count, size):
+        from nano import scenes
+
+        if size[0] != size[1]:
+            raise UsageError(f"--size {size[1]}x{size[0]}: nano's scenes are square")
+        return scenes.clip(index, count, size[0])[0]
+
+
+def crop(frames, rng, size):
+    """A drawn part of frames (F, 3, H, W); smaller ones are enlarged to it first."""
+    scale = max(size[0] / frames.shape[2], size[1] / frames.shape[3], 1.0)
+    if scale > 1:
+        larger = [
+            max(side, round(scale * n)) for side, n in zip(size, frames.shape[2:], strict=True)
+        ]
+        frames = F.interpolate(frames, larger, mode="bicubic", antialias=True).clamp(0, 1)
+    top, left = (
+        int(rng.integers(n - side + 1)) for n, side in zip(frames.shape[2:], size, strict=True)
+    )
+    return frames[:, :, top : top + size[0], left : left + size[1]]
+
+
+class Pairs(Dataset):
+    """Pair number n, whatever came before it: a sharp clip (3, F, H, W) and its damaged version,
+    enlarged again."""
+
+    def __init__(self, source, frames, size, scale, degraded=True):
+        self.source, self.count, self.size = source, frames, size
+        self.scale, self.degraded = scale, degraded
+
+    def __getitem__(self, number):
+        rng = np.random.default_rng(number)
+        for _ in range(TRIES):
+            index = int(rng.integers(len(self.source)))
+            try:
+                sharp = self.source.frames(index, rng, self.count, self.size)
+                break
+            except VideoError as error:
+                reason = error
+        else:
+            raise UsageError(f"--data: {TRIES} clips in a row cannot be used, the last: {reason}")
+        damage = Degradation.draw(number, self.scale)
+        damage = damage if self.degraded else Degradation.bicubic(self.scale)
+        return sharp.transpose(0, 1), enlarged(damage(sharp), self.size).transpose(0, 1)
+
+
+def enlarged(frames, size):
+    """frames (F, 3, h, w) -> (F, 3, *size), bicubic."""
+    return F.interpolate(frames, size, mode="bicubic").clamp(0, 1)
+
+
+def source_of(path):
+    """REDS' folders, a list of videos, or (None) nano's scenes. Raises UsageError."""
+    if path is None:
+        return Scenes()
+    if path.is_dir() and any(path.glob("**/train_sharp")):
+        return Reds(path)
+    return Videos(list_videos(path, flag="--data", allow_empty=True)[0])

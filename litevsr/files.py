@@ -1,0 +1,48 @@
+"""An adapter's folder: config.json and adapter.safetensors."""
+
+import json
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from common.errors import UsageError
+from litevsr.adapter import StateAwareAdapter
+from runs.results import replace_file, write_json
+
+CONFIG, WEIGHTS = "config.json", "adapter.safetensors"
+
+
+def save_whole(content, path):
+    replace_file(path, lambda temporary: torch.save(content, temporary))
+
+
+def save_adapter(args, model, adapter, iterations):
+    """float32 weights, and what the adapter was made for."""
+    args.out.mkdir(parents=True, exist_ok=True)
+    config = {
+        "adapter": adapter.config,
+        "model": model.geometry.class_name,
+        "scale": args.scale,
+        "frames": args.frames,
+        "size": list(args.size or model.geometry.size),
+        "iterations": iterations,
+    }
+    weights = {name: value.contiguous().cpu() for name, value in adapter.state_dict().items()}
+    replace_file(args.out / WEIGHTS, lambda temporary: save_file(weights, temporary))
+    write_json(args.out / CONFIG, config)
+
+
+def load_adapter(folder, model):
+    """The adapter of a folder for that model, and its config. Raises UsageError."""
+    try:
+        config = json.loads((folder / CONFIG).read_text())
+        adapter = StateAwareAdapter(**config["adapter"])
+        adapter.load_state_dict(load_file(folder / WEIGHTS))
+    except Exception as error:  # of any kind: files of others
+        words = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UsageError(f"--adapter {folder}: no adapter of litevsr.train ({words})") from error
+    made, own = config["model"], model.geometry.class_name
+    measures = (model.latent_channels, model.hidden_width, model.depth)
+    if made != own or measures != tuple(adapter.config[k] for k in ("channels", "width", "depth")):
+        raise UsageError(f"--adapter {folder}: was made for another model, a {made}; this is {own}")
+    return adapter.requires_grad_(False).eval().to(model.device), config

@@ -1,0 +1,91 @@
+"""Restores a low-resolution video with a frozen model and an adapter that litevsr.train made.
+
+Long clips go through in windows, large ones in tiles; frame rate and sound are kept. With --adapt N
+a vector of adasteer.py is learned first, in N steps on the clip itself and a copy of it that is
+damaged again; with --truth the result is scored against the sharp video, beside bicubic.
+
+    python -m litevsr.restore low.mp4 --out high.mp4 --adapter FOLDER --steps 4
+    python -m litevsr.restore low.mp4 --out high.mp4 --adapter FOLDER --adapt 20 --truth sharp.mp4
+"""
+
+import runs  # first: it says how torch's threads wait
+
+# isort: split
+from contextlib import nullcontext
+from pathlib import Path
+
+import backbones
+from common.errors import UsageError, VideoError
+from common.loading import NANO, pick_device
+from common.values import at_least
+from litevsr.adapting import adapted
+from litevsr.enlarging import Enlarger
+from litevsr.files import load_adapter
+from litevsr.restorer import Restorer
+from litevsr.scores import scores
+from litevsr.video import frames_of, write
+from runs.parser import Parser
+
+
+def arguments():
+    parser = Parser(__doc__, "%(prog)s VIDEO --out FILE [flags]")
+    parser.add_argument("video", type=Path, metavar="VIDEO")
+    add = parser.add_argument_group("flags").add_argument
+    add("--out", type=Path, required=True, metavar="FILE", help="an mp4")
+    add("--checkpoint", type=Path, default=NANO, metavar="FOLDER", help="the frozen model")
+    add("--adapter", type=Path, required=True, metavar="FOLDER", help="litevsr.train's --out")
+    add("--scale", type=at_least(2, 16), help="must be the adapter's, and is where not given")
+    add("--steps", type=at_least(1, 1000), default=4, help="of sampling")
+    add("--overlap", type=at_least(0), default=4, help="frames that windows share")
+    add("--tile-overlap", type=at_least(0), metavar="N", help="pixels; by default a quarter tile")
+    add(
+        "--no-colour-fix", dest="colour_fix", action="store_false",
+        help="keep the model's own colours in place of the video's",
+    )  # fmt: skip
+    add("--adapt", type=at_least(0), default=0, metavar="N", help="steps on the video itself")
+    add("--truth", type=Path, metavar="VIDEO", help="the sharp video, to score against")
+    add("--seed", type=int, default=42, help="of the noise and of --adapt's damage")
+    add("--device", default="auto", help="cpu, cuda, ...; auto takes a GPU if there is one")
+    args = parser.parse_args()
+    if args.out.suffix.lower() != ".mp4":
+        raise UsageError(f"--out {args.out}: must be an .mp4")
+    return args
+
+
+def load(args):
+    """The model with its adapter, and the adapter's config. Raises UsageError."""
+    try:
+        model = backbones.load(args.checkpoint, pick_device(args.device))
+    except backbones.CheckpointError as error:
+        raise UsageError(f"--checkpoint: {error}") from error
+    adapter, config = load_adapter(args.adapter, model)
+    if args.scale not in (None, config["scale"]):
+        raise UsageError(f"--scale {args.scale}: this adapter enlarges {config['scale']} times")
+    if args.overlap >= config["frames"]:
+        raise UsageError(f"--overlap {args.overlap}: windows have {config['frames']} frames")
+    height, width = config["size"]
+    if (args.tile_overlap or 0) >= min(height, width):
+        raise UsageError(f"--tile-overlap {args.tile_overlap}: tiles are {width}x{height}")
+    return Restorer(model, adapter), config
+
+
+def main():
+    args = arguments()
+    restorer, config = load(args)
+    try:
+        first, fps = frames_of(args.video)
+        enlarge = Enlarger(restorer, config, args)
+        print(f"{args.video}: {fps:g} frames a second, enlarged {config['scale']} times")
+        with adapted(enlarge, first, args) if args.adapt else nullcontext():
+            write(args.out, enlarge.all(frames_of(args.video)[0]), fps, sound=args.video)
+        print(f"written: {args.out}")
+        if args.truth:
+            for line in scores(args, enlarge):
+                print(line)
+    except VideoError as error:
+        raise UsageError(str(error)) from error
+    return 0
+
+
+if __name__ == "__main__":
+    runs.run_script(main)

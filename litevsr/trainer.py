@@ -1,0 +1,185 @@
+"""The training of an adapter: pairs, optimiser, state."""
+
+import contextlib
+import math
+import os
+
+import torch
+import torch.distributed as dist
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+import backbones
+from common.errors import UsageError
+from common.loading import pick_device
+from litevsr.data import Pairs, source_of
+from litevsr.files import save_adapter, save_whole
+from litevsr.progress import check, draw_curve
+from litevsr.restorer import Restorer, new_adapter
+from litevsr.unrolling import draw_walks, training_loss
+
+WARM_UP, MAX_GRAD_NORM = 200, 1.0
+ALONE = 500  # first iterations, without unrolling
+HEAD = 128  # channels of a head
+UNSEEN, CHECKED = 2**40, 8  # numbers of pairs that no training shows
+
+
+class Trainer:
+    """Iteration n draws from streams of its own number: a resumed training is the same."""
+
+    def __init__(self, args):
+        self.args, self.ranks = args, start_processes()
+        self.rank = dist.get_rank() if self.ranks > 1 else 0
+        self.device = own_device(args.device)
+        source, geometry = source_of(args.data), backbones.geometry(args.checkpoint)
+        self.size = args.size or geometry.size
+        refuse_misfit(geometry, self.size, args)
+        self.model = backbones.load(args.checkpoint, self.device)
+        self.model.recompute(args.recompute)
+        self.pairs = Pairs(source, args.frames, self.size, args.scale, not args.bicubic)
+        text = next(self.model.embed_each([""]))
+        self.text = {name: value.to(self.device) for name, value in text.items()}
+        self.checked = self.encode(self.loaded(range(UNSEEN, UNSEEN + CHECKED), CHECKED))
+        self.cached = self.encode_once() if args.cache else None
+        self.restorer = Restorer(self.model, self.new_adapter())
+        self.adapter = self.restorer.adapter
+        self.optimizer = torch.optim.AdamW(self.adapter.parameters(), args.lr, weight_decay=0.01)
+        self.step, self.curve = 0, []
+        self.state = args.work / "state.pt"
+        if self.state.exists():
+            saved = torch.load(self.state, map_location=self.device, weights_only=True)
+            self.adapter.load_state_dict(saved["adapter"])
+            self.optimizer.load_state_dict(saved["optimizer"])
+            self.step, self.curve = saved["step"], saved["curve"]
+
+    def new_adapter(self):
+        args = self.args
+        torch.manual_seed(0)  # the same in every process
+        heads = args.heads or max(1, self.model.hidden_width // HEAD)
+        latents = self.checked[0]
+        made = new_adapter(
+            self.model, latents, self.size, heads, layers=args.layers, every=args.every
+        )
+        return made.to(self.device)
+
+    # Pairs
+
+    def loaded(self, numbers, batch):
+        """Batches of (sharp, damaged) of those pair numbers, (batch, 3, F, H, W) each."""
+        return DataLoader(
+            self.pairs, batch, sampler=numbers, num_workers=self.args.workers,
+            multiprocessing_context="spawn" if self.args.workers else None,
+        )  # fmt: skip
+
+    @torch.no_grad()
+    def encode(self, batches):
+        """Latents of the sharp and of the damaged clips of all batches, (M, C, T, h, w) each."""
+        both = [[self.model.encode(x.to(self.device)) for x in pair] for pair in batches]
+        return [torch.cat(latents) for latents in zip(*both, strict=True)]
+
+    def encode_once(self):
+        """Those of pairs 0..cache - 1, 16-bit, from the work folder where they are already."""
+        path = self.args.work / "pairs.pt"
+        if self.rank == 0 and not path.exists():
+            bar = tqdm(self.loaded(range(self.args.cache), 1), "encoding pairs", disable=None)
+            save_whole([x.half().cpu() for x in self.encode(bar)], path)
+        if self.ranks > 1:
+            dist.barrier()
+        return torch.load(path, weights_only=True)
+
+    def batches(self):
+        """For every iteration to come, the latents of its pairs."""
+        batch, steps = self.args.batch, range(self.step, self.args.iterations)
+        if self.cached is not None:
+            for step in steps:
+                drawn = torch.Generator().manual_seed(step * self.ranks + self.rank)
+                rows = torch.randint(self.args.cache, (batch,), generator=drawn)
+                yield [latents[rows].to(self.device).float() for latents in self.cached]
+            return
+        first = [(step * self.ranks + self.rank) * batch for step in steps]
+        numbers = [number + i for number in first for i in range(batch)]
+        for pair in self.loaded(numbers, batch):
+            yield self.encode([pair])
+
+    # Iterations
+
+    def run(self):
+        bar = tqdm(
+            desc="training", unit="it", initial=self.step, total=self.args.iterations, disable=None
+        )
+        recent = []
+        for latents, low in self.batches():
+            recent.append(self.train_step(latents, low))
+            bar.update()
+            if self.step % self.args.save_every == 0 or self.step == self.args.iterations:
+                loss = sum(recent) / len(recent)
+                bar.set_postfix(loss=f"{loss:.4f}")
+                recent = []
+                if self.rank == 0:
+                    self.save(loss)
+        bar.close()
+
+    def train_step(self, latents, low):
+        # noise on the CPU: the same on every device, whatever was drawn before
+        torch.manual_seed(10_000 + self.step * self.ranks + self.rank)
+        noise = torch.randn(latents.shape).to(self.device)
+        walks, counts = draw_walks(len(latents), alone=self.step < ALONE)
+        walks, counts = walks.to(self.device), counts.to(self.device)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.args.lr * self.rate()
+        on_gpu = self.device.type == "cuda"
+        with torch.autocast("cuda", torch.bfloat16) if on_gpu else contextlib.nullcontext():
+            loss = training_loss(self.restorer, latents, noise, low, self.text, walks, counts)
+        if not loss.isfinite():
+            raise UsageError(f"iteration {self.step}: the loss is not finite; try a smaller --lr")
+        self.optimizer.zero_grad()
+        loss.backward()
+        if self.ranks > 1:
+            for parameter in self.adapter.parameters():
+                dist.all_reduce(parameter.grad)
+                parameter.grad /= self.ranks
+        torch.nn.utils.clip_grad_norm_(self.adapter.parameters(), MAX_GRAD_NORM)
+        self.optimizer.step()
+        self.step += 1
+        return loss.item()
+
+    def rate(self):
+        done = self.step / self.args.iterations
+        return min((self.step + 1) / WARM_UP, 0.5 + 0.5 * math.cos(math.pi * done))
+
+    def save(self, loss):
+        """The state, the adapter, and what they reach on unseen pairs."""
+        found = check(self.restorer, self.text, *self.checked, self.args.work / "samples.png")
+        self.curve.append({"step": self.step, "loss": loss} | found)
+        draw_curve(self.curve, self.args.work)
+        parts = {name: getattr(self, name).state_dict() for name in ("adapter", "optimizer")}
+        save_whole(parts | {"step": self.step, "curve": self.curve}, self.state)
+        save_adapter(self.args, self.model, self.adapter, self.step)
+
+
+def refuse_misfit(geometry, size, args):
+    """Raises UsageError where crops of that size and length fit neither model nor scale."""
+    shown, multiple = f"--size {size[1]}x{size[0]}", geometry.size_multiple
+    if any(side % multiple for side in size):
+        raise UsageError(f"{shown}: this checkpoint needs multiples of {multiple}")
+    if any(side % args.scale for side in size):
+        raise UsageError(f"{shown}: no multiple of --scale {args.scale}")
+    try:
+        geometry.latents_of(args.frames)
+    except ValueError as error:
+        raise UsageError(f"--frames {args.frames}: {error}") from error
+
+
+def start_processes():
+    """How many torchrun has started; 1 without it."""
+    count = int(os.environ.get("WORLD_SIZE", 1))
+    if count > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    return count
+
+
+def own_device(name):
+    rank = os.environ.get("LOCAL_RANK")
+    if rank is not None and name == "auto" and torch.cuda.is_available():
+        name = f"cuda:{rank}"
+    return pick_device(name)

@@ -1,0 +1,210 @@
+"""python -m litevsr.train and litevsr.restore, on a tiny random model."""
+
+import json
+
+import av
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_litevsr_clips import moving
+
+import litevsr.restore
+import litevsr.train
+from benchmarks import restoration_study
+from common.video import read_frames, write_video
+from litevsr.trainer import Trainer
+
+TINY = ["--frames", 5, "--batch", 2, "--heads", 2, "--workers", 0, "--save-every", 2]
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("clips")
+    for i in range(2):
+        write_video(folder / f"{i}.mp4", moving(8 + i), 24)
+    return folder
+
+
+@pytest.fixture
+def train(script, toy_checkpoint, clips):
+    def run(out, *flags):
+        given = ["--checkpoint", toy_checkpoint, "--data", clips, "--size", "48x32", *TINY]
+        return script(litevsr.train, "--out", out, *given, *flags)
+
+    return run
+
+
+def weights(out):
+    return load_file(out / "adapter.safetensors")
+
+
+@pytest.mark.parametrize("cache", [0, 6])
+def test_killed_and_started_again_equals_undisturbed(train, cache, tmp_path, monkeypatch):
+    flags = ["--iterations", 5, "--cache", cache]
+    assert train(tmp_path / "whole", *flags) == 0
+    own, steps = Trainer.train_step, []
+
+    def killed(self, *given):
+        steps.append(self.step)
+        if len(steps) == 4:  # one step after the last state
+            raise KeyboardInterrupt
+        return own(self, *given)
+
+    monkeypatch.setattr(Trainer, "train_step", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "killed", *flags)
+    assert train(tmp_path / "killed", *flags) == 0
+    assert steps == [0, 1, 2, 3, 2, 3, 4]
+    ours, theirs = weights(tmp_path / "killed"), weights(tmp_path / "whole")
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
+    assert all((tmp_path / "whole" / "work" / f"{n}.png").is_file() for n in ("curve", "samples"))
+
+
+def test_it_learns(train, tmp_path):
+    """Two clips by heart, in a few iterations: the loss falls below a frozen model's."""
+    flags = ["--iterations", 30, "--cache", 2, "--lr", 1e-2, "--save-every", 15, "--bicubic"]
+    assert train(tmp_path / "out", *flags) == 0
+    saved = torch.load(tmp_path / "out" / "work" / "state.pt", weights_only=True)
+    first, last = saved["curve"]
+    assert last["loss"] < 0.9 * first["loss"]
+    assert set(last["attention"]) == {1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1}
+    assert all(0 < share < 1 for share in last["attention"].values())
+
+
+def test_a_work_folder_belongs_to_one_training(train, tmp_path, capsys):
+    assert train(tmp_path / "out", "--iterations", 2) == 0
+    assert train(tmp_path / "out", "--iterations", 2, "--lr", 1e-3) == 2
+    said = capsys.readouterr().err
+    assert "holds a training with --lr 0.0001, asked for is 0.001; give another --work" in said
+
+
+@pytest.mark.parametrize(("flags", "right"), [
+    (["--data", "nowhere"], "--data nowhere: no such file or folder"),
+    (["--size", "50x32"], "--size 50x32: this checkpoint needs multiples of 16"),
+    (["--size", "48x32", "--scale", 5], "--size 48x32: no multiple of --scale 5"),
+    (["--frames", 6], "--frames 6: frames must number 4k + 1, got 6"),
+])  # fmt: skip
+def test_what_cannot_be_trained_is_one_line(flags, right, train, tmp_path, capsys):
+    assert train(tmp_path / "out", *flags) == 2
+    said = capsys.readouterr().err
+    assert right in said and said.count("\n") == 1
+
+
+# Restoring
+
+
+def test_a_study_of_what_is_restored(script, toy_checkpoint, adapter, clips, tmp_path, capsys):
+    given = ["--checkpoint", toy_checkpoint, "--adapter", adapter, "--videos", clips]
+    out = tmp_path / "scores.json"
+    assert script(restoration_study, *given, "--out", out) == 0
+    said = capsys.readouterr().out
+    ways = {"bicubic", "frozen", "1 steps", "4 steps"}
+    assert all(f"{way} against bicubic, psnr_db: " in said for way in ways - {"bicubic"})
+    found = json.loads(out.read_text())
+    assert found["clips"].keys() == {"0", "1"} and found["clips"]["0"].keys() == ways
+    assert len(found["attention"]) == 10
+    assert script(restoration_study, *given, "--adapt", 1) == 2
+    assert "0.mp4: --adapt needs frames of 16x16 or more" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def adapter(toy_checkpoint, clips, tmp_path_factory):
+    import sys
+
+    out = tmp_path_factory.mktemp("adapter") / "out"
+    given = ["--checkpoint", toy_checkpoint, "--data", clips, "--size", "48x32", *TINY]
+    argv, sys.argv = sys.argv, ["train", "--out", *map(str, [out, *given, "--iterations", 2])]
+    try:
+        litevsr.train.main()
+    finally:
+        sys.argv = argv
+    return out
+
+
+@pytest.fixture
+def restore(script, toy_checkpoint, adapter):
+    def run(video, out, *flags):
+        given = ["--checkpoint", toy_checkpoint, "--adapter", adapter, "--steps", 1]
+        return script(litevsr.restore, video, "--out", out, *given, *flags)
+
+    return run
+
+
+def with_sound(path, frames, fps):
+    """A video with a second of sound in it."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=fps)
+        stream.height, stream.width = frames.shape[2:]
+        sound = container.add_stream("aac", rate=8000)
+        for frame in (frames * 255).byte().permute(0, 2, 3, 1).numpy():
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+        tone = np.sin(np.arange(8000) / 5).astype(np.float32)[None]
+        samples = av.AudioFrame.from_ndarray(tone, format="fltp", layout="mono")
+        samples.sample_rate = 8000
+        container.mux(sound.encode(samples))
+        container.mux(sound.encode())
+    return path
+
+
+def test_a_video_keeps_its_length_rate_and_sound(restore, tmp_path):
+    low = with_sound(tmp_path / "low.mp4", moving(12, 16, 28), 30)
+    assert restore(low, tmp_path / "high.mp4", "--overlap", 2) == 0
+    frames, fps = read_frames(tmp_path / "high.mp4", 0, 12, (64, 112))
+    assert fps == 30 and frames.shape == (12, 3, 64, 112)
+    with av.open(str(low)) as before, av.open(str(tmp_path / "high.mp4")) as after:
+        video, sound = after.streams.video[0], after.streams.audio[0]
+        assert (video.width, video.height, video.frames) == (112, 64, 12)
+        packets = [
+            [bytes(p) for p in each.demux(each.streams.audio[0]) if p.size]
+            for each in (before, after)
+        ]
+        assert packets[0] == packets[1] and sound.rate == 8000
+    assert {p.name for p in tmp_path.iterdir()} == {"low.mp4", "high.mp4"}
+
+
+def test_scores_against_the_sharp_video_and_adaptation(restore, tmp_path, capsys):
+    sharp = moving(6, 64, 96)
+    write_video(tmp_path / "sharp.mp4", sharp, 24)
+    small = torch.nn.functional.interpolate(sharp, (16, 24), mode="area")
+    write_video(tmp_path / "low.mp4", small, 24)
+    flags = ["--truth", tmp_path / "sharp.mp4", "--adapt", 2]
+    assert restore(tmp_path / "low.mp4", tmp_path / "high.mp4", *flags) == 0
+    said = capsys.readouterr().out
+    assert "loss on the video damaged again: " in said
+    assert "restored: psnr_db " in said and "bicubic: psnr_db " in said
+    write_video(tmp_path / "other.mp4", moving(6, 32, 48), 24)
+    flags = ["--truth", tmp_path / "other.mp4"]
+    assert restore(tmp_path / "low.mp4", tmp_path / "high.mp4", *flags) == 2
+    assert "frames of 48x32, the result has 96x64" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("flags", "right"), [
+    (["--scale", 2], "--scale 2: this adapter enlarges 4 times"),
+    (["--overlap", 5], "--overlap 5: windows have 5 frames"),
+    (["--tile-overlap", 32], "--tile-overlap 32: tiles are 48x32"),
+])  # fmt: skip
+def test_flags_that_do_not_fit_are_one_line(flags, right, restore, clips, tmp_path, capsys):
+    assert restore(clips / "0.mp4", tmp_path / "high.mp4", *flags) == 2
+    assert right in capsys.readouterr().err
+
+
+def test_files_that_do_not_fit_are_one_line(restore, clips, tmp_path, capsys):
+    assert restore(tmp_path / "none.mp4", tmp_path / "high.mp4") == 2
+    assert "none.mp4: no such file" in capsys.readouterr().err
+    assert restore(clips / "0.mp4", tmp_path / "high.gif") == 2
+    assert "high.gif: must be an .mp4" in capsys.readouterr().err
+    assert restore(clips / "0.mp4", tmp_path / "high.mp4", "--adapter", tmp_path) == 2
+    assert f"--adapter {tmp_path}: no adapter of litevsr.train" in capsys.readouterr().err
+
+
+def test_an_adapter_of_another_model_is_refused(restore, clips, adapter, tmp_path, capsys):
+    other = tmp_path / "other"
+    other.mkdir()
+    for file in adapter.glob("*.*"):
+        (other / file.name).write_bytes(file.read_bytes())
+    config = json.loads((other / "config.json").read_text()) | {"model": "WanTransformer3DModel"}
+    (other / "config.json").write_text(json.dumps(config))
+    assert restore(clips / "0.mp4", tmp_path / "high.mp4", "--adapter", other) == 2
+    assert "was made for another model, a WanTransformer3DModel" in capsys.readouterr().err
