@@ -4,12 +4,13 @@ loss + l2 * |w - w0|^2 + ewc * sum(F * (w - w0)^2)        F: diagonal Fisher fro
 
 python full_tta.py --steps 20
 python full_tta.py --optimizer sgd --lr 1e-5 --steps 10                    # the study's
+torchrun --standalone --nproc-per-node 8 full_tta.py --steps 20            # shared out over 8 GPUs
 
 Memory at 13.6B, beside activations: AdamW on float32 copies 299 GB (weights 27, copies 54,
-gradients 54, moments 109, start 54), more than any one GPU has; SGD on copies in the weights' type
-109 GB (27 each); with --stop-every the copies once more. The study's SGD is inert: gradients of
-norm 1 and lr 1e-5 move 13.6B weights by at most 2e-4 in all in twenty steps, decay scales them by
-1 - 2e-6.
+gradients 54, moments 109, start 54), which GPUs can share out, four or eight of 80 GB by
+prediction (benchmarks/sharded.py); SGD on copies in the weights' type 109 GB (27 each); with
+--stop-every the copies once more. The study's SGD is inert: gradients of norm 1 and lr 1e-5 move
+13.6B weights by at most 2e-4 in all in twenty steps, decay scales them by 1 - 2e-6.
 """
 
 import runs  # first: it says how torch's threads wait
@@ -58,12 +59,14 @@ class FullTTA:
         if args.ewc and args.context_latents < 2:
             raise common.UsageError("--ewc needs --context-latents of at least 2: one to predict")
 
+    @staticmethod
+    def learns(args):
+        return torch.float32 if args.optimizer == "adamw" else None
+
     def __init__(self, model, clip, args):
         self.model, self.clip, self.args = model, clip, args
         names = [name for name, _ in model.dit.named_parameters()]
-        self.copies = common.Masters(
-            model, names, torch.float32 if args.optimizer == "adamw" else None
-        )
+        self.copies = common.Masters(model, names, self.learns(args))
         self.weights = self.copies.values
 
     def named_parameters(self):
@@ -111,9 +114,10 @@ class FullTTA:
         for sigma in sigmas.split(1):
             noise = common.draw_noise(generator, problem.target)
             loss = common.flow_matching_loss(self.model, problem, sigma.to(noise.device), noise)
-            gradients = torch.autograd.grad(loss, list(self.weights.values()))
-            for name, gradient in zip(total, gradients, strict=True):
-                total[name] += gradient.float().square()
+            loss.backward()
+            for name, weight in self.weights.items():
+                total[name] += weight.grad.float().square()
+                weight.grad = None
         mean = sum(f.sum() for f in total.values()) / sum(f.numel() for f in total.values())
         return {name: f / mean for name, f in total.items()}
 

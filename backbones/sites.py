@@ -80,8 +80,10 @@ def context_cache(self, cond_latents):
 def place(self, plan):
     """The "vae" visits the device only while it works; "blocks" are streamed from host. Of their
     matrices those stay on the device whose names begin with `stays`, of the model's class."""
-    dit, device = self.dit, self.device
-    if plan == "blocks" and self.placed != "blocks":
+    dit, device, shards = self.dit, self.device, getattr(self, "shards", None)
+    if shards:
+        shards.place(self.stays)
+    elif plan == "blocks" and self.placed != "blocks":
         dit.to("cpu")
         streamed = {path.partition(".")[0] for path in all_paths(self.stacks)}
         for name, part in dit.named_children():

@@ -5,7 +5,6 @@ import math
 import re
 
 import torch
-from torch.nn.utils import clip_grad_norm_
 
 from common.adapters import adapter_of, load_adapter
 from common.future import Future
@@ -22,6 +21,7 @@ from common.method import parts, with_schedule
 from common.stages import stage
 from common.stopping import early_stopping
 from common.values import at_least, positive
+from devices import shards
 from devices.paths import paths_of
 from devices.placement import within_memory
 
@@ -67,7 +67,7 @@ def adapt(model, method, clip, args, show=lambda line: None, stopping=None):
         if args.steps:
             drawn = method.draws() if hasattr(method, "draws") else draws(model, clip, args)
             finite = take_steps(model, method, drawn, stopping, steps, watch)
-        diverged = not finite or not all(p.isfinite().all() for p in parameters.values())
+        diverged = not finite or not shards.all_finite(parameters.values())
         if diverged or stopping.every:
             stopping.restore()
     costs["adapt_seconds"] -= future.trace_seconds
@@ -99,7 +99,8 @@ def take_steps(model, method, drawn, stopping, steps, watch):
         loss, penalty = within_memory(
             model, functools.partial(backward, method, optimizer, draw), backward=True
         )
-        norms = [clip_grad_norm_(group, MAX_GRAD_NORM) for group in clipped_together(method)]
+        loss, penalty = shards.agree(method.named_parameters().values(), loss, penalty)
+        norms = [shards.clip(group, MAX_GRAD_NORM) for group in clipped_together(method)]
         finite = all(value.isfinite() for value in (loss, *norms))
         if finite:
             optimizer.step()
@@ -115,7 +116,7 @@ def take_steps(model, method, drawn, stopping, steps, watch):
 def backward(method, optimizer, draw):
     """Takes the gradients of a draw; its loss and penalty."""
     optimizer.zero_grad(set_to_none=True)  # of an attempt that ran out of memory
-    loss, penalty = parts(method.loss(draw))
+    loss, penalty = map(shards.whole, parts(method.loss(draw)))
     if loss.isfinite():
         (loss if penalty is None else loss + penalty).backward()
     return loss.detach(), penalty if penalty is None else penalty.detach()
@@ -161,7 +162,7 @@ def distances(model, parameters, start):
     sums = {}
     for (name, value), first in zip(parameters.items(), start, strict=True):
         kind = re.sub(rf"\b({stacks})\.\d+\.", r"\1.*.", name)
-        found = torch.stack([norm(x).square() for x in (value, value - first, first)])
+        found = torch.stack([shards.norm(x).square() for x in (value, value - first, first)])
         sums[kind] = sums.get(kind, 0) + found
     found = {kind: total.sqrt().tolist() for kind, total in sums.items()}
     return {
@@ -180,10 +181,6 @@ def fixed_losses(model, clip, adapted):
     with stage(costs, "fixed", model.device):
         after = within_memory(model, lambda: preflight(model, clip))["loss"] if adapted else before
     return {"fixed_loss_before": before, "fixed_loss_after": after} | costs
-
-
-def norm(x):
-    return torch.linalg.vector_norm(x, dtype=torch.float64).cpu()
 
 
 def finite_or_none(value):

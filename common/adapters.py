@@ -7,6 +7,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from common.errors import UsageError, VideoError
+from devices import shards
 
 PEFT = "adapter_model.safetensors"  # in a folder of peft's
 FACTS = "adasteer.json"  # beside it, or a key in the header of a plain file: facts()
@@ -48,7 +49,7 @@ def load_adapter(path, method, args=None):
     for name, parameter in parameters.items():
         if not tensors[name].isfinite().all():
             raise UsageError(f"--adapter {path}: {name} is not finite; save it anew")
-        parameter.copy_(tensors[name])
+        shards.put(parameter, tensors[name])
 
 
 def check_adapters(args, videos):

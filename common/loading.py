@@ -97,6 +97,7 @@ def check(args, geometry):
         if args.compile and value in (args.weights, args.offload):  # a graph keeps what they swap
             raise UsageError(f"--compile: not together with {flag} {value}")
     check_limits(args, geometry)
+    check_shared(args)
     size, multiple = args.size or geometry.size, geometry.size_multiple
     if any(side % multiple or side <= 0 for side in size):
         height, width = (max(1, round(side / multiple)) * multiple for side in size)
@@ -157,6 +158,18 @@ def check_limits(args, geometry):
         )
 
 
+def check_shared(args):
+    """Raises UsageError where several processes share out weights that flags treat otherwise."""
+    others = {
+        "--compile": args.compile,
+        "--weights fp8": args.weights == "fp8",
+        "--offload blocks": args.offload == "blocks",
+    }
+    for flag, given in others.items():
+        if given and ranks.count() > 1:
+            raise UsageError(f"{flag}: not with several processes, which share the weights out")
+
+
 def load_model(args):
     """The backbone of args.checkpoint on args.device; its `frame_size` is args.size or its own."""
     device = pick_device(args.device)
@@ -168,10 +181,19 @@ def load_model(args):
         raise UsageError(f"--lora {args.lora}: {error}") from error
     except backbones.CheckpointError as error:
         raise UsageError(f"--checkpoint: {error}") from error
+    if ranks.count() > 1:
+        model.shards = shards_of(model, args)
     model.compiled = args.compile and compiles(model)
     model.frame_size = args.size or model.geometry.size
     model.placement = Placement(model, args)
     return model
+
+
+def shards_of(model, args):
+    """How the processes of torchrun share its weights out."""
+    from devices.sharding import Shards  # here: it takes a second to import
+
+    return Shards(model, args.learns is not None, args.learns and args.learns(args))
 
 
 def pick_device(name):

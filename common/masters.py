@@ -10,6 +10,9 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+from common.errors import UsageError
+from devices.shards import is_part, local
+
 
 class Cast(nn.Module):
     def __init__(self, dtype):
@@ -17,7 +20,7 @@ class Cast(nn.Module):
         self.dtype = dtype
 
     def forward(self, master):
-        return master.to(self.dtype)
+        return local(master).to(self.dtype)
 
 
 class Masters:
@@ -25,11 +28,22 @@ class Masters:
     or, where that is None, in their own. originals: the parameters themselves, which never change.
 
     With `cast` the forward sees each in its weight's own type, rounded to it; without it sees the
-    copies as they are, for layers that compute in float32 anyway.
+    copies as they are, for layers that compute in float32 anyway. Where several processes share the
+    weights out (devices/sharding.py) both are DTensors, and of matrices the weights themselves,
+    which attached() then brings back to what they were.
     """
 
     def __init__(self, model, names, dtype=torch.float32, cast=True):
         self.dit, self.cast = model.dit, cast
+        self.shards = getattr(model, "shards", None)
+        if self.shards and self.shards.holds(names):
+            if not self.shards.learned or dtype != self.shards.dtype:
+                raise UsageError(
+                    "with several processes a method that learns matrices of the DiT says in which "
+                    f"type: a static learns(args) that gives {dtype}, as in full_tta.py"
+                )
+            self.originals, self.values = self.shards.copies(names, dtype)
+            return
         self.originals = {name: self.dit.get_parameter(name) for name in names}
         self.values = {
             name: nn.Parameter(p.detach().to(model.device, dtype or p.dtype, copy=True))
@@ -40,8 +54,11 @@ class Masters:
     def attached(self):
         """The forward reads the copies; afterwards the very parameters that were there before."""
         with contextlib.ExitStack() as stack:
+            if any(map(is_part, self.values.values())):
+                stack.enter_context(self.shards.learning(self.values))
             for name, master in self.values.items():
-                stack.enter_context(replaced(self.dit, name, master, self.cast))
+                if not is_part(master):
+                    stack.enter_context(replaced(self.dit, name, master, self.cast))
             yield
 
 

@@ -26,6 +26,8 @@ REQUIRED = {
 OPTIONAL = {
     "check": "(args), static: what flags contradict each other; UsageError",
     "fits": "(args, model), static: what this model, or its Geometry, cannot do; MisfitError",
+    "learns": "(args), static: of a method that learns all of the DiT's weights, the type of its "
+    "copies; None: their own",
     "draws": "(): in place of common.draws, one for each step",
     "clipped_together": "(): lists of parameters whose joint gradient norm is limited; else all",
     "details": "(): more for the video's JSON",

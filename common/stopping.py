@@ -13,6 +13,8 @@ import torch
 from common.errors import UsageError
 from common.loss import Problem, anchored_loss, draw_noise, random_stream
 from common.values import at_least, numbers
+from devices.agreement import said_by_all
+from devices.shards import kept
 
 
 def add_arguments(group):
@@ -53,7 +55,7 @@ class EarlyStopping:
     def __init__(self, parameters, measure=None, every=0, patience=3):
         self.parameters, self.measure = list(parameters), measure
         self.every, self.patience, self.misses = every, patience, 0
-        self.start = [p.detach().clone() for p in self.parameters]
+        self.start = [kept(p) for p in self.parameters]
         self.best, self.best_step, self.stop_step = self.start, 0, None
         self.best_loss, self.history, self.seconds = math.inf, [], 0.0
         if every:
@@ -83,7 +85,7 @@ class EarlyStopping:
 
     def _keep(self):
         if self.best is self.start:
-            self.best = [torch.empty_like(p) for p in self.start]
+            self.best = [torch.empty_like(p) for p in self.parameters]
         for copy, parameter in zip(self.best, self.parameters, strict=True):
             copy.copy_(parameter.detach())
 
@@ -107,7 +109,7 @@ def early_stopping(model, clip, args, parameters):
     noise = draw_noise(generator, clip.held_out, args.stop_draws)
     return EarlyStopping(
         parameters,
-        lambda: anchored_loss(model, problem, args.stop_sigmas, noise),
+        lambda: said_by_all(anchored_loss(model, problem, args.stop_sigmas, noise))[0],
         args.stop_every,
         args.patience,
     )

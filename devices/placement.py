@@ -7,8 +7,11 @@ import psutil
 import torch
 from tqdm import tqdm
 
+from devices import ranks
+from devices.agreement import said_by_all, with_all
 from devices.compiling import every_graph_compiled
 from devices.paths import all_paths
+from devices.shards import local
 
 PLANS = ("none", "vae", "blocks")  # what is offloaded, from loosest to strictest
 BLOCK_TENSORS = 40  # hidden states' worth of memory that a step needs beside one state per block
@@ -46,15 +49,19 @@ class Placement:
         if self.recomputed is not None or not self.args.steps:
             self._say()
 
-    def run(self, attempt, backward=False, graph=False):
+    def run(self, attempt, backward=False, graph=False, alone=False):
         """attempt(), once more under every stricter plan while memory runs out. Raises DoesNotFit
         when there is no stricter one. The first with backward measures a block; `graph` says that
-        another attempt builds a graph too."""
-        applied = True
+        another attempt builds a graph too. Of several processes all run out of memory when one
+        does, but where this one works `alone`."""
+        shards = getattr(self.model, "shards", None)
+        together = with_all if shards and not alone else lambda attempt, _: attempt
+        recover = shards and shards.recover
+        attempt, applied = together(attempt, recover), True
         while True:
             try:
                 if not applied:
-                    self._apply()
+                    together(self._apply, recover)()
                     self._say("out of memory, now ")
                     applied = True
                 if backward and self.recomputed is None:
@@ -79,7 +86,7 @@ class Placement:
             "recomputed_blocks": self.recomputed,
             "compiled": self.model.compiled and every_graph_compiled(),
             "out_of_memory": self.out_of_memory,
-        }
+        } | ({"processes": ranks.count()} if ranks.count() > 1 else {})
 
     def _measure(self, attempt):
         """With the last two blocks kept. The last leaves the context out, so that the one before it
@@ -102,6 +109,7 @@ class Placement:
         if device.type == "cuda":
             spare -= torch.cuda.max_memory_allocated(device)
         kept = min(depth, KEPT + int(max(0, spare) // max(1, block)))
+        kept = min(said_by_all(kept)) if getattr(self.model, "shards", None) else kept
         self.recomputed = depth - kept
         self.model.recompute(self.recomputed)
         self._say()
@@ -114,6 +122,8 @@ class Placement:
         if self.args.offload != "auto" or self.offload == PLANS[-1]:
             return None
         following = PLANS[PLANS.index(self.offload) + 1]
+        if following == "blocks" and getattr(self.model, "shards", None):
+            return None  # they are shared out already
         if following != "blocks":
             return following, self.recomputed
         if all(p.requires_grad for p in self.model.dit.parameters() if p.ndim > 1):
@@ -132,10 +142,14 @@ class Placement:
         self.model.recompute(self.recomputed)
 
     def _say(self, before=""):
+        if ranks.rank():
+            return
         model, on = self.model, "GPU" if self.model.device.type == "cuda" else "CPU"
         dit = f"DiT {size(model.dit) / 1e9:.3g} GB" + " as float8" * (self.args.weights == "fp8")
         place = "streamed from host memory" if self.offload == "blocks" else f"on {on}"
         vae = f"VAE on {on}" if self.offload == "none" else "VAE visiting"
+        if getattr(self.model, "shards", None):
+            place += f" for each of {ranks.count()} processes"
         line = f"{before}{dit} {place}, {vae}, {self.says}"
         if self.args.steps and self.recomputed is not None:
             line += f", {self.recomputed} of {model.depth} blocks recomputed"
@@ -153,7 +167,9 @@ def choose(model, args):
     if model.device.type != "cuda":
         return "none"
     work = working_bytes(args, model.geometry, model.tokens_per_latent(*model.frame_size))
-    return fitting(free_bytes(model.device), size(model.dit), size(model.vae), work)
+    free, dit = min(said_by_all(free_bytes(model.device))), size(model.dit) / ranks.count()
+    plan = fitting(free, dit, size(model.vae), work)
+    return plan if plan != "blocks" or ranks.count() == 1 else "vae"
 
 
 def working_bytes(args, geometry, tokens_per_latent):
@@ -177,7 +193,8 @@ class SavedBytes(torch.autograd.graph.saved_tensors_hooks):
     weights of `model`."""
 
     def __init__(self, model):
-        self.total, self.seen = 0, {p.untyped_storage().data_ptr() for p in model.parameters()}
+        parameters = map(local, model.parameters())
+        self.total, self.seen = 0, {p.untyped_storage().data_ptr() for p in parameters}
         super().__init__(self._count, lambda tensor: tensor)
 
     def __enter__(self):
@@ -185,7 +202,7 @@ class SavedBytes(torch.autograd.graph.saved_tensors_hooks):
         return self
 
     def _count(self, tensor):
-        storage = tensor.untyped_storage()
+        storage = local(tensor).untyped_storage()
         if storage.data_ptr() not in self.seen:
             self.seen.add(storage.data_ptr())
             self.total += storage.nbytes()
@@ -193,7 +210,7 @@ class SavedBytes(torch.autograd.graph.saved_tensors_hooks):
 
 
 def size(module):
-    return sum(p.numel() * p.element_size() for p in module.parameters())
+    return sum(local(p).numel() * p.element_size() for p in module.parameters())
 
 
 def free_bytes(device):

@@ -4,7 +4,7 @@ be read to try an idea."""
 from runs import start  # noqa: F401 - before torch is loaded  # isort: skip
 from runs.cli import parse_args
 from runs.exits import STOPPED, run_script
+from runs.following import open_run as Run
 from runs.latent_run import LatentRun
-from runs.run import Run
 
 __all__ = ["STOPPED", "LatentRun", "Run", "parse_args", "run_script"]

@@ -22,7 +22,7 @@ def parse_args(description, method, argv=None):
     args.method, args.script = method.__name__, Path(file).stem
     args.script_sha256, args.kind = script_sha256(method, file), kind
     args.flags, args.given = parser.flags, sys.argv[1:] if argv is None else list(map(str, argv))
-    args.headings = given_under(parser, args.given)
+    args.headings, args.learns = given_under(parser, args.given), getattr(method, "learns", None)
     args.out = args.out or Path("results") / Path(sys.argv[0]).stem
     kind.complete(args, method)
     return args

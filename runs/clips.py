@@ -2,11 +2,14 @@
 preflight."""
 
 import itertools
-from dataclasses import replace
+from dataclasses import fields, replace
 
-from common.clip import load_clip, read_footage
+import torch
+
+from common.clip import Clip, load_clip, read_footage
 from common.errors import PreflightError, StopRun, UsageError, VideoError
 from common.loss import beats_zero, preflight
+from devices import ranks
 from devices.placement import within_memory
 from runs.background import Ahead
 from runs.cache import Cache
@@ -44,12 +47,14 @@ class Clips:
         if following:
             self.ahead.begin(following)
         clip = self._encode(video, place, footage)
+        clip = replace(clip, other=self._other(clip))
+        ranks.broadcast(on_device(clip, "cpu"))  # to those that follow
         losses = within_memory(self.model, lambda: preflight(self.model, clip))
         if self.args.preflight and not beats_zero(losses):
             self.missed += 1
             raise PreflightError(losses)
         self.passed += 1
-        return replace(clip, preflight=losses, other=self._other(clip))
+        return replace(clip, preflight=losses)
 
     def refuse_blind_model(self):
         """Raises StopRun where the model predicts none of the first few."""
@@ -70,12 +75,15 @@ class Clips:
         size, seed = self.model.frame_size, self.args.seed
         footage = footage or read_footage(video, self.window, size)
         captions = (v.caption for v in itertools.islice(self.todo, place, None))
-        text = within_memory(self.model, lambda: self.prompts.get(video.caption, captions))
+        text = within_memory(
+            self.model, lambda: self.prompts.get(video.caption, captions), alone=True
+        )
         return within_memory(
             self.model,
             lambda: load_clip(
                 self.model, video, self.window, size, text, self.negative, seed, footage
             ),
+            alone=True,
         )
 
     def _load_others(self, others):
@@ -94,3 +102,15 @@ class Clips:
                 f"--forgetting {self.args.forgetting}: holds no video but {clip.video.id} itself"
             )
         return None
+
+
+def on_device(value, device):
+    """A Clip, with its other clip and its texts."""
+    if isinstance(value, torch.Tensor):
+        return value.to(device)
+    if isinstance(value, dict):
+        return {name: on_device(each, device) for name, each in value.items()}
+    if isinstance(value, Clip):
+        parts = {field.name: getattr(value, field.name) for field in fields(value)}
+        return Clip(**{name: on_device(part, device) for name, part in parts.items()})
+    return value

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from common.errors import StopRun, UsageError
 from devices.placement import DoesNotFit
+from devices.ranks import RankLost
+from runs import team
 from runs.names import printable
 from runs.start import SIGNALS, STOPPED
 
@@ -27,7 +29,7 @@ def run_script(main):
     try:
         code = main()
     except UsageError as error:
-        print(printable(f"{name}: error: {error}"), file=sys.stderr)
+        say(f"{name}: error: {error}", error)
         code = 2
     except BrokenPipeError:  # nobody reads what is printed
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -35,11 +37,20 @@ def run_script(main):
     except (StopRun, DoesNotFit, OSError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "allocate memory" not in str(error):
             raise
-        print(printable(f"{name}: stopped: {error}"), file=sys.stderr)
+        say(f"{name}: stopped: {error}", error)
         code = 1
     except Stopped as error:
         end_at_once(error)
+    team.end(code)
     sys.exit(code)
+
+
+def say(line, error):
+    """One line on stderr; of what all processes of torchrun meet, from one of them."""
+    if isinstance(error, RankLost) and (team.has_spoken() or team.say_lost()):
+        return
+    if team.speaks() or not isinstance(error, UsageError | StopRun | DoesNotFit | RankLost):
+        print(printable(line), file=sys.stderr)
 
 
 def print_anything():
@@ -51,7 +62,9 @@ def print_anything():
 
 def end_at_once(error):
     """After a signal: an orderly end could break what torch is in the middle of."""
-    print(f"\nstopped by {error}; the same command goes on where this ended", file=sys.stderr)
+    if not team.say_lost() and team.speaks() and not team.has_spoken():
+        print(f"\nstopped by {error}; the same command goes on where this ended", file=sys.stderr)
+    team.end(STOPPED)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(STOPPED)

@@ -11,7 +11,7 @@ CHANGES = ("generation", "adaptation", None)
 FACTS = (
     "manifest_sha256", "forgetting_sha256", "checkpoint_sha256", "lpips_sha256", "adapter_sha256"
 )  # fmt: skip
-TABLES = ("flags", "headings", "given", "kind")  # in args: about the arguments, none themselves
+TABLES = ("flags", "headings", "given", "kind", "learns")  # in args, and no arguments themselves
 OURS = ("method", "script", "script_sha256", *TABLES)  # of the arguments, beside the flags
 
 

@@ -9,6 +9,7 @@ import predictors
 from common.errors import UsageError, VideoError
 from common.loading import pick_device
 from common.stages import stage
+from devices import ranks
 from predictors.adaptation import Adaptation
 from runs import carry, identity, latents, results
 from runs import latent_scores as scores
@@ -25,6 +26,8 @@ class LatentRun:
     """Opens or resumes the run in args.out. Raises UsageError where that holds another one."""
 
     def __init__(self, args):
+        if ranks.count() > 1:
+            raise UsageError(f"{args.script}.py: of torchrun one process, --nproc-per-node 1")
         self.args, self.out, self.carries = args, args.out, latents.carries(args)
         items, manifest_sha256 = latents.chosen(args)
         self.config = identity.describe(args, manifest_sha256)

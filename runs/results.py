@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from common.adapters import FACTS, facts
+from devices.shards import whole
 from runs.whole import is_whole
 
 
@@ -84,7 +85,13 @@ def in_8_bits(frames):
     return (frames * 255).round().byte().permute(0, 2, 3, 1).numpy()
 
 
-def save_adapter(name, method, args):
+def whole_tensors(method):
+    """Its parameters, whole, on the CPU. Every process that holds a part of one takes part."""
+    parts = method.named_parameters().items()
+    return {key: whole(p.detach()).cpu().contiguous() for key, p in parts}
+
+
+def save_adapter(name, method, args, tensors=None):
     """Writes <name>.safetensors, or the folder <name>.adapter/ where the method has a format of its
     own, either with the method's name and flags; gives what it wrote."""
     path = name.with_name(f"{name.name}.{'adapter' if hasattr(method, 'save') else 'safetensors'}")
@@ -98,8 +105,7 @@ def save_adapter(name, method, args):
             shutil.rmtree(path, ignore_errors=True)
             replace_file(path, write_folder)
         else:
-            parts = method.named_parameters().items()
-            tensors = {key: p.detach().cpu().contiguous() for key, p in parts}
+            tensors = whole_tensors(method) if tensors is None else tensors
             header = {FACTS: facts(args.method, args)}
             replace_file(path, lambda temporary: save_file(tensors, temporary, header))
     except SafetensorError as error:  # its word for a full disk

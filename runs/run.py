@@ -12,6 +12,7 @@ from common.errors import VideoError
 from common.loading import geometry_of
 from common.metrics import load_lpips, lpips_sha256
 from common.stages import stage, traced
+from devices import agreement, ranks
 from devices.placement import within_memory
 from runs import identity, results
 from runs.background import Behind
@@ -49,6 +50,7 @@ class Run:
         if not self.ends_here:
             no_lpips = no_lpips and f"LPIPS is not computed: {no_lpips}"
             self.work.open(setting(args, self.geometry, self.window), no_lpips)
+        ranks.broadcast(self.ends_here)  # what follows it, see following.py
 
     @property
     def ends_here(self):
@@ -73,9 +75,13 @@ class Run:
         Raises StopRun where the model predicts none of the first few."""
         for place, video in self.work.pending():
             self.place = place
+            agreement.begin_turn()
+            ranks.broadcast(video)
             yield video
             if not self.work.done:
                 self.clips.refuse_blind_model()
+        agreement.begin_turn()
+        ranks.broadcast(None)
 
     @contextlib.contextmanager
     def recorded(self, video):
@@ -87,7 +93,13 @@ class Run:
     def load_clip(self, video):
         """The video as a Clip, with its preflight. Raises VideoError where it cannot be used."""
         self.show(f"{video.id} loading")
-        return self.clips.load(video, self.place)
+        try:
+            clip = self.clips.load(video, self.place)
+        except VideoError as error:
+            ranks.broadcast(error)
+            raise
+        ranks.broadcast(clip.preflight)
+        return clip
 
     def _trace(self):
         """Of the first video that is not skipped, where --profile asks for it."""
@@ -100,6 +112,7 @@ class Run:
     def _write(self, clip, record, frames, method):
         """Scores the generated frames, where there are any, and writes the video's mp4, adapter and
         JSON, all but the adapter in the background."""
+        tensors = results.whole_tensors(method) if self.args.save_adapter else None
         if frames is not None and not frames.isfinite().all():
             self.work.skip(clip.video, VideoError("the generated frames are not finite"))
             return
@@ -107,11 +120,12 @@ class Run:
             return
         identity.refuse_other(self.out, self.config)  # one that began beside this one
         if self.args.save_adapter:
-            results.save_adapter(self.out / "videos" / clip.video.id, method, self.args)
+            name = self.out / "videos" / clip.video.id
+            results.save_adapter(name, method, self.args, tensors)
         again = None  # methods are compared with the baseline's references
         if frames is not None and identity.is_baseline(vars(self.args)):
             with stage(record, "reference", self.model.device):
-                again = within_memory(self.model, lambda: reconstruct(self.model, clip))
+                again = within_memory(self.model, lambda: reconstruct(self.model, clip), alone=True)
         record |= clip.costs | {
             "placement": self.model.placement.describe(),
             "total_seconds": time.perf_counter() - self.work.started,
@@ -133,6 +147,9 @@ class Run:
             self.work.records.announce(line(record), last)
 
     def exit_code(self):
+        return ranks.broadcast(self._exit_code())
+
+    def _exit_code(self):
         """Writes and prints the summary; 3 where videos of this range were skipped, else 0. Of a
         --dry-run it prints the plan."""
         args, work = self.args, self.work

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# One task of an array: sbatch/job.sh SCRIPT FLAGS...; the *.sbatch files call it.
+# One task of an array: sbatch/job.sh SCRIPT FLAGS...; the *.sbatch files call it. LAUNCHER: what
+# starts the script, python or torchrun with its flags.
 #
 # Takes settings from sbatch/site.sh where the flags do not give them, and this task's part of the
 # videos. On SIGUSR1 (near the time limit) or SIGTERM (preemption) the script drops the video in hand
@@ -61,7 +62,8 @@ fi
 # of an array this task alone: the bare number of one of them names them all
 job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
 job=${job:-$SLURM_JOB_ID}
-child=
+child= launcher=${LAUNCHER:-python} heard=USR1
+[ "$launcher" = python ] || heard=TERM # what torchrun hands on
 fruitless() { # at the time limit of a job that came back, and nothing finished since
     end=$(scontrol show job "$job" | sed -n 's/.*EndTime=\([^ ]*\).*/\1/p')
     end=$(date -d "${end:-?}" +%s 2>/dev/null) || return
@@ -74,9 +76,10 @@ stopped() { # signal
     trap '' USR1 TERM
     code=75
     if [ -n "$child" ]; then
-        kill -USR1 "$child" 2>/dev/null
+        kill "-$heard" "$child" 2>/dev/null
         wait "$child"
         code=$?
+        [ "$heard" = USR1 ] || code=75 # torchrun's own code is 1, whatever the script's is
     fi
     if [ "$code" -eq 75 ] || [ "$code" -gt 128 ]; then # over 128: before it could listen
         code=75
@@ -94,7 +97,7 @@ stopped() { # signal
 }
 trap 'stopped USR1' USR1
 trap 'stopped TERM' TERM
-echo "$name.sbatch: python $script ${flags[*]} --shard $index/$count"
-python "$script" "${flags[@]}" --shard "$index/$count" &
+echo "$name.sbatch: $launcher $script ${flags[*]} --shard $index/$count"
+$launcher "$script" "${flags[@]}" --shard "$index/$count" &
 child=$!
 wait "$child"

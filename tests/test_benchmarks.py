@@ -20,6 +20,7 @@ from benchmarks import (
     model_memory,
     precision,
     scaling,
+    sharded,
     shown_answer,
     start,
     stopping_study,
@@ -177,3 +178,27 @@ def test_where_early_stopping_stops(script, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["stopping_study", str(tmp_path / "untraced")])
     with pytest.raises(UsageError, match="needs --stop-every N --trace-future N"):
         stopping_study.main()
+
+
+@pytest.mark.slow  # seven processes are started
+def test_what_each_process_holds_falls_as_one_over_their_number(monkeypatch, capfd):
+    flags = ["--hidden", "64", "--depth", "3", "--side", "8", "--repeats", "1"]
+    monkeypatch.setattr(sys, "argv", ["sharded", *flags])
+    sharded.main()
+    said = capfd.readouterr().out
+    state = [float(x) for x in re.findall(r"processes: step .* s, state (\S+) MB", said)]
+    falls = [state[0] / x for x in state]  # but for vectors, which are small
+    assert falls == pytest.approx([1, 2, 4], rel=0.04)
+    ratios = [float(x) for x in re.findall(r"predicted ratio (\d\.\d+)", said)]
+    assert ratios == pytest.approx([1] * 3, abs=0.02)
+
+
+def test_adamw_of_the_large_model_needs_a_node(capsys):
+    """By the shapes of its weights: 22 bytes a parameter, shared out, and what is gathered."""
+    sharded.table()
+    said = capsys.readouterr().out
+    fits = {
+        name: words for name, words in re.findall(r"(\w+ on \d): \d+ GB, (fits|does not)", said)
+    }
+    assert [fits[f"adamw on {n}"] for n in (1, 2, 4, 8)] == ["does not"] * 2 + ["fits"] * 2
+    assert fits["sgd on 1"] == "does not" and fits["sgd on 2"] == "fits"

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from cluster import Cluster, wait_for
+from sharded import differences, records
 from test_run import ROOT, demo_rows, results
 from test_sweep import THREE
 
@@ -170,6 +171,29 @@ def test_a_cancelled_task_does_not_come_back_nor_disturb_the_others(slurm, check
     found = {task["ArrayTaskId"]: (task["JobState"], task["Restarts"]) for task in tasks}
     assert found == {"0": ("COMPLETED", "0"), "1": ("CANCELLED", "0")}
     assert not list((checkout / "cancelled").rglob("*.claim"))
+
+
+def test_a_node_whose_processes_share_the_weights_out(slurm, checkout):
+    """Requeued in the middle, it goes on; the numbers are those of one process."""
+    flags = ["--steps", 2, "--no-generate", "--limit", 3, "--device", "cpu"]
+    claim = checkout / "node" / "videos" / f"{demo_rows()[2][0].stem}a.claim"
+    claim.parent.mkdir(parents=True)
+    assert claims.create(claim)
+    options = ["--gres=gpu:2", "--cpus-per-task=8"]
+    given = [*flags, "--out", "node"]
+    job = submit(slurm, checkout, *given, options=options, name="full_tta_node")
+    assert wait_for(begun(checkout, "node", 1), 200), said(checkout, job, "full_tta_node")
+    slurm("scontrol", "requeue", job)
+    claim.unlink()
+    slurm.wait(300)
+    words = said(checkout, job, "full_tta_node")
+    assert slurm.job(job)["Restarts"] == "1" and "stopped by SIGTERM" in words, words
+    assert states(slurm, job) == {("COMPLETED", "0:0")}, words
+    assert "torchrun --standalone --nproc-per-node 2 full_tta.py" in words
+    command = [sys.executable, "full_tta.py", *flags, "--out", "alone"]
+    command += ["--checkpoint", "nano/checkpoint", "--videos", "list.csv"]
+    subprocess.run([*map(str, command)], cwd=checkout, capture_output=True, check=True)
+    assert not differences(records(checkout / "alone"), records(checkout / "node"))
 
 
 def test_every_script_has_its_batch_file(slurm, checkout):
