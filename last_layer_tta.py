@@ -57,8 +57,11 @@ class LastLayer:
         return [common.fixed_draw(self.model, self.clip, self.args.cached_draws)] * self.args.steps
 
     def loss(self, draw):
-        if self.left is None:  # in the first step, while delta is zero
+        if self.left is None:  # in the first step, as if delta were zero: --adapter gives another
+            given = self.delta.detach().clone()
+            self.delta.data.zero_()
             self.left = [self.before_last_layer(*each) for each in draw.each()]
+            self.delta.data.copy_(given)
         return torch.stack([self.loss_after(*each) for each in self.left]).mean()
 
     def before_last_layer(self, problem, sigma, noise):

@@ -80,7 +80,10 @@ class VJEPAAdaptation:
             )
         if decay is not None and args.optimizer == "adam":
             raise common.UsageError(f"--weight-decay {decay}: only with --optimizer adamw")
-        args.weight_decay = None if args.optimizer == "adam" else args.weight_decay
+        if args.optimizer == "adam":
+            args.weight_decay = None
+        elif args.weight_decay is None:  # of a preset that has Adam
+            args.weight_decay = 0.01
 
     def __init__(self, predictor, args):
         self.predictor, self.args = predictor, args

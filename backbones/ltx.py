@@ -10,6 +10,8 @@ starts as noisy as the rest is once it reaches the timestep 1000 (1 - strength),
 with it from there on; one of full strength may have noise that falls with sigma², its timestep
 still 0. The pipeline has 0.15 of that by default, here there is none: context is clean.
 
+Denoised along, it is part of what is predicted, and what acts on a velocity acts on it too.
+
 From 0.9.1 on the decoder has a timestep and takes slightly noisy latents. That noise is the same
 for all videos of a size, so that what two methods made is decoded alike.
 """
@@ -50,7 +52,9 @@ class LTX:
         set_up(self, dit, vae, prompt_encoder, device, geometry)
         self.scheduler = scheduler
         self.latent_channels = dit.config.out_channels
-        dit.places = geometry.k, geometry.size_multiple, geometry.fps
+        # releases before 0.9.5, which know a first frame alone, count it as if it were eight
+        first_alone = geometry.trained_contexts is None
+        dit.places = geometry.k, geometry.size_multiple, geometry.fps, first_alone
 
     @classmethod
     def from_folder(cls, folder, device="cpu", dtype=None, float8=False):

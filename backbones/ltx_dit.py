@@ -50,13 +50,14 @@ def modulate(x, shift, scale):  # x (B, T, S, C); shift, scale (B, T, 1, C) floa
 
 class LTXVideoTransformer3DModel(diffusers.LTXVideoTransformer3DModel):
     """diffusers' class with another forward. `places` is set from outside beside what `prepare`
-    sets: frames and pixels of a latent's place, and frames a second."""
+    sets: frames and pixels of a latent's place, frames a second, and whether the first latent
+    counts as one frame."""
 
     @functools.wraps(diffusers.LTXVideoTransformer3DModel.__init__)  # its keys are the config's
     def __init__(self, *args, **config):
         super().__init__(*args, **config)
         prepare(self, Block)
-        self.places = (8, 32, 25.0)
+        self.places = (8, 32, 25.0, True)
 
     @property
     def blocks(self):
@@ -96,11 +97,12 @@ class LTXVideoTransformer3DModel(diffusers.LTXVideoTransformer3DModel):
         return unpatchify(self.proj_out(x), grid, (1, 1, 1)).float()
 
 
-def coordinates(grid, frames, pixels, fps, device):
-    """(1, 3, N): second, row and column in pixels of each place of a grid (T, h, w), as
-    LTXConditionPipeline counts them. The first latent is one frame alone, so that the second one
-    begins a frame later."""
+def coordinates(grid, frames, pixels, fps, first_alone, device):
+    """(1, 3, N): second, row and column in pixels of each place of a grid (T, h, w). Where the
+    first latent is one frame alone the second begins a frame later, as LTXConditionPipeline counts;
+    otherwise `frames` later, as LTXPipeline and LTXImageToVideoPipeline do."""
     t, rows, columns = (torch.arange(n, device=device) for n in grid)
-    seconds = (frames * t + 1 - frames).clamp(min=0).float() * (1.0 / fps)
+    begin = (frames * t + 1 - frames).clamp(min=0) if first_alone else frames * t
+    seconds = begin.float() * (1.0 / fps)
     axes = torch.meshgrid(seconds, pixels * rows.float(), pixels * columns.float(), indexing="ij")
     return torch.stack([axis.flatten() for axis in axes])[None]

@@ -89,6 +89,8 @@ def place(self, plan):
         for name, part in dit.named_children():
             if name not in streamed:
                 part.to(device)
+        for p in (*dit.parameters(recurse=False), *dit.buffers(recurse=False)):
+            p.data = p.data.to(device)
         offload.stream_blocks(dit, dit.blocks, device, self.stays)
     elif plan != "blocks":
         dit.to(device)

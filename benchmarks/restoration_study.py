@@ -33,12 +33,13 @@ from litevsr.files import load_adapter
 from litevsr.progress import attention
 from litevsr.restorer import Restorer
 from litevsr.scores import measured
+from litevsr.trainer import CHECKED, UNSEEN
 from report.statistics import clustered_interval
 from runs.lists import list_videos
 from runs.parser import Parser
 
 STEPS = (1, 4)
-METRICS = ("psnr_db", "ssim", "lpips", "luma_psnr_db")
+METRICS = {"psnr_db": "higher", "ssim": "higher", "lpips": "lower", "luma_psnr_db": "higher"}
 
 
 def arguments():
@@ -67,7 +68,7 @@ class Study:
         """{way: {metric: mean over frames}}, and the attention."""
         size, scale = tuple(self.config["size"]), self.config["scale"]
         sharp, fps = read_frames(video.path, 0, self.config["frames"], size)
-        low = Degradation.draw(number, scale)(sharp, fps)
+        low = Degradation.draw(UNSEEN + CHECKED + number, scale)(sharp, fps)
         given = enlarged(low, size)
         made = {"bicubic": given, "frozen": self.frozen(given)}
         for steps in STEPS:
@@ -112,7 +113,8 @@ def report(found, sources):
         yield f"{way:18} {', '.join(means)}"
     for way in ways[1:]:
         for metric in filter(lambda m: usable(found, m), METRICS):
-            gains = [row[way][metric] - row["bicubic"][metric] for row in found]
+            sign = -1 if METRICS[metric] == "lower" else 1
+            gains = [sign * (row[way][metric] - row["bicubic"][metric]) for row in found]
             gain, low, high = clustered_interval(gains, sources)
             interval = "too few sources" if low is None else f"{low:+.3f} to {high:+.3f}"
             yield f"{way} against bicubic, {metric}: {gain:+.3f} ({interval})"

@@ -154,6 +154,7 @@ def main():
         f"--{name}={getattr(args, name)}" for name in "repeats hidden depth side device".split()
     ]
     config = MID_SIZE | {"hidden_size": args.hidden, "depth": args.depth}
+    item = 2 if args.device == "cuda" else 4  # bytes of a weight
     shared, _, _, whole = shapes(config)
     for count in args.processes:
         found = start(count, flags)
@@ -162,7 +163,7 @@ def main():
         print(
             f"{count} processes: step {found['seconds']:.3f} s, state {state / 1e6:.1f} MB each, "
             f"of the predicted ratio {state / plan:.3f}; "
-            f"{received(config, count) / 1e6:.1f} MB received in a step"
+            f"{received(config, count, item) / 1e6:.1f} MB received in a step, computed"
             + (f"; peak {found['peak'] / 1e9:.2f} GB" if "peak" in found else "")
         )
     table()

@@ -127,6 +127,11 @@ def check_context(args, geometry, known, seen):
             f"--context varying: this model was made for {' or '.join(map(str, lengths))} latents "
             "of context"
         )
+    if geometry.context_alone and args.context == "varying":
+        raise MisfitError(
+            "--context varying: latents of this model know the frames after them, so that only a "
+            "context that was encoded alone may be shown"
+        )
     for flag, latents in (("--context-latents", args.context_latents), ("--cond-frames", known)):
         if lengths is not None and latents not in lengths:
             raise MisfitError(

@@ -24,6 +24,9 @@ class PreflightError(VideoError):
             "(negated prediction: {negated_loss})".format(**losses)
         )
 
+    def __reduce__(self):  # to other processes
+        return PreflightError, (self.losses,)
+
 
 class StopRun(Exception):
     """The run as a whole makes no sense any more: ends the program with exit code 1."""

@@ -8,13 +8,14 @@ from types import SimpleNamespace
 import torch
 
 import common
-import runs
 from adasteer import AdaSteer
 from common.data import Video
 from common.errors import VideoError
 from common.loss import preflight
 from litevsr.data import enlarged
 from litevsr.degradation import Degradation
+from runs import videos
+from runs.cli import parser_of
 
 
 @contextlib.contextmanager
@@ -22,8 +23,9 @@ def adapted(enlarge, frames, args):
     """Within it the vector acts that args.adapt steps have learned on the first window of the
     low-resolution frames. Prints its loss before and after."""
     restorer = enlarge.restorer
-    flags = f"--checkpoint {args.checkpoint} --steps {args.adapt} --no-generate --future-draws 0"
-    settings = runs.parse_args(None, AdaSteer, [*flags.split(), "--seed", str(args.seed)])
+    # not parse_args, which asks for a model that continues clips
+    flags = ["--steps", args.adapt, "--future-draws", 0, "--seed", args.seed]
+    settings = parser_of(None, AdaSteer, videos).parse_args([*map(str, flags)])
     clip = pair(enlarge, frames, args)
     method = AdaSteer(restorer, clip, settings)
     with method.attached():

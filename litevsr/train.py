@@ -19,8 +19,10 @@ import backbones
 from common.errors import UsageError
 from common.loading import NANO
 from common.values import at_least, frame_size, positive
+from devices import ranks
 from litevsr.trainer import Trainer
 from runs.parser import Parser
+from runs.results import write_json
 
 # what may differ when the same training goes on
 FREE = ("out", "work", "recompute", "workers", "save_every", "device")
@@ -65,6 +67,7 @@ def arguments():
 def refuse_other(args):
     """A work folder belongs to one training. Raises UsageError."""
     asked = {k: str(v) for k, v in sorted(vars(args).items()) if k not in FREE}
+    asked["processes"] = str(ranks.count())
     args.work.mkdir(parents=True, exist_ok=True)
     path = args.work / "settings.json"
     if path.exists() and (found := json.loads(path.read_text())) != asked:
@@ -73,7 +76,8 @@ def refuse_other(args):
             f"--work {args.work}: holds a training with --{other.replace('_', '-')} "
             f"{found.get(other)}, asked for is {asked[other]}; give another --work"
         )
-    path.write_text(json.dumps(asked))
+    if ranks.rank() == 0:
+        write_json(path, asked)
 
 
 def main():

@@ -1,6 +1,7 @@
 """The training of an adapter: pairs, optimiser, state."""
 
 import contextlib
+import datetime
 import math
 import os
 
@@ -118,6 +119,8 @@ class Trainer:
                 if self.rank == 0:
                     self.save(loss)
         bar.close()
+        if self.rank == 0:  # a kill may have come between the state and the adapter
+            save_adapter(self.args, self.model, self.adapter, self.step)
 
     def train_step(self, latents, low):
         # noise on the CPU: the same on every device, whatever was drawn before
@@ -128,7 +131,9 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self.args.lr * self.rate()
         on_gpu = self.device.type == "cuda"
-        with torch.autocast("cuda", torch.bfloat16) if on_gpu else contextlib.nullcontext():
+        # a cache would keep what the walk made without a gradient
+        fast = torch.autocast("cuda", torch.bfloat16, cache_enabled=False)
+        with fast if on_gpu else contextlib.nullcontext():
             loss = training_loss(self.restorer, latents, noise, low, self.text, walks, counts)
         if not loss.isfinite():
             raise UsageError(f"iteration {self.step}: the loss is not finite; try a smaller --lr")
@@ -174,7 +179,8 @@ def start_processes():
     """How many torchrun has started; 1 without it."""
     count = int(os.environ.get("WORLD_SIZE", 1))
     if count > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        long = datetime.timedelta(days=1)  # the first process encodes while the others wait
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=long)
     return count
 
 

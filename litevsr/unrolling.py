@@ -23,7 +23,9 @@ def draw_walks(batch, alone=False, pure_noise=PURE_NOISE):
     counts = torch.where(t > ALONE_ABOVE, 1, 2)
     counts = torch.where((t < TWICE_BELOW) & (torch.rand(batch) < TWICE), MOST, counts)
     larger = t[:, None] + (1 - t[:, None]) * torch.rand(batch, MOST - 1)
-    walks = torch.cat([larger.sort(1, descending=True).values, t[:, None]], dim=1)
+    falling = larger.sort(1, descending=True).values
+    falling[:, -1] = torch.where(counts == MOST, falling[:, -1], larger[:, -1])  # one is uniform
+    walks = torch.cat([falling, t[:, None]], dim=1)
     return walks, torch.ones_like(counts) if alone else counts
 
 

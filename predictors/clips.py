@@ -51,11 +51,14 @@ class Entry:
             path for name in ("actions", "extrinsics") if (path := array_path(self, name)).exists()
         ]
 
-    def read(self, tokens=None, width=None, action_width=None):
+    def read(self, tokens=None, width=None, action_width=None, extrinsics=True):
         """The LatentClip. tokens, width and action_width: what N, D and A must be; a feature map
-        (T*N, D) can be cut into frames only where `tokens` is given. Raises ValueError with the
-        reason where an array is missing, short, not finite or of another width."""
+        (T*N, D) can be cut into frames only where `tokens` is given. extrinsics: whether they are
+        wanted. Raises ValueError with the reason where an array is missing, short, not finite or of
+        another width."""
         arrays = study_arrays(self, tokens) if self.path.is_dir() else prepared_arrays(self)
+        if not extrinsics:
+            arrays.pop("extrinsics", None)
         refuse_misfits(arrays, tokens, width, action_width)
         return LatentClip(self.id, self.source, self.category, **arrays)
 

@@ -131,7 +131,7 @@ def same_settings(args):
         digest.update(sha256(path).encode())
     asked = {"source": args.source.name, "encoder": digest.hexdigest()}
     asked |= {name: getattr(args, name) for name in ("frames", "fps", "per_video", "camera")}
-    path, others = args.out / "verdicts" / "settings.json", ("manifest.csv", "clips")
+    path, others = args.out / "verdicts" / ".settings.json", ("manifest.csv", "clips")
     if not path.exists() and any((args.out / name).exists() for name in others):
         raise UsageError(f"--out {args.out}: holds clips that this did not make; choose another")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -14,6 +14,7 @@ class Metric(str):
         self.better, self.relative = said["better"], said.get("relative", False)
         self.leads, self.called = said.get("leads", False), said.get("called", name)
         self.about, self.unit = said.get("about", ""), said.get("unit", "")
+        self.learned = said.get("learned", False)
         return self
 
 
@@ -45,7 +46,7 @@ def is_declaration(said):
     if not isinstance(said, dict) or said.get("better") not in ("higher", "lower"):
         return False
     texts = [said.get(key, "") for key in ("called", "about", "unit")]
-    switches = [said.get(key, False) for key in ("relative", "leads")]
+    switches = [said.get(key, False) for key in ("relative", "leads", "learned")]
     return all(isinstance(x, str) for x in texts) and all(isinstance(x, bool) for x in switches)
 
 

@@ -58,7 +58,7 @@ def predict(comparison, method, metric):
             [f["anchored loss after"] < f["anchored loss before"] for f in found]
         )
     return {
-        "metric": metric,
+        "metric": comparison.metrics[metric],
         "features": names,
         "videos": len(videos),
         "sources": len(set(sources)),

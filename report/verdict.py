@@ -68,6 +68,9 @@ def verdict(row, first, metric, other, repeated=None):
         UNTOLD: " makes no difference that can be told",
         FEW: f": too few sources to say ({row['sources']}; an interval needs {FEWEST})",
     }
+    if metric.learned:
+        parts.append("learning lowers it whether that helps or not")
+        return Verdict(UNTOLD, f"{row['method']} cannot be judged", "; ".join(parts))
     return Verdict(outcome(row), row["method"] + words[outcome(row)], "; ".join(parts))
 
 

@@ -18,6 +18,7 @@ WHY = "what is learned from a clip goes on to the next, so that their order is p
 def add_order(group):
     group.add_argument(
         "--order", choices=("list", "seed"), default="list", changes="adaptation",
+        baseline=True,  # a range is cut from the ordered list
         help="of the clips; seed: one that --seed gives",
     )  # fmt: skip
 

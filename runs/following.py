@@ -9,9 +9,9 @@ from common.loading import pick_device
 from common.loss import preflight
 from devices import agreement, ranks
 from devices.placement import within_memory
+from devices.shards import whole
 from runs import team
 from runs.clips import on_device
-from runs.results import whole_tensors
 from runs.run import Run
 
 
@@ -53,7 +53,8 @@ class Follower:
         except VideoError:
             return
         if self.args.save_adapter:
-            whole_tensors(record.method)
+            for part in record.method.named_parameters().values():
+                whole(part.detach())  # the first process gathers it to be saved
 
     def load_clip(self, video):
         """As the first process sends it. Raises VideoError where that skips it."""

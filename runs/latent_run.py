@@ -6,7 +6,7 @@ import math
 import time
 
 import predictors
-from common.errors import UsageError, VideoError
+from common.errors import StopRun, UsageError, VideoError
 from common.loading import pick_device
 from common.stages import stage
 from devices import ranks
@@ -71,7 +71,9 @@ class LatentRun:
 
     def pending(self):
         """The clips still to do, in their order."""
-        for _, item in self.work.pending():
+        for count, (place, item) in enumerate(self.work.pending()):
+            if self.carries and place != count:  # another worker's claim still stands
+                raise StopRun(f"--out {self.out}: another worker has a clip before {item.id}")
             yield item
 
     def recorded(self, item):
@@ -83,7 +85,8 @@ class LatentRun:
         """The clip in its two parts; weights and optimiser are where its adaptation begins. Raises
         VideoError where it cannot be used."""
         p = self.predictor
-        clip = item.read(tokens=p.patches, width=p.embed_dim, action_width=p.action_embed_dim)
+        sizes = {"width": p.embed_dim, "action_width": p.action_embed_dim}
+        clip = item.read(tokens=p.patches, extrinsics=p.use_extrinsics, **sizes)
         if p.use_extrinsics and clip.extrinsics is None:
             raise VideoError("extrinsics are missing, and this predictor reads them")
         self.carried.into(self.adaptation)
@@ -123,6 +126,7 @@ class LatentRun:
         """Writes the state that goes on to the next clip, the adapter and the JSON."""
         item, parameters = parts.item, self.adaptation.parameters
         if self.work.lost(item):
+            self._stand_back()
             return
         with writing(self.out):
             if self.args.save_adapter:
@@ -148,6 +152,13 @@ class LatentRun:
             if self.carries:
                 self.carried.settle(item.id)
             self.records.announce(line(record))
+        else:
+            self._stand_back()
+
+    def _stand_back(self):
+        """Where another worker took a clip over: the state here is not that after it."""
+        if self.carries:
+            raise StopRun(f"--out {self.out}: another worker goes on there")
 
     def exit_code(self):
         """Writes and prints the summary; 3 where clips of this range were skipped, else 0. Of a

@@ -1,7 +1,8 @@
 """What runs measure, as their config.json says it: for each metric which values are better and,
 where there is something to say, whether gains are in per cent of the baseline's (`relative`),
-whether it may decide (`leads`: the first that was measured does), what sentences call it, its unit
-there, and what a reader must know (`about`)."""
+whether it may decide (`leads`: the first that was measured does), whether it is what was learned
+(`learned`: it says nothing of help), what sentences call it, its unit there, and what a reader must
+know (`about`)."""
 
 from common.metrics import METRICS
 
@@ -51,6 +52,7 @@ AFTER = {
     "better": "lower",
     "relative": True,
     "called": "the latent error on the frames adapted to",
+    "learned": True,
     "about": "Measured on the very frames that were learned: it falls whether that helps or not.",
 }
 

@@ -159,6 +159,7 @@ def test_a_full_disk_with_save_adapter(module, error, tmp_path, script, monkeypa
     assert results(tmp_path) == before and not list(tmp_path.rglob("*.tmp"))
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_no_fault_of_the_videos(tmp_path):
     """With a limit on the size of files: nothing is marked as skipped, and the same command goes on
     when there is room."""

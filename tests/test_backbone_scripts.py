@@ -20,7 +20,9 @@ def records_of(folder):
     return [json.loads(path.read_text()) for path in (folder / "videos").glob("*.json")]
 
 
-@pytest.mark.parametrize("model", OTHERS)
+@pytest.mark.parametrize("model", [
+    name if name == "MMDiT" else pytest.param(name, marks=pytest.mark.slow) for name in OTHERS
+])  # fmt: skip
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_every_method_from_the_command_line(name, model, checkpoint_of, script, tmp_path):
     """The columns of the README's table of methods but the first, which is in test_scripts.py."""
@@ -43,9 +45,9 @@ WAYS = {
     "recomputed": ["--checkpointing", "all", "--offload", "vae"],
     "streamed": ["--checkpointing", "auto", "--offload", "blocks"],
 }
-# two kinds of blocks; text that blocks change, with held-out latents. The others are slow: three
-# runs each, of what test_contract.py says of the model's functions
-FAST = ("MMDiT", "CogVideoXTransformer3DModel")
+# two kinds of blocks. The others are slow: three runs each, of what test_contract.py says of the
+# model's functions
+FAST = ("MMDiT",)
 
 
 @pytest.mark.parametrize("model", [

@@ -44,6 +44,7 @@ def test_the_commands_it_ends_with_lead_to_a_report(tmp_path, script, capsys):
     assert (tmp_path / "report" / "index.html").is_file()
 
 
+@pytest.mark.slow
 def test_the_commands_work_from_another_folder(tmp_path):
     """And where the Python on the path is another."""
     flags = [*TWO, "--no-generate", "--future-draws", 1, "--out", "mine"]

@@ -154,7 +154,7 @@ def test_bad_videos_are_skipped_and_counted_and_a_second_run_makes_none_again(
     assert "rejected 2: short, as" in said and "rejected 5: damaged, as" in said
     assert "rejected 1: width, as states are 5 wide" in said
     assert "1 clips, 1 sources" in said
-    verdicts = (tmp_path / "out" / "verdicts").glob("[!s]*.json")
+    verdicts = (tmp_path / "out" / "verdicts").glob("[!.]*.json")
     reasons = {p.stem: json.loads(p.read_text())["verdict"].get("rejected") for p in verdicts}
     assert "4 needed" in reasons["brief"] and "states have 8 rows" in reasons["few"]
     assert "without actions" in reasons["narrow"] and "not finite" in reasons["nan"]

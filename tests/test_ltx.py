@@ -186,6 +186,24 @@ def test_of_0_9_0_the_number_of_places_shifts(tmp_path):
     assert_near(model.decode(latents), (expected / 2 + 0.5).clamp(0, 1), 1e-6)
 
 
+def test_of_0_9_0_the_first_latent_counts_as_any_other(tmp_path):
+    """Places as LTXPipeline and LTXImageToVideoPipeline tell them."""
+    folder = make_ltx(tmp_path / "0.9.0", VAE_OF_0_9_0, **OF_0_9_0)
+    model = backbones.load(folder)
+    clip, pipe = toy_clip(model), official.LTXConditionPipeline
+    theirs = diffusers.LTXVideoTransformer3DModel.from_pretrained(folder / "transformer").eval()
+    latents = torch.cat([clip.context, clip.target], dim=2)
+    shape, sigmas = latents.shape[2:], torch.tensor([0.0, 0.0, 0.3, 0.3])
+    with torch.no_grad():
+        out = theirs(
+            pipe._pack_latents(latents), clip.text["embeds"][:, 0],
+            1000 * sigmas.repeat_interleave(shape[1] * shape[2])[None], clip.text["mask"],
+            *shape, rope_interpolation_scale=(8 / 25, 32, 32), return_dict=False,
+        )[0]  # fmt: skip
+    found = model.velocity(clip.target, torch.tensor([0.3]), clip.context, clip.text)
+    assert_near(found, pipe._unpack_latents(out, *shape)[:, :, 2:], 1e-5)
+
+
 def test_of_0_9_1_decoding_draws_nothing_of_others(tmp_path):
     """Its decoder's layers add noise of their own, from torch's global stream."""
     folder = make_ltx(tmp_path / "0.9.1", VAE_OF_0_9_1, **OF_0_9_0)

@@ -96,6 +96,9 @@ class Seen(dict):
                 frame = mask.int().argmax(dim=1)
                 self[f"{name}{end}"] = value[torch.arange(len(value)), frame]
 
+    def block_input(self, i, x):
+        return x
+
     def timestep_embedding(self, i, e, sigma):
         if i == 0:
             self.split("t", e)

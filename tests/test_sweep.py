@@ -181,6 +181,7 @@ def status(script, tmp_path, capsys):
     return call
 
 
+@pytest.mark.slow
 def test_a_stopped_sweep_goes_on(status, tmp_path):
     assert set(status(THREE, "--limit", 2).values()) == {((0, 0, 0, 2), "")}
     out, line = tmp_path / "out", command(tmp_path, THREE, "--limit", 2, "--local")
