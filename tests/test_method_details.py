@@ -18,12 +18,14 @@ from last_layer_tta import LastLayer
 from lora_tta import LoRA
 
 
+@pytest.mark.parametrize("from_zero", [True, False])  # or from an --adapter
 @pytest.mark.parametrize("flags", ["--site pre-norm", "--site last-modulation"])
-def test_cached_loss_and_gradient_are_those_of_the_whole_network(model, clip, flags):
+def test_cached_loss_and_gradient_are_those_of_the_whole_network(model, clip, flags, from_zero):
     method, _ = new(LastLayer, f"--cached-draws 3 {flags}", model, clip)
     draw = method.draws()[0]
     with method.attached():
-        method.loss(draw)  # the first one, while delta is zero
+        if from_zero:
+            method.loss(draw)
         perturb(method)
         cached_loss = method.loss(draw)
         (cached_gradient,) = torch.autograd.grad(cached_loss, [method.delta])

@@ -1,6 +1,7 @@
 """Processes of torchrun: what one says all know, and when one is lost the others say which."""
 
 import os
+import pickle
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 import runs
+from common.errors import PreflightError, VideoError
 from devices import ranks
 from runs.identity import ROOT
 
@@ -26,6 +28,13 @@ if ranks.rank() == 1:
 from runs.exits import run_script
 run_script(lambda: ranks.broadcast(None, 1))
 """
+
+
+def test_why_a_video_is_skipped_reaches_other_processes():
+    losses = {"loss": 1.5, "zero_loss": 1.0, "negated_loss": None}
+    found = pickle.loads(pickle.dumps(PreflightError(losses)))
+    assert isinstance(found, VideoError) and found.losses == losses
+    assert str(found) == str(PreflightError(losses))
 
 
 @pytest.mark.slow  # starts torch in two processes

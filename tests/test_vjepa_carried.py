@@ -13,6 +13,7 @@ from test_vjepa_run import records
 
 import vjepa_tta
 from runs import carry
+from runs.claims import Claims
 
 TIMES = ("seconds", "memory", "git_revision")
 CLIPS = 4
@@ -174,3 +175,15 @@ def test_records_say_what_they_need_to_be_read(run):
     before = [record["pre_adapt_loss"] for record in records(folder)]
     assert summary["pre_adapt_loss_rolling_50"] == [before[0], sum(before) / 2]
     assert len(summary["untouched_loss_rolling_50"]) == 2
+
+
+def test_a_clip_that_another_worker_still_has_is_not_jumped_over(run, data, tmp_path, capsys):
+    """As after a machine died: its claim of a clip may outlast that of the run."""
+    videos = run("out", "--limit", 1) / "videos"
+    with Claims(videos) as others:
+        assert others.take("c1")
+        run("out", code=1)
+    assert "another worker has a clip before c2" in capsys.readouterr().err
+    assert [record["id"] for record in records(tmp_path / "out")] == ["c0"]
+    run("out")
+    assert numbers(tmp_path / "out") == numbers(run("undisturbed"))
