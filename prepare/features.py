@@ -42,8 +42,9 @@ COLUMNS = "id source category first_frame frames fps sha256".split()
 
 
 def windows(path, args, size):
-    """(indices, pictures (T, 3, size, size)) of stretches of args.frames frames that follow one
-    another, at most args.per_video. Raises VideoError where not even the first is there."""
+    """(indices, pictures (T, 3, size, size), frames a second) of stretches of args.frames frames
+    that follow one another, at most args.per_video; as close to args.fps as whole frames go. Raises
+    VideoError where not even the first is there."""
     indices, pictures, made = [], [], 0
     with opened(path) as (container, stream):
         rate = float(stream.average_rate or 0)
@@ -56,14 +57,16 @@ def windows(path, args, size):
             indices.append(index)
             pictures.append(fit(frame, stream.sample_aspect_ratio, (size, size)))
             if len(indices) == args.frames:
-                yield indices, torch.stack(pictures)
+                yield indices, torch.stack(pictures), rate / step
                 indices, pictures, made = [], [], made + 1
             if made == args.per_video:
                 return
         if (announced := announced_frames(stream)) > index + 1 or index < 0:
             raise VideoError(f"damaged: {index + 1} of {announced} announced frames decode")
     if not made:
-        raise VideoError(f"short: {len(indices)} frames at {args.fps:g} fps, {args.frames} needed")
+        raise VideoError(
+            f"short: {len(indices)} frames at {rate / step:g} fps, {args.frames} needed"
+        )
 
 
 def make_clips(recording, encoder, args):
@@ -71,7 +74,7 @@ def make_clips(recording, encoder, args):
     rows = []
     try:
         arrays = recording.arrays()
-        for indices, pictures in windows(recording.video, args, encoder.config.crop_size):
+        for indices, pictures, fps in windows(recording.video, args, encoder.config.crop_size):
             clip = taken(arrays, indices)
             name = f"{recording.id}_{indices[0]:06d}"
             path = args.out / "clips" / f"{name}.safetensors"
@@ -80,7 +83,7 @@ def make_clips(recording, encoder, args):
             replace_file(path, lambda temporary, x=tensors: save_file(x, temporary))
             rows.append({
                 "id": name, "source": recording.source, "category": recording.category,
-                "first_frame": indices[0], "frames": len(indices), "fps": args.fps,
+                "first_frame": indices[0], "frames": len(indices), "fps": round(fps, 3),
                 "sha256": sha256(path),
             })  # fmt: skip
     except (VideoError, av.FFmpegError) as error:
