@@ -15,7 +15,7 @@ from common import (
     stages,
     stopping,
 )
-from runs import baseline, cache, captions, lists, records, scores, todo
+from runs import baseline, cache, captions, lists, measures, records, scores, todo
 
 ORDER = (  # in the help, after the script's own
     "adaptation", "data and model", "run", "sampling", "frame window", "loss on the true future",
@@ -66,8 +66,8 @@ def window_flags(args):
 
 
 def metrics_of(args):
-    """What is measured, as config.json says it: names, and which values are better."""
-    return {name: {"better": better} for name, better in metrics.METRICS.items() if better}
+    """What is measured, as config.json says it."""
+    return measures.OF_VIDEOS
 
 
 weights_sha256 = functools.cache(metrics.lpips_sha256)
