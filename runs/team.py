@@ -7,7 +7,6 @@ them has ended, and whether it has said why, is known from the store of torchrun
 import os
 import sys
 import threading
-import time
 
 from devices import ranks
 from devices.agreement import said_by_all
@@ -15,6 +14,7 @@ from runs.claims import machine, started
 
 LOOK, PATIENCE = 1.0, 10.0  # seconds between looks; and after one is lost, until this one ends too
 members = []  # host, process and its start, of every process
+over, watchers = threading.Event(), []
 
 
 def gather(device):
@@ -22,15 +22,16 @@ def gather(device):
     if ranks.count() > 1 and not members:
         ranks.start(device)
         members.extend(said_by_all([machine(), os.getpid(), started(os.getpid())]))
-        threading.Thread(target=watch, daemon=True).start()
+        watchers.append(threading.Thread(target=watch, daemon=True))
+        watchers[0].start()
 
 
 def watch():
     """Ends a process that waits in a GPU's library, where it hears no signal, for a lost one."""
     while not lost():
-        time.sleep(LOOK)
-    time.sleep(PATIENCE)
-    if lost():  # else the others have ended in peace
+        if over.wait(LOOK):
+            return
+    if not over.wait(PATIENCE) and lost():  # else the others have ended in peace
         say_lost()
         os._exit(1)
 
@@ -38,6 +39,9 @@ def watch():
 def end(code):
     """Says that this process ends by its own will."""
     if members:
+        over.set()  # a thread that asks the store while Python ends would abort the process
+        for thread in watchers:
+            thread.join(LOOK)
         ranks.stores[0].set(f"ended {ranks.rank()}", str(code))
 
 

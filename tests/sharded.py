@@ -25,7 +25,7 @@ def start(count, script, *flags):
 def run(count, script, *flags, code=0):
     """What it said on stdout and on stderr, at its end."""
     process = start(count, script, *flags)
-    said, errors = process.communicate(timeout=240)
+    said, errors = process.communicate(timeout=1200)
     assert process.returncode == code, errors
     return said, errors
 

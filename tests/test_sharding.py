@@ -119,7 +119,7 @@ def test_sigkill_of_one(rank, one_process, tmp_path):
     started = psutil.Process(process.pid).children()
     (victim,) = [p for p in started if p.environ().get("RANK") == str(rank)]
     victim.kill()
-    errors = process.communicate(timeout=60)[1]
+    errors = process.communicate(timeout=600)[1]
     (line,) = our_lines(errors)
     assert f"rank {rank} of 2 has ended without a word" in line and "goes on" in line
     said, _ = run(2, FULL, *flags, "--out", tmp_path)
@@ -128,7 +128,7 @@ def test_sigkill_of_one(rank, one_process, tmp_path):
     assert furthest(one_process(FULL, *flags), tmp_path) < 1e-5
 
 
-def wait_for(condition, seconds=120):
+def wait_for(condition, seconds=600):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end
@@ -140,7 +140,7 @@ def test_a_signal_stops_all_with_one_line(tmp_path):
     process = start(2, FULL, "--steps", 500, "--limit", 1, "--no-generate", "--out", tmp_path)
     wait_for(lambda: [*tmp_path.glob("videos/*.claim")])
     process.send_signal(signal.SIGTERM)
-    (line,) = our_lines(process.communicate(timeout=60)[1])
+    (line,) = our_lines(process.communicate(timeout=600)[1])
     assert line == "stopped by SIGTERM; the same command goes on where this ended"
     assert not [*tmp_path.glob("videos/*")]  # its claim is given back
 
@@ -149,7 +149,7 @@ HUNGRY = """
 import runs, torch, full_tta
 from devices import agreement, ranks
 
-agreement.IMPATIENCE = 3.0
+agreement.IMPATIENCE = {patience}
 WHERE, RANKS = {where!r}, {ranks!r}
 
 
@@ -178,7 +178,7 @@ runs.run_script(full_tta.main)
 @pytest.mark.parametrize("where, ranks", [("loss", {0, 1}), ("decode", {1})], ids=str)
 def test_memory_that_runs_out_in_one_does_so_in_all(where, ranks, one_process, tmp_path):
     """All take the stricter plan together, and give the same numbers."""
-    (tmp_path / "hungry.py").write_text(HUNGRY.format(where=where, ranks=ranks))
+    (tmp_path / "hungry.py").write_text(HUNGRY.format(where=where, ranks=ranks, patience=600))
     flags = ["--steps", 2, "--limit", 1, "--sampling-steps", 2]
     run(2, tmp_path / "hungry.py", *flags, "--out", tmp_path / "out")
     (path,) = (tmp_path / "out" / "videos").glob("*.json")
@@ -192,7 +192,7 @@ def test_memory_that_runs_out_in_one_does_so_in_all(where, ranks, one_process, t
 
 @pytest.mark.slow  # two processes are started
 def test_memory_that_runs_out_where_the_other_waits_ends_the_job(tmp_path):
-    (tmp_path / "hungry.py").write_text(HUNGRY.format(where="loss", ranks={1}))
+    (tmp_path / "hungry.py").write_text(HUNGRY.format(where="loss", ranks={1}, patience=3))
     errors = run(2, tmp_path / "hungry.py", *QUICK, "--out", tmp_path / "out", code=1)[1]
     (line,) = our_lines(errors)
     assert "rank 1 of 2: out of memory (simulated)" in line and "--checkpointing all" in line
