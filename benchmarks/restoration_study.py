@@ -22,7 +22,7 @@ from tqdm import tqdm
 import backbones
 from common.errors import UsageError, VideoError
 from common.loading import NANO
-from common.metrics import load_lpips, mean
+from common.metrics import mean
 from common.values import at_least
 from common.video import read_frames
 from litevsr.adapting import adapted
@@ -32,14 +32,17 @@ from litevsr.enlarging import Enlarger
 from litevsr.files import load_adapter
 from litevsr.progress import attention
 from litevsr.restorer import Restorer
-from litevsr.scores import measured
+from litevsr.scores import Scorer
 from litevsr.trainer import CHECKED, UNSEEN
 from report.statistics import clustered_interval
 from runs.lists import list_videos
 from runs.parser import Parser
 
 STEPS = (1, 4)
-METRICS = {"psnr_db": "higher", "ssim": "higher", "lpips": "lower", "luma_psnr_db": "higher"}
+METRICS = {
+    "psnr_db": "higher", "ssim": "higher", "lpips": "lower", "luma_psnr_db": "higher",
+    "temporal_psnr_db": "higher", "warping_error": "lower",
+}  # fmt: skip
 
 
 def arguments():
@@ -58,7 +61,7 @@ class Study:
     def __init__(self, args):
         self.args, model = args, backbones.load(args.checkpoint)
         self.model, (adapter, self.config) = model, load_adapter(args.adapter, model)
-        self.restorer, self.lpips = Restorer(model, adapter), load_lpips()[0]
+        self.restorer, self.scorer = Restorer(model, adapter), Scorer(self.config["scale"])
 
     def enlarger(self, steps):
         settings = {"steps": steps, "overlap": 0, "tile_overlap": 0, "colour_fix": True, "seed": 42}
@@ -96,11 +99,10 @@ class Study:
         return self.model.decode(noise - v)[0].transpose(0, 1)
 
     def scores(self, frames, sharp):
-        rows = [
-            measured(a, b, self.config["scale"], self.lpips)
-            for a, b in zip(frames, sharp, strict=True)
-        ]
-        return {name: mean([row[name] for row in rows]) for name in METRICS}
+        found = {}
+        for _ in self.scorer.watched(frames, iter(sharp), found):
+            pass
+        return {name: mean(found[name]) for name in METRICS}
 
 
 def report(found, sources):

@@ -3,6 +3,7 @@ it that is damaged once more (zero-shot super-resolution)."""
 
 import contextlib
 import itertools
+import math
 from types import SimpleNamespace
 
 import torch
@@ -42,6 +43,7 @@ def pair(enlarge, frames, args):
     sharp = torch.stack(list(itertools.islice(frames, enlarge.frames)))
     if len(sharp) < enlarge.frames:
         raise VideoError(f"{args.video}: has {len(sharp)} frames; --adapt needs {enlarge.frames}")
+    multiple = math.lcm(multiple, enlarge.scale)  # it is made smaller by the scale
     size = [
         min(side, n) // multiple * multiple
         for n, side in zip(sharp.shape[2:], enlarge.size, strict=True)

@@ -1,11 +1,12 @@
 """Restores a low-resolution video with a frozen model and an adapter that litevsr.train made.
 
-Long clips go through in windows, large ones in tiles; frame rate and sound are kept. With --adapt N
-a vector of adasteer.py is learned first, in N steps on the clip itself and a copy of it that is
-damaged again; with --truth the result is scored against the sharp video, beside bicubic.
+Without --checkpoint and --adapter these are nano's. Long clips go through in windows, large ones
+in tiles; frame rate and sound are kept. With --adapt N a vector of adasteer.py is learned first,
+in N steps on the clip itself and a copy of it that is damaged again; with --truth the result is
+scored against the sharp video, beside bicubic and, with --adapt, the adapter as it was.
 
-    python -m litevsr.restore low.mp4 --out high.mp4 --adapter FOLDER --steps 4
-    python -m litevsr.restore low.mp4 --out high.mp4 --adapter FOLDER --adapt 20 --truth sharp.mp4
+    python -m litevsr.restore low.mp4 --scale 4 --steps 4
+    python -m litevsr.restore low.mp4 --out high.mp4 --adapt 20 --truth sharp.mp4
 """
 
 import runs  # first: it says how torch's threads wait
@@ -22,20 +23,22 @@ from litevsr.adapting import adapted
 from litevsr.enlarging import Enlarger
 from litevsr.files import load_adapter
 from litevsr.restorer import Restorer
-from litevsr.scores import scores
+from litevsr.scores import Comparison
 from litevsr.video import frames_of, write
 from runs.parser import Parser
 
+EMBEDDED = NANO.parent / "litevsr"  # the adapter of nano
+
 
 def arguments():
-    parser = Parser(__doc__, "%(prog)s VIDEO --out FILE [flags]")
+    parser = Parser(__doc__, "%(prog)s VIDEO [flags]")
     parser.add_argument("video", type=Path, metavar="VIDEO")
     add = parser.add_argument_group("flags").add_argument
-    add("--out", type=Path, required=True, metavar="FILE", help="an mp4")
+    add("--out", type=Path, metavar="FILE", help="an mp4; by default VIDEO_x4.mp4 beside VIDEO")
     add("--checkpoint", type=Path, default=NANO, metavar="FOLDER", help="the frozen model")
-    add("--adapter", type=Path, required=True, metavar="FOLDER", help="litevsr.train's --out")
+    add("--adapter", type=Path, metavar="FOLDER", help="litevsr.train's --out")
     add("--scale", type=at_least(2, 16), help="must be the adapter's, and is where not given")
-    add("--steps", type=at_least(1, 1000), default=4, help="of sampling")
+    add("--steps", type=at_least(1, 1000), default=1, help="of sampling")
     add("--overlap", type=at_least(0), default=4, help="frames that windows share")
     add("--tile-overlap", type=at_least(0), metavar="N", help="pixels; by default a quarter tile")
     add(
@@ -44,11 +47,18 @@ def arguments():
     )  # fmt: skip
     add("--adapt", type=at_least(0), default=0, metavar="N", help="steps on the video itself")
     add("--truth", type=Path, metavar="VIDEO", help="the sharp video, to score against")
+    add(
+        "--quality", nargs="+", default=(), metavar="NAME",
+        help="no-reference metrics of pyiqa (niqe, musiq, ...), which fetches their weights",
+    )  # fmt: skip
     add("--seed", type=int, default=42, help="of the noise and of --adapt's damage")
     add("--device", default="auto", help="cpu, cuda, ...; auto takes a GPU if there is one")
     args = parser.parse_args()
-    if args.out.suffix.lower() != ".mp4":
+    if args.out and args.out.suffix.lower() != ".mp4":
         raise UsageError(f"--out {args.out}: must be an .mp4")
+    if args.adapter is None and args.checkpoint != NANO:
+        raise UsageError(f"--checkpoint {args.checkpoint}: needs an --adapter that was made for it")
+    args.adapter = args.adapter or EMBEDDED
     return args
 
 
@@ -71,17 +81,20 @@ def load(args):
 
 def main():
     args = arguments()
-    restorer, config = load(args)
     try:
         first, fps = frames_of(args.video)
+        restorer, config = load(args)
         enlarge = Enlarger(restorer, config, args)
-        print(f"{args.video}: {fps:g} frames a second, enlarged {config['scale']} times")
+        args.out = args.out or args.video.with_name(f"{args.video.stem}_x{enlarge.scale}.mp4")
+        comparison = Comparison(args, enlarge)
+        print(f"{args.video}: {fps:g} frames a second, enlarged {enlarge.scale} times")
         with adapted(enlarge, first, args) if args.adapt else nullcontext():
-            write(args.out, enlarge.all(frames_of(args.video)[0]), fps, sound=args.video)
+            restored = enlarge.all(frames_of(args.video)[0])
+            name = "adapted" if args.adapt else "restored"
+            write(args.out, comparison.watched(name, restored), fps, sound=args.video)
         print(f"written: {args.out}")
-        if args.truth:
-            for line in scores(args, enlarge):
-                print(line)
+        for text in comparison.lines():
+            print(text)
     except VideoError as error:
         raise UsageError(str(error)) from error
     return 0

@@ -1,49 +1,141 @@
-"""A restored video against the sharp one."""
+"""Restored frames against the sharp ones, scored as they go by; what a network thinks of them."""
 
-from common.errors import VideoError
+import itertools
+
+import torch
+
+from common.errors import UsageError
 from common.metrics import load_lpips, mean, psnr_db, ssim
 from litevsr.data import enlarged
 from litevsr.video import frames_of
+from runs.motion import Motion, motion_scores
 
 LUMA = (65.481 / 255, 128.553 / 255, 24.966 / 255)  # of R, G, B in 0..1 (ITU-R BT.601); + 16/255
+PART = 16  # frames that are held for the scores that compare a frame with the next
+MOTION = ("temporal_psnr_db", "temporal_ssim", "flow_error_px", "warping_error")
+SPARSE = 8  # every how manieth frame a no-reference network looks at
 
 
-def scores(args, enlarge):
-    """Lines of means over all frames: of the result and of enlarging alone."""
-    lpips, reason = load_lpips()
-    truth, result = frames_of(args.truth)[0], frames_of(args.out)[0]
-    rows = {"restored": [], "bicubic": []}
-    for sharp, restored, low in zip(truth, result, frames_of(args.video)[0], strict=False):
-        if sharp.shape != restored.shape:
-            raise VideoError(
-                f"--truth {args.truth}: frames of {size(sharp)}, the result has {size(restored)}"
-            )
-        plain = enlarged(low[None], sharp.shape[1:])[0]
-        rows["restored"].append(measured(restored, sharp, enlarge.scale, lpips))
-        rows["bicubic"].append(measured(plain, sharp, enlarge.scale, lpips))
-    for name, found in rows.items():
-        means = {key: mean([row[key] for row in found]) for key in found[0]}
-        yield f"{name}: " + ", ".join(
-            f"{key} {value:.3f}" for key, value in means.items() if value is not None
-        )
-    if reason:
-        yield f"LPIPS is not computed: {reason}"
+class Scorer:
+    """scale: also the width of the border that no score but LPIPS and those of motion sees.
+    quality: names of pyiqa's no-reference metrics. Raises UsageError."""
+
+    def __init__(self, scale, quality=()):
+        self.border = (..., slice(scale, -scale), slice(scale, -scale))
+        self.lpips, self.reason = load_lpips()
+        self.quality = {name: no_reference(name) for name in quality}
+
+    def watched(self, frames, truth, found):
+        """The frames (3, H, W) as they came. To found, {metric: values}, it adds those of each
+        frame against `truth`, an iterator of the sharp ones, as far as that goes."""
+        frames, before = iter(frames), None
+        while part := list(itertools.islice(frames, PART)):
+            rows = [self.unseen(frame) for frame in part[::SPARSE]]
+            if sharp := list(itertools.islice(truth, len(part))):
+                both = [torch.stack(x[: len(sharp)]) for x in (part, sharp)]
+                rows += [*map(self.of_frame, *both), *moving(both, before)]
+                before = [x[-1] for x in both]
+            for name, value in itertools.chain(*(row.items() for row in rows)):
+                found.setdefault(name, []).append(value)
+            yield from part
+
+    def of_frame(self, frame, sharp):
+        """PSNR and SSIM of RGB and of luma; LPIPS."""
+        a, b = frame[self.border], sharp[self.border]
+        y, z = luma(a), luma(b)
+        return {
+            "psnr_db": psnr_db(a, b), "ssim": ssim(a, b), "luma_psnr_db": psnr_db(y, z),
+            "luma_ssim": ssim(y, z), "lpips": self.lpips(frame, sharp) if self.lpips else None,
+        }  # fmt: skip
+
+    def unseen(self, frame):
+        with torch.no_grad():
+            return {name: float(look(frame[None])) for name, look in self.quality.items()}
 
 
-def measured(frame, sharp, border, lpips):
-    """PSNR and SSIM of RGB and of luma, without a border of as many pixels as the scale; LPIPS."""
-    inner = (..., slice(border, -border), slice(border, -border))
-    a, b = frame[inner], sharp[inner]
-    y, z = luma(a), luma(b)
-    return {
-        "psnr_db": psnr_db(a, b), "ssim": ssim(a, b), "luma_psnr_db": psnr_db(y, z),
-        "luma_ssim": ssim(y, z), "lpips": lpips(frame, sharp) if lpips else None,
-    }  # fmt: skip
+def moving(both, before):
+    """Of each frame with the one before it."""
+    if before:
+        both = [torch.cat([old[None], new]) for old, new in zip(before, both, strict=True)]
+    if len(both[0]) < 2:
+        return
+    ours, sharp = both
+    scores = motion_scores(ours[1:], Motion.of(sharp[1:], sharp[0]), ours[0])
+    columns = [scores[f"{name}_per_frame"] for name in MOTION]
+    yield from (dict(zip(MOTION, row, strict=True)) for row in zip(*columns, strict=True))
+
+
+def no_reference(name):
+    """A metric of pyiqa. Raises UsageError where it is not to be had."""
+    try:
+        import pyiqa
+
+        known = pyiqa.list_models(metric_mode="NR")
+        if name not in known:
+            raise UsageError(f"--quality {name}: pyiqa has {', '.join(known)}")
+        return pyiqa.create_metric(name)
+    except ImportError as error:
+        raise UsageError(f"--quality {name}: pip install pyiqa ({error})") from error
+    except Exception as error:  # of any kind: it fetches weights
+        if isinstance(error, UsageError):
+            raise
+        raise UsageError(f"--quality {name}: pyiqa cannot load it ({error})") from error
 
 
 def luma(frame):
     return sum(w * c for w, c in zip(LUMA, frame, strict=True))[None] + 16 / 255
 
 
-def size(frame):
-    return f"{frame.shape[2]}x{frame.shape[1]}"
+def line(name, found):
+    means = {key: mean(values) for key, values in found.items()}
+    return f"{name}: " + ", ".join(f"{k} {v:.3f}" for k, v in means.items() if v is not None)
+
+
+class Comparison:
+    """Scores of the result, and of what else could have been shown, where they are asked for."""
+
+    def __init__(self, args, enlarge):
+        self.args, self.enlarge, self.found = args, enlarge, {}
+        self.scorer = Scorer(enlarge.scale, args.quality) if args.truth or args.quality else None
+        if args.truth:
+            low, sharp = (next(frames_of(path)[0]).shape for path in (args.video, args.truth))
+            right = [enlarge.scale * side for side in low[1:]]
+            if list(sharp[1:]) != right:
+                raise UsageError(
+                    f"--truth {args.truth}: frames of {sharp[2]}x{sharp[1]}, the result has "
+                    f"{right[1]}x{right[0]}"
+                )
+
+    def watched(self, name, frames):
+        """The frames, scored as they go by."""
+        if self.scorer is None:
+            return frames
+        truth = frames_of(self.args.truth)[0] if self.args.truth else iter(())
+        return self.scorer.watched(frames, truth, self.found.setdefault(name, {}))
+
+    def others(self):
+        """Scores what is not written."""
+        plain = self.enlarge.all(frames_of(self.args.video)[0]) if self.args.adapt else None
+        small = frames_of(self.args.video)[0]
+        scale = self.enlarge.scale
+        bicubic = (enlarged(x[None], [scale * side for side in x.shape[1:]])[0] for x in small)
+        for name, frames in {"not adapted": plain, "bicubic": bicubic}.items():
+            for _ in self.watched(name, frames or ()):
+                pass
+
+    def lines(self):
+        if self.scorer is None:
+            return
+        self.others()
+        rows = {name: found for name, found in self.found.items() if found}
+        yield from itertools.starmap(line, rows.items())
+        if self.args.adapt:
+            pairs = {k: (v, rows["not adapted"][k]) for k, v in rows["adapted"].items()}
+            yield line("adapted - not adapted", {k: [minus(*pair)] for k, pair in pairs.items()})
+        if self.scorer.reason and self.args.truth:
+            yield f"LPIPS is not computed: {self.scorer.reason}"
+
+
+def minus(a, b):
+    a, b = mean(a), mean(b)
+    return None if a is None or b is None else a - b

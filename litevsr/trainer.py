@@ -1,12 +1,12 @@
 """The training of an adapter: pairs, optimiser, state."""
 
-import contextlib
 import datetime
 import math
 import os
 
 import torch
 import torch.distributed as dist
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -20,8 +20,10 @@ from litevsr.restorer import Restorer, new_adapter
 from litevsr.unrolling import draw_walks, training_loss
 
 WARM_UP, MAX_GRAD_NORM = 200, 1.0
+DECAY = 0.999  # of the average of the weights, which is what is kept
 ALONE = 500  # first iterations, without unrolling
 HEAD = 128  # channels of a head
+PARTS = ("adapter", "average", "optimizer")  # of the state
 UNSEEN, CHECKED = 2**40, 8  # numbers of pairs that no training shows
 
 
@@ -31,6 +33,9 @@ class Trainer:
     def __init__(self, args):
         self.args, self.ranks = args, start_processes()
         self.rank = dist.get_rank() if self.ranks > 1 else 0
+        # draws are of all processes' clips: two of batch 4 learn what one of batch 8 does
+        self.whole = self.ranks * args.batch
+        self.mine = slice(self.rank * args.batch, (self.rank + 1) * args.batch)
         self.device = own_device(args.device)
         source, geometry = source_of(args.data), backbones.geometry(args.checkpoint)
         self.size = args.size or geometry.size
@@ -44,13 +49,14 @@ class Trainer:
         self.cached = self.encode_once() if args.cache else None
         self.restorer = Restorer(self.model, self.new_adapter())
         self.adapter = self.restorer.adapter
+        self.average = AveragedModel(self.adapter, multi_avg_fn=get_ema_multi_avg_fn(DECAY))
         self.optimizer = torch.optim.AdamW(self.adapter.parameters(), args.lr, weight_decay=0.01)
         self.step, self.curve = 0, []
         self.state = args.work / "state.pt"
         if self.state.exists():
             saved = torch.load(self.state, map_location=self.device, weights_only=True)
-            self.adapter.load_state_dict(saved["adapter"])
-            self.optimizer.load_state_dict(saved["optimizer"])
+            for name in PARTS:
+                getattr(self, name).load_state_dict(saved[name])
             self.step, self.curve = saved["step"], saved["curve"]
 
     def new_adapter(self):
@@ -93,11 +99,11 @@ class Trainer:
         batch, steps = self.args.batch, range(self.step, self.args.iterations)
         if self.cached is not None:
             for step in steps:
-                drawn = torch.Generator().manual_seed(step * self.ranks + self.rank)
-                rows = torch.randint(self.args.cache, (batch,), generator=drawn)
+                drawn = torch.Generator().manual_seed(step)
+                rows = torch.randint(self.args.cache, (self.whole,), generator=drawn)[self.mine]
                 yield [latents[rows].to(self.device).float() for latents in self.cached]
             return
-        first = [(step * self.ranks + self.rank) * batch for step in steps]
+        first = [step * self.whole + self.mine.start for step in steps]
         numbers = [number + i for number in first for i in range(batch)]
         for pair in self.loaded(numbers, batch):
             yield self.encode([pair])
@@ -120,33 +126,43 @@ class Trainer:
                     self.save(loss)
         bar.close()
         if self.rank == 0:  # a kill may have come between the state and the adapter
-            save_adapter(self.args, self.model, self.adapter, self.step)
+            self.save_adapter()
+
+    def save_adapter(self):
+        save_adapter(self.args, self.model, self.average.module, self.step)
 
     def train_step(self, latents, low):
         # noise on the CPU: the same on every device, whatever was drawn before
-        torch.manual_seed(10_000 + self.step * self.ranks + self.rank)
-        noise = torch.randn(latents.shape).to(self.device)
-        walks, counts = draw_walks(len(latents), alone=self.step < ALONE)
-        walks, counts = walks.to(self.device), counts.to(self.device)
+        torch.manual_seed(10_000 + self.step)
+        drawn = (
+            torch.randn(self.whole, *latents.shape[1:]),
+            *draw_walks(self.whole, alone=self.step < ALONE),
+        )
+        noise, walks, counts = (x[self.mine].to(self.device) for x in drawn)
         for group in self.optimizer.param_groups:
             group["lr"] = self.args.lr * self.rate()
-        on_gpu = self.device.type == "cuda"
         # a cache would keep what the walk made without a gradient
-        fast = torch.autocast("cuda", torch.bfloat16, cache_enabled=False)
-        with fast if on_gpu else contextlib.nullcontext():
+        fast = {"dtype": torch.bfloat16, "cache_enabled": False}
+        with torch.autocast(self.device.type, **fast, enabled=self.device.type == "cuda"):
             loss = training_loss(self.restorer, latents, noise, low, self.text, walks, counts)
-        if not loss.isfinite():
+        if not (reported := self.over_all(loss.detach().clone())).isfinite():
             raise UsageError(f"iteration {self.step}: the loss is not finite; try a smaller --lr")
         self.optimizer.zero_grad()
         loss.backward()
-        if self.ranks > 1:
-            for parameter in self.adapter.parameters():
-                dist.all_reduce(parameter.grad)
-                parameter.grad /= self.ranks
+        for parameter in self.adapter.parameters():
+            self.over_all(parameter.grad)
         torch.nn.utils.clip_grad_norm_(self.adapter.parameters(), MAX_GRAD_NORM)
         self.optimizer.step()
+        self.average.update_parameters(self.adapter)
         self.step += 1
-        return loss.item()
+        return reported.item()
+
+    def over_all(self, x):
+        """The mean over processes, in place."""
+        if self.ranks > 1:
+            dist.all_reduce(x)
+            x /= self.ranks
+        return x
 
     def rate(self):
         done = self.step / self.args.iterations
@@ -154,12 +170,13 @@ class Trainer:
 
     def save(self, loss):
         """The state, the adapter, and what they reach on unseen pairs."""
-        found = check(self.restorer, self.text, *self.checked, self.args.work / "samples.png")
+        averaged = Restorer(self.model, self.average.module)
+        found = check(averaged, self.text, *self.checked, self.args.work / "samples.png")
         self.curve.append({"step": self.step, "loss": loss} | found)
         draw_curve(self.curve, self.args.work)
-        parts = {name: getattr(self, name).state_dict() for name in ("adapter", "optimizer")}
+        parts = {name: getattr(self, name).state_dict() for name in PARTS}
         save_whole(parts | {"step": self.step, "curve": self.curve}, self.state)
-        save_adapter(self.args, self.model, self.adapter, self.step)
+        self.save_adapter()
 
 
 def refuse_misfit(geometry, size, args):

@@ -1,12 +1,16 @@
 """Whole videos, frame by frame, with their sound."""
 
 import heapq
+from fractions import Fraction
 
 import av
 
 from common.errors import VideoError
 from common.video import decode, fit, opened, write_video
 from runs.results import discard, replace_file
+
+HELD = ("aac", "ac3", "alac", "eac3", "flac", "mp3", "opus")  # codecs that an mp4 takes
+LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1", 8: "7.1"}  # of channels
 
 
 def frames_of(path):
@@ -41,21 +45,46 @@ def write(path, frames, fps, sound):
 
 
 def join(path, pictures, sound):
-    """Packets of both, in the order of their times, as they are."""
+    """Packets of both, in the order of their times; sound that no mp4 holds is coded anew."""
     with (
         av.open(str(path), "w", format="mp4") as out,
         av.open(str(pictures)) as first,
         av.open(str(sound)) as second,
     ):
-        kept = [first.streams.video[0], *second.streams.audio[:1]]
-        placed = {stream: out.add_stream_from_template(stream) for stream in kept}
-        found = [
-            source.demux(stream) for source, stream in zip((first, second), kept, strict=False)
-        ]
-        for packet in heapq.merge(*map(timed, found), key=lambda p: p.dts * p.time_base):
-            packet.stream = placed[packet.stream]
+        found = [copied(out, first, first.streams.video[0])]
+        for stream in second.streams.audio[:1]:
+            known = stream.codec_context.codec.canonical_name in HELD
+            found.append((copied if known else coded_anew)(out, second, stream))
+        for packet in heapq.merge(*found, key=lambda p: p.dts * p.time_base):
             out.mux(packet)
 
 
-def timed(packets):
-    return (packet for packet in packets if packet.dts is not None)
+def copied(out, source, stream):
+    """A stream of `out` like this one, and its packets."""
+    placed = out.add_stream_from_template(stream)
+
+    def packets():
+        for packet in source.demux(stream):
+            if packet.dts is not None:
+                packet.stream = placed
+                yield packet
+
+    return packets()
+
+
+def coded_anew(out, source, stream):
+    """An AAC stream of `out`, and its packets."""
+    rates = av.codec.Codec("aac", "w").audio_rates
+    rate = stream.rate if rates is None or stream.rate in rates else 48_000
+    layout = LAYOUTS.get(stream.layout.nb_channels, "stereo")
+    placed = out.add_stream("aac", rate=rate, layout=layout)
+
+    def packets():
+        count = 0
+        for frame in source.decode(stream):
+            frame.pts, frame.time_base = count, Fraction(1, frame.sample_rate)
+            count += frame.samples
+            yield from placed.encode(frame)
+        yield from placed.encode(None)
+
+    return packets()

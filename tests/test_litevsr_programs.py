@@ -1,10 +1,13 @@
 """python -m litevsr.train and litevsr.restore, on a tiny random model."""
 
 import json
+import sys
+import types
 
 import av
 import numpy as np
 import pytest
+import sharded
 import torch
 from safetensors.torch import load_file
 from test_litevsr_clips import moving
@@ -61,6 +64,23 @@ def test_killed_and_started_again_equals_undisturbed(train, cache, tmp_path, mon
     assert all((tmp_path / "whole" / "work" / f"{n}.png").is_file() for n in ("curve", "samples"))
 
 
+@pytest.mark.slow  # three processes start
+def test_two_processes_learn_what_one_does_of_twice_the_batch(
+    train, toy_checkpoint, clips, tmp_path
+):
+    flags = ["--iterations", 3, "--lr", 0.2]  # of which the warm-up leaves a hundredth
+    assert train(tmp_path / "one", *flags, "--batch", 4) == 0
+    given = ["--checkpoint", toy_checkpoint, "--data", clips, "--size", "48x32", *TINY, *flags]
+    sharded.run(2, "-m", "litevsr.train", "--out", tmp_path / "two", *given)
+    one, two = (
+        torch.load(tmp_path / out / "work" / "state.pt", weights_only=True)["adapter"]
+        for out in ("one", "two")
+    )
+    assert max((one[k] - two[k]).abs().max() for k in one) < 1e-5
+    injected = [value for name, value in one.items() if name.startswith("injections")]
+    assert min(value.abs().max() for value in injected) > 1e-3  # they were zero
+
+
 def test_it_learns(train, tmp_path):
     """Two clips by heart, in a few iterations: the loss falls below a frozen model's."""
     flags = ["--iterations", 30, "--cache", 2, "--lr", 1e-2, "--save-every", 15, "--bicubic"]
@@ -110,8 +130,6 @@ def test_a_study_of_what_is_restored(script, toy_checkpoint, adapter, clips, tmp
 
 @pytest.fixture(scope="module")
 def adapter(toy_checkpoint, clips, tmp_path_factory):
-    import sys
-
     out = tmp_path_factory.mktemp("adapter") / "out"
     given = ["--checkpoint", toy_checkpoint, "--data", clips, "--size", "48x32", *TINY]
     argv, sys.argv = sys.argv, ["train", "--out", *map(str, [out, *given, "--iterations", 2])]
@@ -131,17 +149,19 @@ def restore(script, toy_checkpoint, adapter):
     return run
 
 
-def with_sound(path, frames, fps):
+def with_sound(path, frames, fps, codec="aac"):
     """A video with a second of sound in it."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=fps)
         stream.height, stream.width = frames.shape[2:]
-        sound = container.add_stream("aac", rate=8000)
+        sound = container.add_stream(codec, rate=8000, layout="mono")
         for frame in (frames * 255).byte().permute(0, 2, 3, 1).numpy():
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode())
         tone = np.sin(np.arange(8000) / 5).astype(np.float32)[None]
-        samples = av.AudioFrame.from_ndarray(tone, format="fltp", layout="mono")
+        kind = "fltp" if codec == "aac" else "s16"
+        tone = tone if codec == "aac" else (32767 * tone).astype(np.int16)
+        samples = av.AudioFrame.from_ndarray(tone, format=kind, layout="mono")
         samples.sample_rate = 8000
         container.mux(sound.encode(samples))
         container.mux(sound.encode())
@@ -164,6 +184,38 @@ def test_a_video_keeps_its_length_rate_and_sound(restore, tmp_path):
     assert {p.name for p in tmp_path.iterdir()} == {"low.mp4", "high.mp4"}
 
 
+def test_sound_that_no_mp4_holds_is_coded_anew(restore, tmp_path):
+    low = with_sound(tmp_path / "low.mkv", moving(12, 16, 28), 30, "pcm_s16le")
+    assert restore(low, tmp_path / "high.mp4", "--overlap", 2) == 0
+    with av.open(str(tmp_path / "high.mp4")) as after:
+        sound = after.streams.audio[0]
+        assert sound.codec_context.codec.canonical_name == "aac" and sound.rate == 8000
+        samples = np.concatenate([f.to_ndarray() for f in after.decode(sound)], axis=1)[0]
+        assert abs(len(samples) - 8000) < 2048  # the encoder fills up its last frames
+        tone = np.sin(np.arange(8000) / 5)
+        found = np.correlate(samples[:8000], tone[2000:6000], "valid").max() / 2000
+        assert found == pytest.approx(1, abs=0.1)
+
+
+def test_scores_of_a_network_without_the_truth(restore, clips, tmp_path, monkeypatch, capsys):
+    """pyiqa is not among what is installed: a stand-in with its two functions."""
+    made = types.SimpleNamespace(
+        list_models=lambda metric_mode: ["niqe"] if metric_mode == "NR" else [],
+        create_metric=lambda name: lambda frames: frames.mean().reshape(1),
+    )
+    monkeypatch.setitem(sys.modules, "pyiqa", made)
+    assert restore(clips / "0.mp4", tmp_path / "high.mp4", "--quality", "niqe") == 0
+    rows = capsys.readouterr().out.splitlines()[-2:]
+    assert [row.split()[:2] for row in rows] == [["restored:", "niqe"], ["bicubic:", "niqe"]]
+    mean = read_frames(tmp_path / "high.mp4", 0, 1, (256, 384))[0].mean().item()
+    assert float(rows[0].split()[2]) == pytest.approx(mean, abs=0.01)
+    assert restore(clips / "0.mp4", tmp_path / "high.mp4", "--quality", "psnr") == 2
+    assert "--quality psnr: pyiqa has niqe" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "pyiqa", None)
+    assert restore(clips / "0.mp4", tmp_path / "high.mp4", "--quality", "niqe") == 2
+    assert "--quality niqe: pip install pyiqa" in capsys.readouterr().err
+
+
 def test_scores_against_the_sharp_video_and_adaptation(restore, tmp_path, capsys):
     sharp = moving(6, 64, 96)
     write_video(tmp_path / "sharp.mp4", sharp, 24)
@@ -173,7 +225,11 @@ def test_scores_against_the_sharp_video_and_adaptation(restore, tmp_path, capsys
     assert restore(tmp_path / "low.mp4", tmp_path / "high.mp4", *flags) == 0
     said = capsys.readouterr().out
     assert "loss on the video damaged again: " in said
-    assert "restored: psnr_db " in said and "bicubic: psnr_db " in said
+    rows = dict(line.split(": ", 1) for line in said.splitlines() if ": psnr_db" in line)
+    assert rows.keys() == {"adapted", "not adapted", "bicubic", "adapted - not adapted"}
+    values = [float(rows[name].split(",")[0].split()[1]) for name in rows]
+    assert values[3] == pytest.approx(values[0] - values[1], abs=2e-3)
+    assert all("warping_error" in row and "luma_ssim" in row for row in rows.values())
     write_video(tmp_path / "other.mp4", moving(6, 32, 48), 24)
     flags = ["--truth", tmp_path / "other.mp4"]
     assert restore(tmp_path / "low.mp4", tmp_path / "high.mp4", *flags) == 2
@@ -184,6 +240,7 @@ def test_scores_against_the_sharp_video_and_adaptation(restore, tmp_path, capsys
     (["--scale", 2], "--scale 2: this adapter enlarges 4 times"),
     (["--overlap", 5], "--overlap 5: windows have 5 frames"),
     (["--tile-overlap", 32], "--tile-overlap 32: tiles are 48x32"),
+    (["--adapt", 1, "--truth", "none.mp4"], "none.mp4: no such file"),
 ])  # fmt: skip
 def test_flags_that_do_not_fit_are_one_line(flags, right, restore, clips, tmp_path, capsys):
     assert restore(clips / "0.mp4", tmp_path / "high.mp4", *flags) == 2

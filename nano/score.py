@@ -1,0 +1,124 @@
+"""How well a checkpoint continues clips: what its training is judged by.
+
+    python -m nano.score nano/checkpoint --videos ../shared/clips/metadata.csv
+
+Of the project's own scenes that no training shows, and of the moving ones of a manifest: the
+flow-matching loss on the 16 frames that follow 13 given ones, at five sigmas and against that of
+predicting zero, and PSNR of the continuation in one step and in --sampling-steps, beside repeating
+the last frame. Intervals are 95 %, over sources (a scene is its own).
+"""
+
+import runs  # first: it says how torch's threads wait
+
+# isort: split
+import json
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+import backbones
+from common.metrics import mean, psnr_db
+from common.values import at_least
+from common.video import read_frames
+from nano import scenes
+from report.statistics import clustered_interval
+from runs.lists import list_videos
+from runs.parser import Parser
+
+SIGMAS = (0.1, 0.3, 0.5, 0.7, 0.9)
+BEFORE, FRAMES, LATENTS = 13, 29, 4  # frames given and in all, latents given
+STILL_DB = 30.0  # PSNR of repeating the last frame, above which a clip does not move
+
+
+def arguments():
+    parser = Parser(__doc__, "%(prog)s CHECKPOINT [flags]")
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
+    add = parser.add_argument_group("flags").add_argument
+    add("--scenes", type=at_least(0), default=200, metavar="N", help="of the project's own")
+    add("--videos", type=Path, metavar="PATH", help="real clips: a manifest or a folder")
+    add("--sampling-steps", type=at_least(0), default=50, metavar="N", help="0: only one step")
+    add("--out", type=Path, metavar="FILE", help="a JSON of every clip's numbers")
+    return parser.parse_args()
+
+
+def own_scenes(count):
+    """(source, frames, caption) of scenes over photographs that training never shows."""
+    for seed in range(scenes.UNSEEN, scenes.UNSEEN + count):
+        yield str(seed), *scenes.clip(seed, FRAMES, photos=scenes.HELD_OUT)
+
+
+def moving(videos, size):
+    for video in videos:
+        frames = read_frames(video.path, 0, FRAMES, size)[0]
+        if repeated(frames) < STILL_DB:
+            yield video.source, frames, video.caption
+
+
+def repeated(frames):
+    """PSNR of repeating the last given frame."""
+    return psnr_db(frames[BEFORE - 1 : BEFORE].expand(FRAMES - BEFORE, -1, -1, -1), frames[BEFORE:])
+
+
+@torch.no_grad()
+def measure(model, number, frames, caption, steps):
+    """{name: value} of one clip; the noise is that of its number."""
+    latents = model.encode(frames.transpose(0, 1)[None])
+    context, target = latents[:, :, :LATENTS], latents[:, :, LATENTS:]
+    negative, text = model.embed_each(["", caption])
+    generator = torch.Generator().manual_seed(number)
+    noise = torch.randn(target.shape, generator=generator)
+    found = {}
+    for sigma in SIGMAS:
+        noisy = (1 - sigma) * target + sigma * noise
+        v = model.velocity(noisy, torch.tensor([sigma]), context, text)
+        found[f"loss_{sigma}"] = (v - (noise - target)).square().mean().item()
+    found["zero"] = (noise - target).square().mean().item()
+    for count in filter(None, (1, steps)):
+        new = model.generate(
+            context, text, negative, noise, count, guidance_scale=model.guidance_scale
+        )
+        shown = model.decode(torch.cat([context, new], dim=2))[0].transpose(0, 1)
+        found[f"psnr_{count}"] = psnr_db(shown[BEFORE:], frames[BEFORE:])
+    return found | {"psnr_repeated": repeated(frames)}
+
+
+def summary(rows, sources, steps):
+    """Lines of means over clips, and of gains over repeating the last frame by source."""
+    losses = [mean([row[f"loss_{sigma}"] for row in rows]) for sigma in SIGMAS]
+    yield "  loss at sigma " + ", ".join(
+        f"{s}: {x:.4f}" for s, x in zip(SIGMAS, losses, strict=True)
+    )
+    yield f"  loss / loss of predicting zero: {mean(losses) / mean([r['zero'] for r in rows]):.4f}"
+    yield f"  repeating the last frame: {mean([row['psnr_repeated'] for row in rows]):.2f} dB"
+    for count in filter(None, (1, steps)):
+        values = [row[f"psnr_{count}"] for row in rows]
+        gains = [x - row["psnr_repeated"] for x, row in zip(values, rows, strict=True)]
+        gain, low, high = clustered_interval(gains, sources)
+        interval = "" if low is None else f" ({low:+.2f} to {high:+.2f})"
+        yield f"  in {count} steps: {mean(values):.2f} dB, {gain:+.2f}{interval}"
+
+
+def main():
+    args = arguments()
+    model = backbones.load(args.checkpoint)
+    sets = {"own scenes": own_scenes(args.scenes)} if args.scenes else {}
+    if args.videos:
+        videos = list_videos(args.videos, allow_empty=True)[0]
+        sets["moving clips"] = moving(videos, model.geometry.size)
+    found = {}
+    for name, clips in sets.items():
+        rows, sources = [], []
+        for number, (source, frames, caption) in enumerate(tqdm(clips, name, disable=None)):
+            rows.append(measure(model, number, frames, caption, args.sampling_steps))
+            sources.append(source)
+        print(f"{name} ({len(rows)}, of {len(set(sources))} sources)", flush=True)
+        print("\n".join(summary(rows, sources, args.sampling_steps)), flush=True)
+        found[name] = rows
+    if args.out:
+        args.out.write_text(json.dumps(found, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    runs.run_script(main)
