@@ -48,8 +48,14 @@ def new_text_encoder(vocabulary):
     )  # fmt: skip
 
 
-def new_dit():
-    dit = LongCatVideoTransformer3DModel(**DIT)
+def new_dit(width=DIT["hidden_size"], depth=DIT["depth"], patch=2, channels=16):
+    """Heads have 32 channels."""
+    dit = LongCatVideoTransformer3DModel(
+        **DIT | {
+            "hidden_size": width, "depth": depth, "num_heads": width // 32,
+            "patch_size": (1, patch, patch), "in_channels": channels, "out_channels": channels,
+        }
+    )  # fmt: skip
     for block in dit.blocks:  # adaLN-Zero: every block starts as identity (DiT, models.py:207-216)
         torch.nn.init.zeros_(block.adaLN_modulation[1].weight)
         torch.nn.init.zeros_(block.adaLN_modulation[1].bias)

@@ -1,5 +1,6 @@
 """What the DiT is trained on, made once in the work folder: autoencoder, tokenizer, latents."""
 
+import functools
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ from nano.autoencoders import fit_linear, train_wan
 SIZE, FRAMES = 64, 29  # pixels on a side, frames of a training clip
 CHUNK = 50  # clips that are drawn at once
 FITTED, TRAINED = 1000, 4000  # clips for the linear autoencoder and for Wan's
+FREE = ("steps", "work", "out", "device", "fast")  # what may differ when a training goes on
 
 
 def prepare(args):
@@ -29,7 +31,7 @@ def prepare(args):
         torch.manual_seed(0)
         vae = backbones.load(args.start).vae if args.start else make_autoencoder(args)
         latents, captions = [], []
-        for clips, words in draw(args.clips):
+        for clips, words in draw(args.clips, args.pace):
             latents.append(encode(vae.to(args.device), clips))
             captions += words
         if args.start:
@@ -43,36 +45,40 @@ def prepare(args):
 
 
 def check_settings(args):
-    """A work folder belongs to one set of clips, one autoencoder and one start."""
-    asked = {
-        "clips": args.clips,
-        "autoencoder": args.autoencoder,
-        "start": args.start and str(args.start),
-    }
+    """A work folder belongs to one recipe."""
+    asked = {k: str(v) for k, v in vars(args).items() if k not in FREE}
     path = args.work / "settings.json"
     if path.exists() and (found := json.loads(path.read_text())) != asked:
-        raise SystemExit(f"--work {args.work}: holds a training with {found}, asked for {asked}")
-    path.write_text(json.dumps(asked))
+        other = ", ".join(
+            f"--{key.replace('_', '-')} {found.get(key)}, asked for {asked.get(key)}"
+            for key in sorted(found.keys() | asked.keys())
+            if found.get(key) != asked.get(key)
+        )
+        raise SystemExit(f"--work {args.work}: holds a training with {other}")
+    path.write_text(json.dumps(asked, indent=1))
 
 
 def make_autoencoder(args):
     if args.autoencoder == "linear":
-        return fit_linear(torch.cat([clips for clips, _ in draw(min(FITTED, args.clips))]))
-    clips = torch.cat([clips for clips, _ in draw(min(TRAINED, args.clips))])
+        drawn = draw(min(FITTED, args.clips), args.pace)
+        return fit_linear(torch.cat([x for x, _ in drawn]), args.channels, args.temper)
+    clips = torch.cat([clips for clips, _ in draw(min(TRAINED, args.clips), args.pace)])
     return train_wan(clips, args.autoencoder_minutes, args.device)
 
 
-def draw(count):
+def draw(count, pace):
     """Clips 0..count - 1 and their captions, CHUNK at a time, drawn by one process a core."""
     starts = range(0, count, CHUNK)
+    make = functools.partial(make_clips, pace)
     with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
-        yield from tqdm(pool.map(make_clips, starts), "drawing clips", len(starts), unit="chunk")
+        yield from tqdm(pool.map(make, starts), "drawing clips", len(starts), unit="chunk")
 
 
-def make_clips(start):
+def make_clips(pace, start):
     """(CHUNK, 3, FRAMES, SIZE, SIZE) in -1..1 and the captions."""
     torch.set_num_threads(1)
-    drawn = (scenes.clip(seed, FRAMES, SIZE) for seed in range(start, start + CHUNK))
+    seeds = range(start, start + CHUNK)
+    drawn = (scenes.clip(seed, FRAMES, SIZE, pace=pace) for seed in seeds)
     clips, captions = zip(*drawn, strict=True)
     return torch.stack(clips).transpose(1, 2) * 2 - 1, captions
 

@@ -53,10 +53,10 @@ def relight(rng, t, canvas):
     return canvas * (1 + depth * side * torch.sin(rate * t).view(-1, 1, 1, 1)), "changing light"
 
 
-def clip(seed, frames, size=64, photos=TRAINING):
-    """frames (frames, 3, size, size) float32 in 0..1, and a caption."""
+def clip(seed, frames, size=64, photos=TRAINING, pace=1.0):
+    """frames (frames, 3, size, size) float32 in 0..1, and a caption. pace: of all motion."""
     rng = np.random.default_rng(seed)
-    t = times(rng, frames)
+    t = pace * times(rng, frames)
     canvas, scene = background(rng, t, size, photos)
     said = []
     for _ in range(rng.choice([0, 1, 1, 2, 2, 3])):

@@ -1,0 +1,73 @@
+"""How the nano checkpoint is trained: what nano/README.md's table compares."""
+
+import torch
+
+SHIFT = 3.0  # of the schedule, as in the sampler
+
+
+def add_recipe(add):
+    add("--steps", type=int, default=20000, help="in all, resumed runs included")
+    add("--optimizer", choices=("adamw", "muon"), default="adamw", help="of the blocks' matrices")
+    add("--lr", type=float, default=1e-3)
+    add("--batch", type=int, default=16)
+    add("--width", type=int, default=128, help="of the DiT, a multiple of 32")
+    add("--depth", type=int, default=12)
+    add("--patch", type=int, choices=(1, 2), default=2, help="latents on a side of a token")
+    add("--channels", type=int, default=16, help="of the linear autoencoder")
+    add("--temper", type=float, default=0.5, help="1: channels of unit variance; 0: as they are")
+    add("--damp", type=float, default=0.0, help="1: squared errors count as in pixels")
+    add("--context-noise", type=float, default=0.0, help="largest sigma of the context")
+    add("--no-context", type=float, default=0.0, help="share of steps without context")
+    add("--pace", type=float, default=1.0, help="of the motion in the clips")
+
+
+def draw_sigma(batch, device):
+    """Half logit-normal, half uniform with the sampler's shift: where the noise is strong the
+    motion is decided."""
+    normal = torch.sigmoid(torch.randn(batch, device=device))
+    uniform = torch.rand(batch, device=device)
+    shifted = SHIFT * uniform / (1 + (SHIFT - 1) * uniform)
+    half = torch.rand(batch, device=device) < 0.5
+    return torch.where(half, normal, shifted).clamp(0.001, 1)
+
+
+def flow_matching_loss(dit, text_encoder, latents, ids, mask, args):
+    """Squared errors (C,) to latents - noise (official sign) on the frames after a random context,
+    which has noise of its own up to sigma args.context_noise, and is left out at times."""
+    context = int(torch.randint(1, 7, ())) if torch.rand(()) >= args.no_context else 0
+    sigma = draw_sigma(len(latents), latents.device)[:, None].repeat(1, latents.shape[2])
+    sigma[:, :context] = args.context_noise * torch.rand(len(latents), 1)
+    noise, weight = torch.randn_like(latents), sigma[:, None, :, None, None]
+    x = (1 - weight) * latents + weight * noise
+    text = text_encoder(ids, mask).last_hidden_state[:, None]
+    out = dit(x, 1000 * sigma, text, mask, num_cond_latents=context)
+    return (out - (latents - noise))[:, :, context:].square().mean((0, 2, 3, 4))
+
+
+class Optimizers:
+    """torch's Muon for the matrices of the blocks, AdamW for the rest, as one optimiser."""
+
+    def __init__(self, models, lr, muon):
+        blocks = models["dit"].blocks.parameters() if muon else ()
+        matrices = [p for p in blocks if p.ndim == 2]
+        known = set(matrices)
+        rest = [p for p in models.parameters() if p not in known]
+        self.parts = [torch.optim.AdamW(rest, lr, betas=(0.9, 0.99), weight_decay=0.01)]
+        if muon:
+            # updates as large as AdamW's, so that one rate serves both
+            options = {"weight_decay": 0.01, "adjust_lr_fn": "match_rms_adamw"}
+            self.parts.append(torch.optim.Muon(matrices, lr, **options))
+
+    def step(self, lr):
+        for part in self.parts:
+            for group in part.param_groups:
+                group["lr"] = lr
+            part.step()
+            part.zero_grad()
+
+    def state_dict(self):
+        return [part.state_dict() for part in self.parts]
+
+    def load_state_dict(self, states):
+        for part, state in zip(self.parts, states, strict=True):
+            part.load_state_dict(state)
