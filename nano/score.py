@@ -4,8 +4,9 @@
 
 Of the project's own scenes that no training shows, and of the moving ones of a manifest: the
 flow-matching loss on the 16 frames that follow 13 given ones, at five sigmas and against that of
-predicting zero, and PSNR of the continuation in one step and in --sampling-steps, beside repeating
-the last frame. Intervals are 95 %, over sources (a scene is its own).
+predicting zero; what the right caption takes from it, against that of the clip before, where only
+the first frame is given; PSNR of the continuation in one step and in --sampling-steps, beside
+repeating the last frame. Intervals are 95 %, over sources (a scene is its own).
 """
 
 import runs  # first: it says how torch's threads wait
@@ -27,6 +28,7 @@ from runs.lists import list_videos
 from runs.parser import Parser
 
 SIGMAS = (0.1, 0.3, 0.5, 0.7, 0.9)
+STRONG = (0.5, 0.75, 0.95)  # where a caption tells most
 BEFORE, FRAMES, LATENTS = 13, 29, 4  # frames given and in all, latents given
 STILL_DB = 30.0  # PSNR of repeating the last frame, above which a clip does not move
 
@@ -61,18 +63,21 @@ def repeated(frames):
 
 
 @torch.no_grad()
-def measure(model, number, frames, caption, steps):
-    """{name: value} of one clip; the noise is that of its number."""
+def measure(model, number, frames, captions, steps):
+    """{name: value} of one clip with its caption and another; the noise is that of its number."""
     latents = model.encode(frames.transpose(0, 1)[None])
     context, target = latents[:, :, :LATENTS], latents[:, :, LATENTS:]
-    negative, text = model.embed_each(["", caption])
+    negative, text, other = model.embed_each(["", *captions])
     generator = torch.Generator().manual_seed(number)
     noise = torch.randn(target.shape, generator=generator)
-    found = {}
-    for sigma in SIGMAS:
-        noisy = (1 - sigma) * target + sigma * noise
-        v = model.velocity(noisy, torch.tensor([sigma]), context, text)
-        found[f"loss_{sigma}"] = (v - (noise - target)).square().mean().item()
+    found = {f"loss_{s}": loss(model, s, context, target, noise, text) for s in SIGMAS}
+    first, rest = latents[:, :, :1], latents[:, :, 1:]
+    noises = torch.randn(rest.shape, generator=generator)
+    right, wrong = (
+        mean([loss(model, s, first, rest, noises, words) for s in STRONG])
+        for words in (text, other)
+    )
+    found["told"] = right - wrong
     found["zero"] = (noise - target).square().mean().item()
     for count in filter(None, (1, steps)):
         new = model.generate(
@@ -83,6 +88,13 @@ def measure(model, number, frames, caption, steps):
     return found | {"psnr_repeated": repeated(frames)}
 
 
+def loss(model, sigma, context, target, noise, text):
+    """Flow-matching loss of the target at that sigma."""
+    noisy = (1 - sigma) * target + sigma * noise
+    v = model.velocity(noisy, torch.tensor([sigma]), context, text)
+    return (v - (noise - target)).square().mean().item()
+
+
 def summary(rows, sources, steps):
     """Lines of means over clips, and of gains over repeating the last frame by source."""
     losses = [mean([row[f"loss_{sigma}"] for row in rows]) for sigma in SIGMAS]
@@ -90,13 +102,19 @@ def summary(rows, sources, steps):
         f"{s}: {x:.4f}" for s, x in zip(SIGMAS, losses, strict=True)
     )
     yield f"  loss / loss of predicting zero: {mean(losses) / mean([r['zero'] for r in rows]):.4f}"
+    told = shown([row["told"] for row in rows], sources, 4)
+    yield f"  loss with the right caption less with a wrong one: {told}"
     yield f"  repeating the last frame: {mean([row['psnr_repeated'] for row in rows]):.2f} dB"
     for count in filter(None, (1, steps)):
         values = [row[f"psnr_{count}"] for row in rows]
         gains = [x - row["psnr_repeated"] for x, row in zip(values, rows, strict=True)]
-        gain, low, high = clustered_interval(gains, sources)
-        interval = "" if low is None else f" ({low:+.2f} to {high:+.2f})"
-        yield f"  in {count} steps: {mean(values):.2f} dB, {gain:+.2f}{interval}"
+        yield f"  in {count} steps: {mean(values):.2f} dB, {shown(gains, sources, 2)}"
+
+
+def shown(values, sources, digits):
+    value, low, high = clustered_interval(values, sources)
+    interval = "" if low is None else f" ({low:+.{digits}f} to {high:+.{digits}f})"
+    return f"{value:+.{digits}f}{interval}"
 
 
 def main():
@@ -108,10 +126,12 @@ def main():
         sets["moving clips"] = moving(videos, model.geometry.size)
     found = {}
     for name, clips in sets.items():
-        rows, sources = [], []
+        rows, sources, before = [], [], ""
         for number, (source, frames, caption) in enumerate(tqdm(clips, name, disable=None)):
-            rows.append(measure(model, number, frames, caption, args.sampling_steps))
+            captions = (caption, before)
+            rows.append(measure(model, number, frames, captions, args.sampling_steps))
             sources.append(source)
+            before = caption
         print(f"{name} ({len(rows)}, of {len(set(sources))} sources)", flush=True)
         print("\n".join(summary(rows, sources, args.sampling_steps)), flush=True)
         found[name] = rows
