@@ -12,6 +12,7 @@ adapter's attention that falls on the low-resolution stream, by sigma.
 import runs  # first: it says how torch's threads wait
 
 # isort: split
+import itertools
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -39,6 +40,7 @@ from runs.lists import list_videos
 from runs.parser import Parser
 
 STEPS = (1, 4)
+PLAIN, ADAPTED = "1 steps", "1 steps, adapted"
 METRICS = {
     "psnr_db": "higher", "ssim": "higher", "lpips": "lower", "luma_psnr_db": "higher",
     "temporal_psnr_db": "higher", "warping_error": "lower",
@@ -82,7 +84,7 @@ class Study:
                 adapt=self.args.adapt, seed=42, checkpoint=self.args.checkpoint, video=video.path
             )
             with adapted(enlarge, iter(low), settings):
-                made[f"{STEPS[0]} steps, adapted"] = enlarge.window(low)
+                made[ADAPTED] = enlarge.window(low)
         latents, damaged = (self.encode(x) for x in (sharp, given))
         return {k: self.scores(x, sharp) for k, x in made.items()}, attention(
             self.restorer, self.enlarger(1).text, latents, damaged
@@ -110,16 +112,18 @@ def report(found, sources):
     ways = [*found[0]]
     for way in ways:
         means = (
-            f"{m} {mean([row[way][m] for row in found]):.3f}" for m in METRICS if usable(found, m)
+            f"{m} {mean([row[way][m] for row in found]):.4g}" for m in METRICS if usable(found, m)
         )
         yield f"{way:18} {', '.join(means)}"
-    for way in ways[1:]:
-        for metric in filter(lambda m: usable(found, m), METRICS):
+    pairs = [(way, "bicubic") for way in ways[1:]]
+    pairs += [(way, PLAIN) for way in ways if way == ADAPTED]
+    for (way, other), metric in itertools.product(pairs, METRICS):
+        if usable(found, metric):
             sign = -1 if METRICS[metric] == "lower" else 1
-            gains = [sign * (row[way][metric] - row["bicubic"][metric]) for row in found]
+            gains = [sign * (row[way][metric] - row[other][metric]) for row in found]
             gain, low, high = clustered_interval(gains, sources)
-            interval = "too few sources" if low is None else f"{low:+.3f} to {high:+.3f}"
-            yield f"{way} against bicubic, {metric}: {gain:+.3f} ({interval})"
+            interval = "too few sources" if low is None else f"{low:+.3g} to {high:+.3g}"
+            yield f"{way} against {other}, {metric}: {gain:+.3g} ({interval})"
 
 
 def usable(found, metric):

@@ -88,7 +88,7 @@ def luma(frame):
 
 def line(name, found):
     means = {key: mean(values) for key, values in found.items()}
-    return f"{name}: " + ", ".join(f"{k} {v:.3f}" for k, v in means.items() if v is not None)
+    return f"{name}: " + ", ".join(f"{k} {v:.4g}" for k, v in means.items() if v is not None)
 
 
 class Comparison:
