@@ -199,6 +199,12 @@ def shards_of(model, args):
 def pick_device(name):
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and 0 < torch.cuda.device_count() < ranks.count_here():
+        raise UsageError(
+            f"--nproc-per-node {ranks.count_here()} of torchrun: this machine has "
+            f"{torch.cuda.device_count()} GPUs, one for each process; start so many, or give "
+            "--device cpu"
+        )
     try:
         device = torch.empty(1, device=ranks.own_device(name)).device  # with its index
     except (RuntimeError, AssertionError) as error:
