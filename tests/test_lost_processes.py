@@ -33,16 +33,27 @@ def second(*_):
 
 
 dies("loading", common, "load_model")
-dies("adapting", full_tta.FullTTA, "loss", second)
+dies("adapting", full_tta.FullTTA, "loss")
+dies("going on", full_tta.FullTTA, "loss", second)
 dies("generating", LongCat, "decode")
 dies("scoring", Scores, "of")
 dies("waiting", Records, "say", lambda _, line: line.startswith("waiting"))
 runs.run_script(full_tta.main)
 """
-# an interpreter runs this file before all else
+# an interpreter runs this file before all else: the first process ends when the other hears signals
 AT_START = """
-import os, signal
-if os.environ.get("RANK") == {rank!r}:
+import os, re, signal, time
+from pathlib import Path
+
+def hears(child):
+    status = (Path("/proc") / child / "status").read_text()
+    return int(re.search(r"SigCgt:\\s*(\\w+)", status)[1], 16) >> signal.SIGTERM - 1 & 1
+
+if os.environ.get("RANK") == "0":
+    parent = os.getppid()
+    children = Path(f"/proc/{parent}/task/{parent}/children")
+    while not any(hears(child) for child in children.read_text().split()):
+        time.sleep(0.01)
     os.kill(os.getpid(), signal.SIGKILL)
 """
 PATIENT = ["--monitor-interval", "3"]  # torchrun looks so seldom that the connection breaks first
@@ -61,7 +72,13 @@ def lost(where, rank, folder, *flags, options=()):
 @pytest.mark.slow  # two processes are started
 @pytest.mark.parametrize(
     "where, rank, options",
-    [("loading", 1, ()), ("generating", 1, PATIENT), ("scoring", 0, ()), ("waiting", 0, ())],
+    [
+        ("loading", 1, ()),
+        ("adapting", 1, ()),
+        ("generating", 1, PATIENT),
+        ("scoring", 0, ()),
+        ("waiting", 0, ()),
+    ],
     ids=str,
 )
 def test_a_lost_process_ends_all_with_a_line(where, rank, options, tmp_path):
@@ -72,10 +89,10 @@ def test_a_lost_process_ends_all_with_a_line(where, rank, options, tmp_path):
 
 
 @pytest.mark.slow  # five processes are started
-@pytest.mark.parametrize("rank, options", [(0, PATIENT), (1, ())])
-def test_the_same_command_goes_on(rank, options, tmp_path):
+def test_the_same_command_goes_on(tmp_path):
+    """After it was lost with the second video."""
     flags = ["--steps", 2, "--limit", 2, "--no-generate", "--save-adapter"]
-    lost("adapting", rank, tmp_path, *flags, options=options)
+    lost("going on", 0, tmp_path, *flags, options=PATIENT)
     said, _ = run(2, FULL, *flags, "--out", tmp_path / "out")
     assert "1 already done, 1 to do" in said
     run(0, FULL, *flags, "--out", tmp_path / "one")
@@ -84,13 +101,14 @@ def test_the_same_command_goes_on(rank, options, tmp_path):
 
 
 @pytest.mark.slow  # two processes are started
-@pytest.mark.parametrize("rank", [0, 1])
-def test_one_that_is_lost_while_libraries_load(rank, tmp_path, monkeypatch):
-    (tmp_path / "sitecustomize.py").write_text(AT_START.format(rank=str(rank)))
+def test_one_that_is_lost_while_libraries_load(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(AT_START)
     environment = {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
     errors = run(2, FULL, *QUICK, "--out", tmp_path / "out", code=1, environment=environment)[1]
     (line,) = our_lines(errors)
-    assert "stopped by SIGTERM before" in line and f"rank {rank} of 2 has ended" in line
+    assert "stopped by SIGTERM before it began; rank 0 of 2 has ended" in line or (
+        "stopped by SIGTERM before rank 0 of 2 had begun" in line
+    )
 
 
 ONE_ERRS = """
@@ -113,4 +131,4 @@ def test_an_error_of_usage_of_one_is_that_of_all(rank, flags, words, tmp_path):
     errors = run(2, tmp_path / "program.py", *QUICK, "--out", tmp_path / "out", code=1)[1]
     (line,) = our_lines(errors)
     assert line.startswith("program.py: error: ") and words in line
-    assert re.findall(r"exitcode *: (\d+)", errors) == ["2", "2"]
+    assert {*re.findall(r"exitcode *: (-?\d+)", errors)} == {"2"}

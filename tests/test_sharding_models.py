@@ -8,6 +8,9 @@ from sharded import run
 from test_run import ROOT
 from tuned import METHODS, tuned
 
+import backbones
+from backbones import parts
+
 MAKES = [row.make for row in BACKBONES.values()]
 
 
@@ -24,6 +27,20 @@ def found(made, tmp_path_factory):
     folder = tmp_path_factory.mktemp("out")
     run(2, ROOT / "tests" / "tuned.py", folder, *made.values())
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_a_transformer_whose_weights_another_process_reads(name, checkpoint_of):
+    """It has the names and shapes of one that has weights, and the buffers."""
+    whole = backbones.load(checkpoint_of(name)).dit
+    with parts.without_weights():
+        model = backbones.load(checkpoint_of(name), place=None)
+    assert all(p.is_meta and not p.requires_grad for p in model.dit.parameters())
+    shapes, expected = ({n: p.shape for n, p in x.named_parameters()} for x in (model.dit, whole))
+    assert shapes == expected and not any(p.is_meta for p in model.vae.parameters())
+    buffers = dict(model.dit.named_buffers())
+    assert buffers.keys() == dict(whole.named_buffers()).keys()
+    assert all(torch.equal(buffers[n], b) for n, b in whole.named_buffers())
 
 
 @pytest.mark.slow  # every model is tuned by six methods, in three processes
