@@ -31,16 +31,17 @@ def found(made, tmp_path_factory):
 
 @pytest.mark.parametrize("name", BACKBONES)
 def test_a_transformer_whose_weights_another_process_reads(name, checkpoint_of):
-    """It has the names and shapes of one that has weights, and the buffers."""
+    """It has the names and shapes of one that has weights."""
     whole = backbones.load(checkpoint_of(name)).dit
     with parts.without_weights():
         model = backbones.load(checkpoint_of(name), place=None)
     assert all(p.is_meta and not p.requires_grad for p in model.dit.parameters())
-    shapes, expected = ({n: p.shape for n, p in x.named_parameters()} for x in (model.dit, whole))
-    assert shapes == expected and not any(p.is_meta for p in model.vae.parameters())
-    buffers = dict(model.dit.named_buffers())
-    assert buffers.keys() == dict(whole.named_buffers()).keys()
-    assert all(torch.equal(buffers[n], b) for n, b in whole.named_buffers())
+    assert not any(part.is_meta for part in (*model.dit.buffers(), *model.vae.parameters()))
+    for kind in ("named_parameters", "named_buffers"):
+        found, expected = (
+            {name: part.shape for name, part in getattr(dit, kind)()} for dit in (model.dit, whole)
+        )
+        assert found == expected
 
 
 @pytest.mark.slow  # every model is tuned by six methods, in three processes
