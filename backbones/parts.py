@@ -4,15 +4,19 @@ a function at a site."""
 import contextlib
 
 import torch
+from accelerate import init_empty_weights
 from diffusers import AutoencoderKLWan
 from diffusers.models.modeling_utils import ModelMixin
 from safetensors.torch import load_file
 
-from backbones import CheckpointError
+from backbones import BACKBONES, CheckpointError
 from backbones.configs import read_config
 from backbones.linear_autoencoder import LinearVideoAutoencoder
 
 AUTOENCODERS = {cls.__name__: cls for cls in (AutoencoderKLWan, LinearVideoAutoencoder)}
+
+
+unread = []  # something while transformers are loaded without their weights
 
 
 @contextlib.contextmanager
@@ -22,6 +26,21 @@ def registered(functions, function):
         yield
     finally:
         functions.remove(function)
+
+
+def without_weights():
+    """Within it transformers have parameters on the meta device, and their files are not read."""
+    return registered(unread, True)
+
+
+def is_unread(cls):
+    return bool(unread) and cls.__name__ in BACKBONES
+
+
+def on_meta(cls, config):
+    """Parameters without memory; buffers, which its class computes, are there."""
+    with init_empty_weights(include_buffers=False):
+        return cls.from_config(config)
 
 
 def load_part(cls, folder, **options):
@@ -44,6 +63,8 @@ def one_line(text, longest=300):
 def load_weights(cls, folder, dtype, others=(), **more):
     """A model whose safetensors files hold every one of its weights, and no others but those of
     parts that are not used, whose names begin with `others`."""
+    if is_unread(cls):
+        return on_meta(cls, cls.load_config(folder))
     kind = "torch_dtype" if issubclass(cls, ModelMixin) else "dtype"
     options = {kind: dtype, "use_safetensors": True, "output_loading_info": True}
     model, info = load_part(cls, folder, **options, **more)
@@ -58,6 +79,8 @@ def load_weights(cls, folder, dtype, others=(), **more):
 
 def load_single(cls, config, path, dtype):
     """A model of that configuration; one safetensors file holds its weights, and no others."""
+    if is_unread(cls):
+        return on_meta(cls, config)
     try:
         with torch.device("meta"):
             model = cls(**config)

@@ -1,11 +1,12 @@
 """Loading the model that the command line names."""
 
+import contextlib
 from pathlib import Path
 
 import torch
 
 import backbones
-from backbones import hub
+from backbones import hub, parts
 from common.errors import MisfitError, UsageError
 from common.values import count_of_blocks, frame_size
 from devices import parallel, ranks
@@ -174,9 +175,12 @@ def load_model(args):
     """The backbone of args.checkpoint on args.device; its `frame_size` is args.size or its own."""
     device = pick_device(args.device)
     ranks.start(device)
-    more = {"float8": args.weights == "fp8", "lora": args.lora}
+    more = {"float8": args.weights == "fp8", "lora": None if ranks.rank() else args.lora}
+    # of torchrun's processes the first reads the weights, and sends the others their parts
+    reading = parts.without_weights() if ranks.rank() else contextlib.nullcontext()
     try:
-        model = backbones.load(args.checkpoint, device, place=None, **more)
+        with reading:
+            model = backbones.load(args.checkpoint, device, place=None, **more)
     except backbones.LoRAError as error:
         raise UsageError(f"--lora {args.lora}: {error}") from error
     except backbones.CheckpointError as error:
@@ -191,14 +195,21 @@ def load_model(args):
 
 def shards_of(model, args):
     """How the processes of torchrun share its weights out."""
-    from devices.sharding import Shards  # here: it takes a second to import
+    from devices.sharding import Shards, begin_as_first  # here: it takes a second to import
 
-    return Shards(model, args.learns is not None, args.learns and args.learns(args))
+    begin_as_first(model.dit)
+    return Shards(model, args.learns is not None, args.learns and args.learns(args), sent=True)
 
 
 def pick_device(name):
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and 0 < torch.cuda.device_count() < ranks.count_here():
+        raise UsageError(
+            f"--nproc-per-node {ranks.count_here()} of torchrun: this machine has "
+            f"{torch.cuda.device_count()} GPUs, one for each process; start so many, or give "
+            "--device cpu"
+        )
     try:
         device = torch.empty(1, device=ranks.own_device(name)).device  # with its index
     except (RuntimeError, AssertionError) as error:

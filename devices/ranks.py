@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 GRACE = 3  # seconds in which the others that still live say so
-stores = []  # of the group, which torchrun's own process keeps: it outlives any rank
+stores = []  # of the group, see connect
 
 
 class RankLost(ConnectionError):  # an OSError: run_script prints it as one line
@@ -20,6 +20,11 @@ class RankLost(ConnectionError):  # an OSError: run_script prints it as one line
 
 def count():
     return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def count_here():
+    """Those on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if count() > 1 else 1
 
 
 def rank():
@@ -31,17 +36,23 @@ def own_device(name):
     return f"cuda:{os.environ['LOCAL_RANK']}" if name == "cuda" and count() > 1 else name
 
 
+def connect(minutes=30):
+    """A connection to what all processes of the job can set and read; whatever waits for it that
+    long is an error. It is kept by torchrun's own process, which outlives any rank."""
+    return next(dist.rendezvous("env://", timeout=datetime.timedelta(minutes=minutes)))[0]
+
+
 def start(device, minutes=30):
     """Makes the process group, once. Whatever waits for another process that long is an error."""
     if count() == 1 or dist.is_initialized():
         return
+    if not stores:
+        stores.append(connect(minutes))
     timeout, on_gpu = datetime.timedelta(minutes=minutes), device.type == "cuda"
-    store, number, size = next(dist.rendezvous("env://", timeout=timeout))
     dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=timeout, store=store, rank=number,
-        world_size=size, device_id=device if on_gpu else None,
+        "cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=timeout, store=stores[0], rank=rank(),
+        world_size=count(), device_id=device if on_gpu else None,
     )  # fmt: skip
-    stores.append(store)
     atexit.register(dist.destroy_process_group)
 
 
@@ -51,10 +62,15 @@ def together():
     try:
         yield
     except RuntimeError as error:
-        line = (str(error).splitlines() or [""])[0]
-        if not isinstance(error, dist.DistError) and "gloo" not in line:
+        if not is_loss(error):
             raise
+        line = (str(error).splitlines() or [""])[0]
         raise RankLost(f"rank {rank()} of {count()}: {lost()} ({line[:200]})") from error
+
+
+def is_loss(error):
+    """Whether it says that a connection to the other processes broke, or timed out."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error).partition("\n")[0]
 
 
 def lost():

@@ -21,17 +21,19 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Replicate
 
-from devices import ranks
+from devices import agreement, ranks
 from devices.paths import all_paths
 
 
 class Shards:
     """Of model.dit, once `place` was called. learned: whether a method learns all weights, then in
-    dtype, or, where that is None, in their own."""
+    dtype, or, where that is None, in their own. sent: whether the first process alone has weights,
+    the others what begin_as_first makes: a module at a time is sent, before it is shared out, so
+    that no other ever holds more of them."""
 
-    def __init__(self, model, learned=False, dtype=None):
+    def __init__(self, model, learned=False, dtype=None, sent=False):
         self.dit, self.device, self.stacks = model.dit, model.device, model.stacks
-        self.learned, self.dtype = learned, dtype
+        self.learned, self.dtype, self.sent = learned, dtype, sent
         self.parts = self.originals = None
 
     def place(self, stays):
@@ -47,12 +49,13 @@ class Shards:
         main = next(p.dtype for p in blocks[0].parameters() if p.ndim > 1)
         own = {id(p) for block in blocks for name, p in block.named_parameters(recurse=False)}
         whole = {p for p in dit.parameters() if p.ndim < 2 or p.dtype != main or id(p) in own}
-        for p in whole:
-            p.data = p.data.to(self.device)
+        self.receive(p for p in dit.parameters() if p in whole)
         policy = MixedPrecisionPolicy(main, torch.float32, cast_forward_inputs=False)
         for module in (*outside, *blocks, dit):
-            if self.learned and self.dtype:
-                in_type(module, self.dtype, whole)
+            mine = [p for p in module.parameters() if p not in whole and not isinstance(p, DTensor)]
+            self.receive(mine)
+            for p in mine if self.learned and self.dtype else ():
+                p.data = p.data.to(self.dtype)
             options = {} if module is not dit else {"reshard_after_forward": False}
             fully_shard(module, mesh=self.mesh, mp_policy=policy, ignored_params=whole, **options)
         self.outside = outside
@@ -64,6 +67,15 @@ class Shards:
             self.originals = {
                 name: p.detach().to(main, copy=True) for name, p in self.parts.items()
             }
+
+    def receive(self, parameters):
+        """Moves them to the device, one by one, with what the first process has in them."""
+        for p in parameters:
+            others = self.sent and ranks.rank()
+            p.data = torch.empty_like(p, device=self.device) if others else p.data.to(self.device)
+            if self.sent:
+                with ranks.together():
+                    torch.distributed.broadcast(p.data, src=0)
 
     def gather_outside(self):
         """Until backward has passed, as what is in no block."""
@@ -118,13 +130,24 @@ class Shards:
                 p.data.copy_(self.originals[name])
 
 
+def begin_as_first(dit):
+    """Gives a transformer that has its parameters on the meta device, as all but the first
+    process's, the types and the buffers of that one's, and parameters that take no memory before
+    they are written to."""
+    (agreement.wait_for_turn if ranks.rank() else agreement.begin_turn)()  # it may read for long
+    types, buffers = ranks.broadcast(
+        ({name: p.dtype for name, p in dit.named_parameters()}, dict(dit.named_buffers()))
+    )
+    if not ranks.rank():
+        return
+    for name, buffer in dit.named_buffers():
+        buffer.data = buffers[name]
+    for path, module in dit.named_modules():
+        for name, p in module.named_parameters(recurse=False):
+            dtype = types[f"{path}.{name}".removeprefix(".")]
+            setattr(module, name, nn.Parameter(torch.empty(p.shape, dtype=dtype), False))
+
+
 def layers_outside(block, stays):
     """Modules of a block whose weights are read outside its forward."""
     return [layer for name, layer in block.named_children() if name.startswith(stays)]
-
-
-def in_type(module, dtype, whole):
-    """Converts what fully_shard is about to share out, a module at a time."""
-    for p in module.parameters():
-        if p not in whole and not isinstance(p, DTensor):
-            p.data = p.data.to(dtype)

@@ -5,9 +5,11 @@ threads: spinning, they take the cores from those they wait for (benchmarks/side
 signal may come while torch is being loaded, which takes seconds.
 """
 
+import contextlib
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -15,9 +17,31 @@ STOPPED = 75  # exit code after one of these: the same command goes on
 
 
 def stop_at_once(number, frame):
-    name = Path(sys.argv[0]).name
-    print(f"{name}: stopped by {signal.Signals(number).name} before it began", file=sys.stderr)
+    name, (mine, alive, all_here) = Path(sys.argv[0]).name, ranks_here()
+    if mine == min(alive):  # of torchrun's processes one says so
+        gone = ", ".join(map(str, sorted(all_here - alive)))
+        also = f"; rank {gone} of {len(all_here)} has ended" if gone else ""
+        print(
+            f"{name}: stopped by {signal.Signals(number).name} before it began{also}",
+            file=sys.stderr,
+        )
+    if len(alive) > 1:
+        time.sleep(1)  # in which they see that this one says it
     os._exit(STOPPED)
+
+
+def ranks_here():
+    """Rank of this process, of those that live, and of all that torchrun has started here."""
+    if "LOCAL_WORLD_SIZE" not in os.environ:
+        return 0, {0}, {0}
+    mine, place, count = (int(os.environ[x]) for x in ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"))
+    parent, alive = os.getppid(), {mine}
+    children = Path(f"/proc/{parent}/task/{parent}/children")
+    for process in children.read_text().split() if children.exists() else ():
+        with contextlib.suppress(OSError):
+            words = Path(f"/proc/{process}/environ").read_bytes().split(b"\0")
+            alive |= {int(word[5:]) for word in words if word.startswith(b"RANK=")}
+    return mine, alive, {*range(mine - place, mine - place + count)}
 
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -13,18 +13,18 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 
-def start(count, script, *flags):
-    """The started torchrun; 0 is the script without it."""
-    command = [*TORCHRUN, str(count)] if count else [sys.executable]
+def start(count, script, *flags, options=(), environment=None):
+    """The started torchrun, with options of its own; 0 is the script without it."""
+    command = [*TORCHRUN, str(count), *options] if count else [sys.executable]
     return subprocess.Popen(
         [*command, *map(str, [script, *flags])], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        text=True, env=ENVIRONMENT,
+        text=True, env=ENVIRONMENT | (environment or {}),
     )  # fmt: skip
 
 
-def run(count, script, *flags, code=0):
+def run(count, script, *flags, code=0, **more):
     """What it said on stdout and on stderr, at its end."""
-    process = start(count, script, *flags)
+    process = start(count, script, *flags, **more)
     said, errors = process.communicate(timeout=1200)
     assert process.returncode == code, errors
     return said, errors

@@ -40,3 +40,32 @@ def test_bfloat16_on_a_gpu_follows_float32_on_the_cpu(make, tmp_path):
     for cpu, cuda, limit in zip(*outcomes, (1e-3, 0.05, 0.1), strict=True):
         assert cuda.dtype == torch.float32
         assert (cpu - cuda).square().mean().sqrt() < limit * cpu.std()
+
+
+def answers(checkpoint, plan):
+    """A velocity, and what the loss of one has for a gradient by the embedding's change of every
+    block, with all blocks recomputed; on the CPU. And the model."""
+    model = backbones.load(checkpoint, "cuda", torch.float32, place=plan)
+    model.recompute(None)
+    generator = torch.Generator().manual_seed(0)
+    cond = model.encode(torch.rand(1, 3, 17, 64, 64, generator=generator))
+    noise = torch.randn(cond.shape, generator=generator).to("cuda")
+    (text,) = ({k: part.to("cuda") for k, part in text.items()} for text in model.embed_each(["x"]))
+    change = torch.zeros(model.embedding_width, device="cuda", requires_grad=True)
+    with model.timestep_embedding(lambda i, e, sigma: e + change):
+        velocity = model.velocity(noise, torch.tensor([0.5], device="cuda"), cond, text)
+        velocity.square().mean().backward()
+    return velocity.detach().cpu(), change.grad.cpu(), model
+
+
+@pytest.mark.parametrize("make", [make_wan, make_skyreels, make_ltx])
+def test_streamed_blocks_of_a_transformer_with_weights_of_its_own(make, tmp_path):
+    """Beside its layers, scale_shift_table for instance, which have to be on the GPU too."""
+    checkpoint = make(tmp_path)
+    *expected, _ = answers(checkpoint, "none")
+    *found, model = answers(checkpoint, "blocks")
+    own = [*model.dit.parameters(recurse=False)]
+    assert own and all(p.device.type == "cuda" for p in own)
+    assert any(p.device.type == "cpu" for p in model.dit.parameters())
+    for one, other in zip(expected, found, strict=True):
+        assert one.abs().max() > 0 and (one - other).abs().max() <= 1e-5 * one.abs().max()

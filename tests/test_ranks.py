@@ -10,7 +10,8 @@ import pytest
 import torch
 
 import runs
-from common.errors import PreflightError, VideoError
+from common.errors import PreflightError, UsageError, VideoError
+from common.loading import pick_device
 from devices import ranks
 from runs.identity import ROOT
 
@@ -65,6 +66,14 @@ def test_a_process_of_torchrun_has_its_own_gpu(monkeypatch):
         monkeypatch.setenv(name, value)
     found = [ranks.own_device(name) for name in ("cuda", "cuda:1", "cpu")]
     assert found == ["cuda:2", "cuda:1", "cpu"]
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.setenv(name, "8")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    with pytest.raises(UsageError, match="--nproc-per-node 8 of torchrun: .* has 4 GPUs"):
+        pick_device("cuda")
 
 
 def test_other_errors_stay_what_they_are():

@@ -8,6 +8,9 @@ from sharded import run
 from test_run import ROOT
 from tuned import METHODS, tuned
 
+import backbones
+from backbones import parts
+
 MAKES = [row.make for row in BACKBONES.values()]
 
 
@@ -24,6 +27,21 @@ def found(made, tmp_path_factory):
     folder = tmp_path_factory.mktemp("out")
     run(2, ROOT / "tests" / "tuned.py", folder, *made.values())
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_a_transformer_whose_weights_another_process_reads(name, checkpoint_of):
+    """It has the names and shapes of one that has weights."""
+    whole = backbones.load(checkpoint_of(name)).dit
+    with parts.without_weights():
+        model = backbones.load(checkpoint_of(name), place=None)
+    assert all(p.is_meta and not p.requires_grad for p in model.dit.parameters())
+    assert not any(part.is_meta for part in (*model.dit.buffers(), *model.vae.parameters()))
+    for kind in ("named_parameters", "named_buffers"):
+        found, expected = (
+            {name: part.shape for name, part in getattr(dit, kind)()} for dit in (model.dit, whole)
+        )
+        assert found == expected
 
 
 @pytest.mark.slow  # every model is tuned by six methods, in three processes

@@ -4,6 +4,7 @@ in each of its processes.
     torchrun --standalone --nproc-per-node 2 tests/tuned.py OUT CHECKPOINT ...
 """
 
+import contextlib
 import sys
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from toy import new, sample, toy_clip
 
 import backbones
 from adasteer import AdaSteer
+from backbones import parts
 from common.adaptation import Steps, take_steps
 from common.loss import Draw, draw_noise
 from common.stopping import EarlyStopping
@@ -38,7 +40,7 @@ def tuned(checkpoint):
     untouched model samples at the end."""
     found = {}
     for learned in (True, False):
-        model = shared(backbones.load(checkpoint), learned)
+        model = shared(loaded(checkpoint), learned)
         clip = toy_clip(model)
         for name, (method, flags, all_weights) in METHODS.items():
             if all_weights == learned:
@@ -47,13 +49,19 @@ def tuned(checkpoint):
     return found
 
 
+def loaded(checkpoint):
+    """As load_model does: of several processes the first alone reads the transformer's weights."""
+    with parts.without_weights() if ranks.rank() else contextlib.nullcontext():
+        return backbones.load(checkpoint, place=None)
+
+
 def shared(model, learned):
     if ranks.count() > 1:
-        from devices.sharding import Shards
+        from devices.sharding import Shards, begin_as_first
 
-        model.shards = Shards(model, learned, torch.float32)
-        model.placed = None
-        model.place("none")
+        begin_as_first(model.dit)
+        model.shards = Shards(model, learned, torch.float32, sent=True)
+    model.place("none")
     model.recompute(2)
     return model
 
