@@ -6,7 +6,7 @@ import os
 
 import torch
 import torch.distributed as dist
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -18,9 +18,9 @@ from litevsr.files import save_adapter, save_whole
 from litevsr.progress import check, draw_curve
 from litevsr.restorer import Restorer, new_adapter
 from litevsr.unrolling import draw_walks, training_loss
+from nano.recipe import average
 
 WARM_UP, MAX_GRAD_NORM = 200, 1.0
-DECAY = 0.999  # of the average of the weights, which is what is kept
 ALONE = 500  # first iterations, without unrolling
 HEAD = 128  # channels of a head
 PARTS = ("adapter", "average", "optimizer")  # of the state
@@ -49,7 +49,7 @@ class Trainer:
         self.cached = self.encode_once() if args.cache else None
         self.restorer = Restorer(self.model, self.new_adapter())
         self.adapter = self.restorer.adapter
-        self.average = AveragedModel(self.adapter, multi_avg_fn=get_ema_multi_avg_fn(DECAY))
+        self.average = AveragedModel(self.adapter, multi_avg_fn=average)
         self.optimizer = torch.optim.AdamW(self.adapter.parameters(), args.lr, weight_decay=0.01)
         self.step, self.curve = 0, []
         self.state = args.work / "state.pt"

@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 import backbones
@@ -29,7 +30,7 @@ from backbones.parts import load_weights
 from nano.architecture import new_dit, new_text_encoder
 from nano.dataset import SIZE, prepare, save_whole
 from nano.progress import draw_curve, draw_samples
-from nano.recipe import SHIFT, Optimizers, add_recipe, flow_matching_loss
+from nano.recipe import SHIFT, Optimizers, add_recipe, average, flow_matching_loss
 
 COOLDOWN = 0.25  # share of the steps over which the rate falls
 TEXT_LENGTH = 64  # tokens
@@ -50,9 +51,7 @@ class Trainer:
         )
         torch.manual_seed(1)
         self.models = self.first_models().to(self.device)
-        self.average = torch.optim.swa_utils.AveragedModel(
-            self.models, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.999)
-        )
+        self.average = AveragedModel(self.models, multi_avg_fn=average)
         self.optimizer = Optimizers(self.models, args.lr, args.optimizer == "muon")
         self.weights = self.channel_weights().to(self.device)
         self.step, self.seconds, self.curve = 0, 0.0, []

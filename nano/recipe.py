@@ -1,6 +1,7 @@
 """How the nano checkpoint is trained: what nano/README.md's table compares."""
 
 import torch
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 SHIFT = 3.0  # of the schedule, as in the sampler
 
@@ -19,6 +20,11 @@ def add_recipe(add):
     add("--context-noise", type=float, default=0.0, help="largest sigma of the context")
     add("--no-context", type=float, default=0.0, help="share of steps without context")
     add("--pace", type=float, default=1.0, help="of the motion in the clips")
+
+
+def average(averages, values, count):
+    """Into the averages of the weights: exponential, over at most the last thousand steps."""
+    get_ema_multi_avg_fn(min(0.999, (1 + count) / (10 + count)))(averages, values, count)
 
 
 def draw_sigma(batch, device):

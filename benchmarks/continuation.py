@@ -1,6 +1,6 @@
 """How well a checkpoint continues clips: what its training is judged by.
 
-    python -m nano.score nano/checkpoint --videos ../shared/clips/metadata.csv
+    python -m benchmarks.continuation nano/checkpoint --videos ../shared/clips/metadata.csv
 
 Of the project's own scenes that no training shows, and of the moving ones of a manifest: the
 flow-matching loss on the 16 frames that follow 13 given ones, at five sigmas and against that of
