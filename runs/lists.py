@@ -14,6 +14,10 @@ from runs.results import replace_file
 
 # columns that name a file of the same frames: without a shift; of the same scene, filmed again
 BESIDE = ("truth", "second_take")
+SHIFTS = (  # what column shift says, where prepare.shift made a list
+    "noise", "blur", "dark", "contrast", "colour-cast", "jpeg", "video-codec", "low-frame-rate",
+    "speed", "flip", "rotation", "letterbox",
+)  # fmt: skip
 SUFFIXES = {".mp4", ".mov", ".avi", ".mkv", ".webm", ".gif", ".m4v", ".mpg", ".mpeg"}
 
 
