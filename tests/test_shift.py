@@ -12,7 +12,7 @@ from common.metrics import psnr_db
 from common.video import read_frames
 from prepare import shift
 from prepare.shifts import KINDS, OWN_TRUTH, shifted
-from runs.lists import list_videos
+from runs.lists import SHIFTS, list_videos
 
 GRAIN = np.random.default_rng(0).integers(-40, 41, (24, 56, 3)).repeat(2, 0).repeat(2, 1)
 CLIP = np.stack([  # (24, 48, 64, 3): over a texture, coarse and fine
@@ -27,6 +27,10 @@ def psnr(frames, clean=CLIP):
 
 def under(kind, severity, name="a", frames=CLIP):
     return shifted(frames, kind, severity, 42, name)
+
+
+def test_what_a_sweep_may_name_is_what_there_is():
+    assert tuple(KINDS) == SHIFTS and set(OWN_TRUTH) < set(SHIFTS)
 
 
 @pytest.mark.parametrize("name", ["a", "b"])
