@@ -20,6 +20,7 @@ import runs  # first: signals, and how torch's threads wait
 
 # isort: split
 import common
+from report.chosen import reported
 from report.comparison import compare, table
 from report.files import write_tables
 from report.metrics import main_metric, title
@@ -61,7 +62,8 @@ def sets_of(args):
     """The runs to compare, by the name of their baseline; the rows of a sweep; what it lacks."""
     if not args.sweep:
         return {"": read_runs(args.runs)}, [], []
-    rows, sets, notes = read_rows(args.sweep), {}, []
+    rows, notes = reported(args.sweep, read_rows(args.sweep))
+    sets = {}
     for row in rows:
         try:
             run = read_row(args.sweep, row)

@@ -14,6 +14,8 @@ where nothing started. A sweep file has the keys
     shared:   flags of every row
     rows:     a list of {name, script, flags, over}; over: {key: [values]} makes a row of every
               combination, with {key} in name and flags replaced
+    choose, report: {shifts, sources} of the videos that settings are chosen and reported on, as in
+              sweeps/shifts.yaml; the shifted clips are made first (prepare.shift)
 """
 
 import argparse
@@ -25,18 +27,17 @@ import runs  # first: signals, and how torch's threads wait
 
 # isort: split
 import common
+from report.chosen import reported
+from report.runs import read_rows
 from report.table import as_text
-from runs.identity import plain_arguments
 from runs.parser import Parser
-from runs.results import write_json
-from sweeps.local import run_here
-from sweeps.remembered import folders_of, go_on, tokens_of
+from sweeps.lists import Lists
+from sweeps.remembered import folders_of, go_on, tokens_of, write_sweep
 from sweeps.rows import read_sweep
 from sweeps.settings import settings
-from sweeps.slurm import submit
+from sweeps.slurm import TASKS
+from sweeps.started import start, start_parts
 from sweeps.status import left_out, status_table
-
-TASKS = 8  # of a row's array
 
 
 def parser_of():
@@ -86,33 +87,28 @@ def folder(text):
     return Path(text)
 
 
-def write_sweep(args, out, rows, unfit):
-    """sweep.json: what the rows are, and with which flags it goes on."""
-    keys = ("name", "baseline", "over", "template")
-    described = [
-        {key: getattr(row, key) for key in keys} | {"arguments": plain_arguments(row.args)}
-        for row in rows
-    ]
-    out.mkdir(parents=True, exist_ok=True)
-    content = {"file": args.file.name, "flags": tokens_of(args), "rows": described, "unfit": unfit}
-    write_json(out / "sweep.json", content)
-
-
 def run(args, out):
     """Runs or submits the rows, or prints their commands."""
-    rows, unfit = read_sweep(args.file, out, *settings(args))
+    flags = settings(args)
+    rows, unfit = read_sweep(args.file, out, *flags)
+    lists = Lists.of(args.file, out, *flags)
     for name, why in unfit.items():
         print(f"{name}: {left_out(why)}", file=sys.stderr)
-    if args.dry_run and not args.slurm:
-        for row in rows:
-            print(shlex.join([sys.executable, row.script, *row.flags, "--out", str(row.out)]))
+    if args.dry_run and (lists or not args.slurm):
+        for words in [*(lists.commands().values() if lists else ()), *map(command, rows)]:
+            print(shlex.join(words))
         return 0
     if not args.dry_run:
         write_sweep(args, out, rows, unfit)
     compare = ["--sweep", str(out), "--out", str(out / "report")]
-    if args.slurm:
-        return submit(rows, out, args.array or TASKS, compare, args.dry_run)
-    return run_here(rows, compare)
+    if not lists:
+        return start(args, out, rows, compare)
+    lists.make()
+    return start_parts(args, out, rows, compare, lambda: reported(out, read_rows(out))[0])
+
+
+def command(row):
+    return [sys.executable, row.script, *row.flags, "--out", str(row.out)]
 
 
 def main():

@@ -4,11 +4,11 @@ from dataclasses import dataclass, field
 
 import torch
 
-from common.data import Video, file_facts, sha256
-from common.errors import MisfitError, UsageError, VideoError
+from common.data import Video
+from common.errors import MisfitError, UsageError
+from common.footage import read_footage
 from common.stages import stage
 from common.values import at_least
-from common.video import read_frames
 
 
 def add_arguments(group):
@@ -174,30 +174,8 @@ class Clip:
     preflight: dict = field(default_factory=dict)
     other: "Clip | None" = None  # another video, on which forgetting is measured
     video_file: dict = field(default_factory=dict)  # size and time of the file that was read
-
-
-@dataclass(frozen=True)
-class Footage:
-    frames: torch.Tensor  # (F, 3, H, W) in 0..1: those seen, then the truth
-    fps: float
-    sha256: str
-    file: dict = field(default_factory=dict)
-
-
-def read_footage(video, window, size):
-    """Raises VideoError when the file is unreadable, too short or replaced meanwhile."""
-    try:
-        before = file_facts(video.path)
-    except (OSError, ValueError):
-        before = None  # read_frames says why
-    frames, fps = read_frames(video.path, window.first, window.stop, size)
-    try:
-        digest, after = sha256(video.path), file_facts(video.path)
-    except OSError as error:
-        raise VideoError(f"{video.path}: cannot be read ({error})") from error
-    if before != after:
-        raise VideoError(f"{video.path}: was changed while it was read")
-    return Footage(frames, fps, digest, after)
+    beside: dict = field(default_factory=dict)  # frames like `truth` of other files, by column
+    clean_future: torch.Tensor | None = None  # as `future`, of the file in column truth
 
 
 def load_clip(model, video, window, size, text, negative_text, seed, footage=None):
@@ -214,8 +192,11 @@ def load_clip(model, video, window, size, text, negative_text, seed, footage=Non
             context = encode(model, first)[:, :, : window.context_latents]
         same = window.cond_frames == window.tta_frames
         cond_latents = latents if same else encode(model, cond)
-        followed = torch.cat([cond, truth[: window.future_frames]])
-        future = encode(model, followed)[:, :, cond_latents.shape[2] :]
+        known = cond_latents.shape[2]
+        future = encode_future(model, torch.cat([cond, truth]), window, known)
+        clean, clean_future = footage.beside.get("truth"), None
+        if clean is not None:
+            clean_future = encode_future(model, clean, window, known)
     stop = latents.shape[2] - window.held_out_latents
     return Clip(
         video, window, seed, footage.sha256, footage.fps,
@@ -230,7 +211,14 @@ def load_clip(model, video, window, size, text, negative_text, seed, footage=Non
         negative_text={name: part.to(model.device) for name, part in negative_text.items()},
         costs=costs,
         video_file=footage.file,
+        beside={name: frames[-window.gen_frames :] for name, frames in footage.beside.items()},
+        clean_future=clean_future,
     )  # fmt: skip
+
+
+def encode_future(model, frames, window, known):
+    """Latents that the frames after the conditioning ones fill, of which `known` are these."""
+    return encode(model, frames[: window.cond_frames + window.future_frames])[:, :, known:]
 
 
 def encode(model, frames):  # (F, 3, H, W) -> (1, C, T, h, w)

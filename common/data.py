@@ -12,6 +12,7 @@ class Video:
     path: Path
     caption: str
     columns: dict = field(default_factory=dict)  # the manifest's other columns
+    beside: dict = field(default_factory=dict)  # of those the files of the same frames, by column
 
     @property
     def source(self):

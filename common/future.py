@@ -3,7 +3,8 @@
 The frames after the anchor, encoded after the conditioning frames, are predicted from these and the
 prompt as in training: velocities at fixed noise levels and draws, without guidance. Nothing is
 sampled, so no luck of a sample is in the number, and a model that merely loses its spread does not
-gain by it, as it does in PSNR. Adaptation never sees it.
+gain by it, as it does in PSNR. Adaptation never sees it. Of a shifted clip whose list names the
+clean truth the loss is measured on that too, with the same draws, given the shifted context.
 """
 
 import time
@@ -62,15 +63,20 @@ class Future:
             self.problem = Problem(clip.cond_latents, future, clip.text)
             generator = random_stream(clip.seed, clip.video.id, "future noise")
             self.noise = draw_noise(generator, future, args.future_draws)
+        self.clean = self.clean_before = None
         self.before = self.measured()
+        if self.noise is not None and getattr(clip, "clean_future", None) is not None:
+            self.clean = Problem(clip.cond_latents, clip.clean_future, clip.text)
+            self.clean_before = self.measured(self.clean)
 
-    def measured(self):
-        """(sigmas, T), or None where there is no future or no draw."""
+    def measured(self, problem=None):
+        """(sigmas, T) of the clip's own future or another problem's, or None where there is no
+        future or no draw."""
         if self.noise is None:
             return None
         with stage(self.costs, "future", self.model.device):
             return within_memory(
-                self.model, lambda: future_loss(self.model, self.problem, self.noise)
+                self.model, lambda: future_loss(self.model, problem or self.problem, self.noise)
             )
 
     def trace(self, step):
@@ -88,7 +94,16 @@ class Future:
             return dict.fromkeys(names)
         parts = ([finite(x) for x in after.mean(axis)] for axis in (1, 0))
         values = (finite(self.before.mean()), finite(after.mean()), *parts)
-        return dict(zip(names, values, strict=True)) | {"future_losses": self.history} | self.costs
+        record = dict(zip(names, values, strict=True)) | self._of_clean(adapted)
+        return record | {"future_losses": self.history} | self.costs
+
+    def _of_clean(self, adapted):
+        """The same of the clean future of a shifted clip, given the shifted context."""
+        if self.clean is None:
+            return {}
+        after = self.measured(self.clean) if adapted else self.clean_before
+        names = ("future_loss_clean_before", "future_loss_clean")
+        return dict(zip(names, map(finite, (self.clean_before.mean(), after.mean())), strict=True))
 
 
 def finite(value):

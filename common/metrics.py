@@ -13,6 +13,8 @@ METRICS = {  # the proper ones first, and which values of each are better
     "ssim": "higher", "lpips": "lower", "temporal_psnr_db": "higher", "temporal_ssim": "higher",
     "flow_error_px": "lower", "warping_error": "lower", "truth_warping_error": None,
 }  # fmt: skip
+# those that are taken against the clean truth as well, where a list names one, as <name>_clean
+CLEAN = ("future_loss_clean", "psnr_db_clean", "ssim_clean", "lpips_clean")
 ALEXNET = "alexnet-owt-7be5be79.pth"  # torchvision's file name
 # puts that file where alexnet_file looks
 FETCH = """python -c "import torchvision; torchvision.models.alexnet(weights='DEFAULT')\""""

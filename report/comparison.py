@@ -12,7 +12,8 @@ from report.runs import refuse_mismatch
 from report.statistics import clustered_interval, holm, signed_rank, spread_over_seeds
 
 REFERENCE_NAMES = {
-    "repeat_last": "(last frame repeated)", "reconstruction": "(real frames, autoencoder)"
+    "repeat_last": "(last frame repeated)", "reconstruction": "(real frames, autoencoder)",
+    "second_take": "(second take: physical noise)",
 }  # fmt: skip
 WORST = 5  # videos named for each method
 
@@ -54,7 +55,8 @@ def measured_otherwise(runs):
     """Metrics that the runs measured in different ways, and why."""
     weights = {run.config.get("lpips_sha256") for run in runs} - {None}
     differ = "the runs have different weights for it (lpips_sha256)"
-    return {"lpips": differ} if len(weights) > 1 else {}
+    clean = {name for run in runs for name in run.config.get("metrics") or ()} & {"lpips_clean"}
+    return dict.fromkeys(["lpips", *clean], differ) if len(weights) > 1 else {}
 
 
 def common_seeds(methods):

@@ -16,15 +16,28 @@ def evaluate(frames, clip, lpips=None):
         return score(frames, clip.truth, lpips) | moving.result()
 
 
+def clean_scores(frames, clip, lpips=None):
+    """PSNR, SSIM and LPIPS of frames against the clean truth, as <name>_clean; none without one."""
+    if "truth" not in clip.beside:
+        return {}
+    found, parts = score(frames, clip.beside["truth"], lpips), ("", "_per_frame")
+    names = ((name, part) for name in ("psnr_db", "ssim", "lpips") for part in parts)
+    return {f"{name}_clean{part}": found[f"{name}{part}"] for name, part in names}
+
+
 def reference_scores(clip, reconstruction, lpips=None):
-    """Means for the same frames: of repeating the last frame before them, and of the real ones
-    through the autoencoder and back (the ceiling of any method)."""
+    """Means for the same frames: of repeating the last frame before them, of the real ones through
+    the autoencoder and back (the ceiling of any method), and of the scene's second take, where the
+    list names one."""
     before = clip.cond_frames[-1]
     shown = {"repeat_last": before.expand_as(clip.truth), "reconstruction": reconstruction}
+    shown |= {name: clip.beside[name] for name in ("second_take",) if name in clip.beside}
     return {
         name: {
             key: value
-            for key, value in evaluate(frames, clip, lpips).items()
+            for key, value in (
+                evaluate(frames, clip, lpips) | clean_scores(frames, clip, lpips)
+            ).items()
             if not key.endswith("_per_frame")
         }
         for name, frames in shown.items()

@@ -2,14 +2,22 @@
 
 import csv
 import hashlib
+import os
 import re
 from collections import Counter
 from pathlib import Path
 
-from common.data import Video
+from common.data import Video, real
 from common.errors import UsageError
 from runs.names import unusable, usable
+from runs.results import replace_file
 
+# columns that name a file of the same frames: without a shift; of the same scene, filmed again
+BESIDE = ("truth", "second_take")
+SHIFTS = (  # what column shift says, where prepare.shift made a list
+    "noise", "blur", "dark", "contrast", "colour-cast", "jpeg", "video-codec", "low-frame-rate",
+    "speed", "flip", "rotation", "letterbox",
+)  # fmt: skip
 SUFFIXES = {".mp4", ".mov", ".avi", ".mkv", ".webm", ".gif", ".m4v", ".mpg", ".mpeg"}
 
 
@@ -23,7 +31,8 @@ def list_videos(path, prompt=None, flag="--videos", allow_empty=False):
     """The videos of a CSV manifest, of a folder (not recursive) or of one file, and the list's
     SHA-256.
 
-    A manifest has the columns filename and caption, perhaps id; files are relative to its folder.
+    A manifest has the columns filename and caption, perhaps id and those of BESIDE; files are
+    relative to its folder.
     The caption of a folder's video or of a file is the text beside it, clip.txt of clip.mp4, else
     `prompt`. Captions may be missing with allow_empty. Raises UsageError that names `flag`.
     """
@@ -163,4 +172,27 @@ def ids(rows, path, flag):
 def new_video(row, name, folder):
     known = {"id", "filename", "caption"}
     columns = {key: value for key, value in row.items() if key and key not in known}
-    return Video(name, folder / row["filename"], (row["caption"] or "").strip(), columns)
+    beside = {key: folder / row[key] for key in BESIDE if (row.get(key) or "").strip()}
+    return Video(name, folder / row["filename"], (row["caption"] or "").strip(), columns, beside)
+
+
+def write_list(path, videos):
+    """A manifest of the videos that list_videos reads back, files relative to its folder."""
+
+    def relative(file):
+        return os.path.relpath(real(file.parent) / file.name, real(path.parent))
+
+    rows = [
+        {"id": v.id, "filename": relative(v.path), "caption": v.caption, **v.columns}
+        | {"source": v.source, **{key: relative(file) for key, file in v.beside.items()}}
+        for v in videos
+    ]
+    names = list(dict.fromkeys(name for row in rows for name in row))
+
+    def write(temporary):
+        with open(temporary, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, names, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+
+    replace_file(path, write)

@@ -4,7 +4,7 @@ whether it may decide (`leads`: the first that was measured does), whether it is
 (`learned`: it says nothing of help), what sentences call it, its unit there, and what a reader must
 know (`about`)."""
 
-from common.metrics import METRICS
+from common.metrics import CLEAN, METRICS
 
 OF_VIDEOS = {name: {"better": better} for name, better in METRICS.items() if better}
 OF_VIDEOS["future_loss"] |= {
@@ -29,6 +29,14 @@ OF_VIDEOS["psnr_db"] |= {
         "PSNR of one sample rewards a model that has lost its spread: a blurred mean of what could "
         "follow scores better than a true draw."
     ),
+}
+OF_CLEAN = {
+    name: {
+        "better": METRICS[name.removesuffix("_clean")],
+        "relative": name == "future_loss_clean",
+        "about": "Given the shifted clip, against what followed in the clip without its shift.",
+    }
+    for name in CLEAN
 }
 AHEAD = {
     "better": "lower",
@@ -55,6 +63,11 @@ AFTER = {
     "learned": True,
     "about": "Measured on the very frames that were learned: it falls whether that helps or not.",
 }
+
+
+def of_videos(videos):
+    """Those of a list in which some name their clean truth are more."""
+    return OF_VIDEOS | (OF_CLEAN if any("truth" in video.beside for video in videos) else {})
 
 
 def of_latent_clips(carried, ahead):

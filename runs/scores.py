@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from common.clip import mean_change
 from runs import results
 from runs.baseline import moved
-from runs.evaluate import evaluate, reference_scores
+from runs.evaluate import clean_scores, evaluate, reference_scores
 from runs.pictures import write_pictures
 from runs.samples import combined, scores_together
 from runs.whole import METRICS, STAGES
@@ -51,6 +51,7 @@ class Scores:
         with ThreadPoolExecutor(1) as pool:  # encoding takes other time than scoring
             writing = pool.submit(self._write_pictures, clip, frames[0])
             record |= combined([evaluate(sample, clip, self.lpips) for sample in frames])
+            record |= combined([clean_scores(sample, clip, self.lpips) for sample in frames])
             record |= scores_together(frames, clip.truth)
             if self.args.baseline:
                 name = clip.video.id

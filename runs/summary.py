@@ -1,6 +1,6 @@
 """summary.json of a run of videos: means and totals over all that are in its folder."""
 
-from common.metrics import METRICS, mean
+from common.metrics import CLEAN, METRICS, mean
 from runs.results import read_record, write_json
 from runs.whole import OTHERS, REFERENCES, STAGES
 
@@ -21,6 +21,11 @@ def summarise(out):
         "videos_diverged": sum(r["diverged"] for r in done),
         "videos_skipped": skipped,
         **{f"mean_{name}": mean([r[name] for r in done]) for name in METRICS},
+        **{
+            f"mean_{name}": mean([r.get(name) for r in done])
+            for name in CLEAN
+            if any(name in r for r in done)
+        },
         "videos_with_lpips": sum(r["lpips"] is not None for r in done),
         **mean_references(done),
         "mean_future_loss_before": mean([r["future_loss_before"] for r in done]),
@@ -47,5 +52,6 @@ def mean_references(done):
     means = {
         kind: {name: mean([scores.get(name) for scores in each]) for name in METRICS}
         for kind, each in found.items()
+        if any(each)
     }
     return {"mean_references": means}

@@ -108,8 +108,9 @@ def refuse_overwriting(videos, args, flag="--videos"):
     if real(out).is_relative_to(real(args.checkpoint)):
         raise UsageError(f"--out {out}: lies in --checkpoint {args.checkpoint}, {own}")
     results = [real(out), real(out / "videos")]
-    folders = {video.path.parent for video in videos}
-    targets = {video.path for video in videos if os.path.islink(video.path)}
+    paths = {path for video in videos for path in (video.path, *video.beside.values())}
+    folders = {path.parent for path in paths}
+    targets = {path for path in paths if os.path.islink(path)}
     for place in folders | targets:
         if any(real(place).is_relative_to(folder) for folder in results):
             raise UsageError(f"--out {out}: holds videos of {flag}, in {place}, {own}")

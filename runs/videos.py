@@ -67,7 +67,7 @@ def window_flags(args):
 
 def metrics_of(args):
     """What is measured, as config.json says it."""
-    return measures.OF_VIDEOS
+    return measures.of_videos(lists.list_videos(args.videos, args.prompt, allow_empty=True)[0])
 
 
 weights_sha256 = functools.cache(metrics.lpips_sha256)

@@ -1,11 +1,11 @@
 """Whether what was read as the record of a finished video or latent clip has, of the right kind,
 what others read in it."""
 
-from common.metrics import METRICS
+from common.metrics import CLEAN, METRICS
 from common.values import MANY
 
 STAGES = ("encode", "adapt", "generate", "decode", "metrics", "total")  # <stage>_seconds
-REFERENCES = ("repeat_last", "reconstruction")
+REFERENCES = ("repeat_last", "reconstruction", "second_take")
 OTHERS = ("sample_variance", "fixed_loss_before", "fixed_loss_after", "moved_from_baseline")
 LATENT_CLIP = "latent clip"  # the record's kind; that of a video has none
 LATENT_LOSSES = (
@@ -75,7 +75,7 @@ def has_details(record):
         and all(isinstance(text, str | None) for text in record["columns"].values())
         and isinstance(record.get("source_sha256"), str | None)
         and isinstance(record.get("stop_step"), int | None)
-        and all(is_score(record.get(name)) for name in OTHERS)
+        and all(is_score(record.get(name)) for name in (*OTHERS, *CLEAN))
         and all(is_curve(record.get(f"{kind}_losses", [])) for kind in ("anchor", "future"))
     )
 
@@ -86,7 +86,7 @@ def is_size(value):
 
 def listed(record):
     """What a record has as a list, or None, of scores: of frames, parts of the loss, samples."""
-    for name in METRICS:
+    for name in (*METRICS, *CLEAN):
         for part in ("per_frame", "per_sample", "per_sigma", "per_latent"):
             yield record.get(f"{name}_{part}")
 

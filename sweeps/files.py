@@ -8,7 +8,8 @@ import yaml
 from common.errors import UsageError
 from runs.names import printable
 
-KEYS = {"baseline", "shared", "rows"}
+PARTS = ("choose", "report")  # see parts.py
+KEYS = {"baseline", "shared", "rows", *PARTS}
 ROW_KEYS = {"name", "script", "flags", "over"}
 SIZE = 200_000  # bytes of a file
 NODES, DEPTH = 50_000, 12  # values in it, aliases written out; of one within the other
@@ -68,7 +69,7 @@ def load_yaml(path):
     check_keys(path, "the file", content, KEYS, {"baseline", "rows"})
     if not isinstance(content["rows"], list) or not content["rows"]:
         raise wrong(path, "rows must be a list of at least one row")
-    check_text(path, "the file", content, {"rows"})
+    check_text(path, "the file", content, {"rows", *PARTS})
     for number, row in enumerate(content["rows"], 1):
         check_keys(path, f"row {number}", row, ROW_KEYS, {"name", "script"})
         check_text(path, f"row {number}", row, {"over"})

@@ -13,8 +13,9 @@ from runs.identity import ROOT
 from sweeps.status import is_complete
 
 
-def run_here(rows, compare):
-    """Runs what is not complete, then compares. 1 where a row failed, 3 where one lacks videos."""
+def run_here(rows, compare=None):
+    """Runs what is not complete, then compares, if with words. 1 where a row failed, 3 where one
+    lacks videos."""
     codes = {}
     for row in rows:  # once, for all the forks
         row.args.kind.import_model(row.args.checkpoint)
@@ -25,7 +26,8 @@ def run_here(rows, compare):
         )
         if codes[row.name] == runs.STOPPED:
             return runs.STOPPED
-    codes["compare.py"] = call("compare.py", *compare)
+    if compare:
+        codes["compare.py"] = call("compare.py", *compare)
     for name, code in codes.items():
         if code not in (0, 3):
             print(f"{name} failed with exit code {code}; its message stands above", file=sys.stderr)

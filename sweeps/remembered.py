@@ -6,7 +6,8 @@ from pathlib import Path
 
 from common.data import real
 from common.errors import UsageError
-from runs.results import read_json
+from runs.identity import plain_arguments
+from runs.results import read_json, write_json
 
 SWITCHES = ("nano", "local", "slurm")
 VALUES = ("checkpoint", "videos", "limit", "array")
@@ -59,6 +60,18 @@ def go_on(parser, args, out):
     if not (args.local or args.slurm or args.status or args.dry_run):
         args.local, args.slurm = old.local, old.slurm
     return True
+
+
+def write_sweep(args, out, rows, unfit):
+    """sweep.json: what the rows are, and with which flags it goes on."""
+    keys = ("name", "baseline", "over", "template", "part")
+    described = [
+        {key: getattr(row, key) for key in keys} | {"arguments": plain_arguments(row.args)}
+        for row in rows
+    ]
+    out.mkdir(parents=True, exist_ok=True)
+    content = {"file": args.file.name, "flags": tokens_of(args), "rows": described, "unfit": unfit}
+    write_json(out / "sweep.json", content)
 
 
 def remembered(parser, file, out):

@@ -16,6 +16,7 @@ from runs.flags import kept_by_baseline
 from runs.identity import ROOT, is_baseline, plain_arguments
 from runs.names import printable, unusable, usable
 from sweeps.files import LONGEST, load_yaml, short, wrong
+from sweeps.parts import sets_of, without
 
 COMPARE = "compare.py"  # stands beside the rows where jobs and exit codes are listed
 
@@ -29,6 +30,7 @@ class Row:
     over: dict = field(default_factory=dict)  # what is swept, with this row's values
     baseline: str | None = None  # name of the row it is compared with; None: it is one
     template: str = ""  # the name as the file has it
+    part: str = ""  # of a sweep that chooses its settings, see parts.py
 
     @property
     def out(self):
@@ -41,14 +43,39 @@ def read_sweep(path, out, before=(), after=()):
     nothing, those of `after` whatever it says. Raises UsageError on anything that is not as it
     should be."""
     content = load_yaml(path)
+    sets = sets_of(path, content, out)
+    if not sets:
+        return rows_of(path, content, out, before, after)
+    result, unfit = [], {}
+    before, after = (without(tokens, "--videos") for tokens in (before, after))
+    for each in sets:
+        flags = [*after, "--videos", str(each.list)]
+        rows, misfits = rows_of(path, content, out, before, flags, f"{each.name}_")
+        result += [replace(row, part=each.part) for row in rows]
+        unfit |= misfits
+    return result, unfit
+
+
+def first_args(path, out, before, after):
+    """What a row's script, the first that fits the model, parses without the file's parts. Raises
+    UsageError, also where the rows do not run on videos."""
+    content = load_yaml(path)
+    args = rows_of(path, content, out, before, after)[0][0].args
+    if args.kind.NOUN != "video":
+        raise wrong(path, "choose and report are for runs on videos")
+    return args
+
+
+def rows_of(path, content, out, before, after, prefix=""):
+    """As read_sweep, of one list of videos; the prefix stands before the names of rows."""
     baseline, shared = content["baseline"], words(path, "shared", content.get("shared") or "")
     rows, baselines, unfit = [], {}, {}
-    for name, script, flags, over, template in expanded(path, content["rows"]):
-        tokens = [*before, *shared, *flags, *after]
+    for own, script, flags, over, template in expanded(path, content["rows"]):
+        tokens, name = [*before, *shared, *flags, *after], f"{prefix}{own}"
         try:
             args = parse(path, name, script, [*tokens, "--out", str(out / name)])
         except MisfitError as error:
-            unfit[name] = str(error)
+            unfit[own] = str(error)
             continue
         setting = setting_of(args)
         kept = kept_by_baseline(tokens, args.flags)
@@ -57,7 +84,8 @@ def read_sweep(path, out, before=(), after=()):
     if not rows:
         name, why = next(iter(unfit.items()))
         raise wrong(path, f"no row can run on this model; row {name!r}: {why}")
-    names = dict(zip(baselines, baseline_names(baselines), strict=True))
+    spelt = [f"{prefix}{name}" for name in baseline_names(baselines)]
+    names = dict(zip(baselines, spelt, strict=True))
     result = []
     for setting, tokens in baselines.items():
         flags = [*tokens, "--steps", "0"]

@@ -11,6 +11,8 @@ from runs.results import read_json, write_json
 from sweeps.rows import COMPARE
 from sweeps.status import is_complete, videos_of
 
+TASKS = 8  # of a row's array
+
 
 def submit(rows, out, tasks, compare, dry_run):
     """One array of at most `tasks` tasks per row that is not complete nor in the queue already; the
@@ -34,6 +36,8 @@ def submit(rows, out, tasks, compare, dry_run):
             jobs[row.name] = sbatch(options, files[row.name], flags, dry_run)
             keep(out, jobs, dry_run)
         waits_for.append(jobs[row.name])
+    if not compare:
+        return 0
     if jobs.get(COMPARE) in queued:
         slurm("scancel", jobs[COMPARE])  # it would not wait for all of these
     after = [f"--dependency=afterany:{':'.join(waits_for)}"] if waits_for else []

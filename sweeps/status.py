@@ -24,8 +24,11 @@ def status_table(parser, args, out):
             load_yaml(args.file)  # or what is wrong with it
             return []
     rows, unfit = read_sweep(args.file, out, *settings(args))
-    table = [{"row": row.name, **status(row)} for row in rows]
+    shown = [row for row in rows if row.part != "report" or read_config(row.out)]
+    table = [{"row": row.name, **status(row)} for row in shown]
     nothing = dict.fromkeys(table[0], "-")
+    if any(row.part for row in rows) and shown[-1].part == "choose":
+        table.append(nothing | {"row": "report", "why": "begins when those of choose are done"})
     table += [nothing | {"row": name, "why": left_out(why)} for name, why in unfit.items()]
     return table
 
@@ -79,6 +82,14 @@ def is_complete(row):
     if read_config(row.out) is None:
         return False  # the script will say so
     return status(row)["done"] == len(videos_of(row.args))
+
+
+def is_finished(row):
+    """Whether nothing is left to do: every video is done or skipped, by the run that it has now."""
+    if read_config(row.out) is None:
+        return False
+    found = status(row)
+    return not found["missing"] and not found["running"]
 
 
 known = functools.cache(network_sha256)  # of a checkpoint, which all rows share

@@ -15,7 +15,8 @@ import adasteer
 import backbones
 from adasteer import AdaSteer
 from backbones.opensora13_configs import DIT, T5, VAE
-from common.clip import Footage, Window, load_clip
+from common.clip import Window, load_clip
+from common.footage import Footage
 from devices import offload
 from devices.paths import all_paths
 from lora_tta import LoRA

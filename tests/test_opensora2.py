@@ -21,8 +21,9 @@ from backbones import hub
 from backbones.opensora2_configs import CLIP, DIT_CONFIG, RELEASED, T5, VAE
 from backbones.opensora2_latents import tokens
 from backbones.opensora2_sampling import pack
-from common.clip import Footage, Window, load_clip
+from common.clip import Window, load_clip
 from common.errors import UsageError
+from common.footage import Footage
 from film_tta import FiLM
 from runs.cli import parse_args
 

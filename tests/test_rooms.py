@@ -19,7 +19,7 @@ MAY_IMPORT = {  # and each itself; a new room says here what is below it
     "runs": {"common", *BELOW_COMMON},
     "report": BELOW,
     "sweeps": BELOW,
-    "prepare": BELOW,
+    "prepare": {"litevsr", *BELOW},
     "nano": BELOW,
     "litevsr": {SCRIPTS, "nano", *BELOW},
     SCRIPTS: {"report", "sweeps", *BELOW},

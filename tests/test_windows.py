@@ -13,8 +13,9 @@ from oracles import arguments
 
 from adasteer import AdaSteer
 from backbones.configs import geometry
-from common.clip import Footage, Window, load_clip, read_footage, side_by_side
+from common.clip import Window, load_clip, read_footage, side_by_side
 from common.data import Video
+from common.footage import Footage
 from common.generation import generate
 from common.video import write_video
 from runs.evaluate import evaluate, reconstruct, reference_scores
@@ -148,7 +149,7 @@ def cut():
     moving = torch.stack([pictures[3, :, 16:80, 16 - 2 * t : 80 - 2 * t] for t in range(4)])
     moving[1:] *= 0.95  # and the light changes: no two frames predict each other exactly
     frames = torch.cat([pictures[:3, :, 16:80, 16:80], moving])
-    return SimpleNamespace(cond_frames=frames[:4], truth=frames[4:])
+    return SimpleNamespace(cond_frames=frames[:4], truth=frames[4:], beside={})
 
 
 def test_motion_begins_at_the_last_conditioning_frame(cut):

@@ -1,0 +1,82 @@
+"""The lists of a sweep that chooses its settings: clips under each shift, split by their sources.
+
+In its folder: lists/all.csv, the clips as they are; shifts/<kind>-<severity>, what prepare.shift
+makes of them; lists/<part>_<shift>.csv, those of a part's sources.
+"""
+
+import hashlib
+import subprocess
+import sys
+from dataclasses import dataclass
+
+from common.data import sha256
+from common.errors import UsageError
+from common.loading import geometry_of
+from runs.identity import ROOT
+from runs.lists import list_videos, write_list
+from runs.results import read_json
+from sweeps.files import PARTS, load_yaml
+from sweeps.parts import CLEAN, sets_of, whole_list
+from sweeps.rows import first_args
+
+
+@dataclass(frozen=True)
+class Lists:
+    sets: list
+    args: object  # as a row's script parses them without a part: the clips, and their window
+
+    @classmethod
+    def of(cls, path, out, before, after):
+        """None of a sweep file without parts. Raises UsageError."""
+        sets = sets_of(path, load_yaml(path), out)
+        return cls(sets, first_args(path, out, before, after)) if sets else None
+
+    @property
+    def all(self):
+        return whole_list(self.sets[0].folder)
+
+    def commands(self):
+        """{folder: words} of what makes the shifted clips, at the size of the model."""
+        size = "{1}x{0}".format(*(self.args.size or geometry_of(self.args).size))
+        frames, found = self.args.anchor + self.args.gen_frames, {}
+        for each in (each for each in self.sets if each.shift != CLEAN):
+            kind, _, severity = each.shift.rpartition("-")
+            folder = each.shifted.parent.absolute()
+            words = [sys.executable, "-m", "prepare.shift", str(self.all.absolute())]
+            words += ["--kind", kind, "--severity", severity, "--size", size]
+            found[folder] = [*words, "--min-frames", str(frames), "--out", str(folder)]
+        return found
+
+    def make(self):
+        """Writes the list of each set, and the shifted clips that are not there yet. Raises
+        UsageError where there are too few sources, or a shift takes none of a part's clips."""
+        self.all.parent.mkdir(parents=True, exist_ok=True)
+        videos, _ = list_videos(self.args.videos, self.args.prompt, allow_empty=True)
+        shares = {each.part: each.share for each in self.sets}
+        sources = shared_out({video.source for video in videos}, shares)
+        write_list(self.all, videos)
+        digest = sha256(self.all)
+        for folder, words in self.commands().items():
+            rules = read_json(folder / "shift.json") or {}
+            made = rules.get("list") == digest and (folder / "manifest.csv").is_file()
+            if not made and subprocess.call(words, cwd=ROOT) not in (0, 3):
+                raise UsageError(f"{folder}: its clips were not made; the reason stands above")
+        for each in self.sets:
+            under, _ = list_videos(each.shifted, allow_empty=True)
+            own = [video for video in under if video.source in sources[each.part]]
+            if not own:
+                raise UsageError(f"{each.name}: no clip of its sources can take the shift")
+            write_list(each.list, own)
+
+
+def shared_out(names, shares):
+    """{part: sources}: the first for `choose`, the last for `report`, at least one each, in the
+    order of the SHA-256 of their names. Raises UsageError where there are too few."""
+    if len(names) < len(PARTS):
+        raise UsageError(
+            f"--videos: has {len(names)} source; choose and report need one each (column source)"
+        )
+    order = sorted(names, key=lambda name: hashlib.sha256(name.encode()).hexdigest())
+    count = min(max(1, round(shares["choose"] * len(order))), len(order) - 1)
+    rest = min(max(1, round(shares["report"] * len(order))), len(order) - count)
+    return {"choose": set(order[:count]), "report": set(order[len(order) - rest :])}
