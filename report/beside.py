@@ -131,11 +131,9 @@ def explained(controls, metric):
             lead, words = outcome(as_row(each["ahead"][metric])), WORDS[each["control"]]
             ahead[each["control"]] = lead == HELPS
             parts.append(against(words, each["gains"][metric], lead, metric))
-    random, other = ahead.values()
-    if not parts:
-        return [], False
-    conclusion = UNSHOWN if random is False else CONCLUSIONS[random, other]
-    return [*parts, conclusion], random is not False and other is not False
+    random, other = told = tuple(ahead.values())
+    conclusion = UNSHOWN if random is False else CONCLUSIONS[told]
+    return [*parts, conclusion], True in told and False not in told
 
 
 def against(words, gain, lead, metric):
@@ -145,7 +143,7 @@ def against(words, gain, lead, metric):
         return f"it cannot be told from {words} ({change})"
     if lead == HARMS:
         return f"{words} gains more ({change})"
-    return f"{words} {'gains less' if own == HELPS else 'does not do so'} ({change})"
+    return f"{words} {'gains less' if own == HELPS else 'shows no gain'} ({change})"
 
 
 def change_of(mean, metric):

@@ -17,7 +17,6 @@ from toy import copies, new
 
 import adasteer
 import common
-import lora_tta
 import runs
 from adasteer import AdaSteer
 from common import best_of, control
@@ -171,8 +170,7 @@ def test_flags_that_make_no_sense(flags, why, script, capsys):
     assert why in said and said.count("\n") == 1
 
 
-@pytest.mark.parametrize("module", [adasteer, lora_tta])
-def test_controls_of_a_run_are_runs_of_their_own(module, tmp_path, script, capsys):
+def test_controls_of_a_run_are_runs_of_their_own(tmp_path, script, capsys):
     """And know which run they are controls of, whether they adapt again or take its adapters."""
     flags = [*NO_TRUTH, "--limit", 2]
     learned = ["--steps", 1, "--lr", 1e-2]
@@ -183,7 +181,7 @@ def test_controls_of_a_run_are_runs_of_their_own(module, tmp_path, script, capsy
         "other": ["--adapter", tmp_path / "run" / "videos", "--control", "other"],
     }
     for name, more in of.items():
-        assert script(module, *flags, *more, "--out", tmp_path / name) == 0
+        assert script(adasteer, *flags, *more, "--out", tmp_path / name) == 0
     run, random, again, other = (read_run(tmp_path / name, name) for name in of)
     assert random.original == again.original == other.original == run.kind
     assert run.original is None and len({r.kind for r in (run, random, again, other)}) == 4
@@ -193,7 +191,7 @@ def test_controls_of_a_run_are_runs_of_their_own(module, tmp_path, script, capsy
     lenders = {name: r["control_video"] for name, r in results(tmp_path / "other").items()}
     assert lenders == {"scene_0": "scene_1", "scene_1": "scene_0"}
     capsys.readouterr()
-    assert script(module, *flags, *learned, "--out", tmp_path / "random") == 2
+    assert script(adasteer, *flags, *learned, "--out", tmp_path / "random") == 2
     assert "another run (--control is random there, None here)" in capsys.readouterr().err
 
 
