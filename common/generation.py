@@ -113,7 +113,7 @@ def as_typed(flag, text, kind):
 
 def generate(model, clip, args, record):
     """args.samples continuations of the clip: frames (samples, gen_frames, 3, H, W) in 0..1 on the
-    CPU; with --best-of the one that is chosen, None with --no-generate. Adds its seconds to record.
+    CPU; with --best-of the chosen one, None with --no-generate. Adds its seconds to record.
 
     The initial noise of each is the video's own stream, so two methods continue from the same ones,
     and the first does not depend on how many there are.
@@ -124,7 +124,7 @@ def generate(model, clip, args, record):
     names = ["initial noise", *(f"initial noise {i}" for i in range(1, count))]
     if args.best_of:
         found = [sampled(model, clip, args, record, name) for name in names]
-        return decoded(model, clip, best_of.best(model, clip, found, record), record)[None]
+        return decoded(model, clip, best_of.nearest_to_others(found, record), record)[None]
     found = (sampled(model, clip, args, record, name) for name in names)
     return torch.stack([decoded(model, clip, latents, record) for latents in found])
 

@@ -7,17 +7,17 @@ import numpy as np
 from report.controls import what_it_is
 from report.metrics import ZERO, main_metric, unit
 from report.statistics import FEWEST, clustered_interval, harmed
-from report.table import interval, number
+from report.table import TOO_FEW, number
 from report.verdict import DIRECTIONS, FEW, HARMS, HELPS, UNTOLD, Verdict, moved, outcome, size
 
-SPENT = ("adapt_seconds", "generate_seconds", "verify_seconds")
+SPENT = ("adapt_seconds", "generate_seconds")
 WORDS = {
     "--control random": "a random change of the same norm",
     "--control other": "what was learned on another video",
 }
 MEANING = (
     "Ahead: the method's gain less that of the other run, paired by video, with the 95 % interval "
-    "over sources. s a video: adapting, sampling and choosing. No sampling changes the loss on the "
+    "over sources. s a video: adapting and sampling. No sampling changes the loss on the "
     "true future; runs that spend the time otherwise are to be compared in PSNR."
 )
 FROM_LEARNING = "so the gain comes from what was learned"
@@ -76,7 +76,7 @@ def row_of(comparison, each, method, metric):
         "gains": gains if each is not comparison.baseline else {},
         "ahead": ahead if each is not method else {},
         "harmed": harmed(comparison.differences(each, metric, videos)),
-        "seconds": float(np.mean([sum(r.get(key, 0.0) for key in SPENT) for r in records])),
+        "seconds": float(np.mean([sum(r[key] for key in SPENT) for r in records])),
         "sources": len(set(comparison.sources(videos))),
     }
 
@@ -87,13 +87,19 @@ def floats(values):
 
 def cells(row):
     """A row as strings, the interval behind each mean."""
-    shown = {"run": row["run"], "control": row["control"]}
-    for title, found in (("gain", row["gains"]), ("ahead", row["ahead"])):
-        for metric, (mean, low, high) in found.items():
-            words = f"{number(mean, '+')}{unit(metric)} ({interval(low, high)})"
-            shown[f"{title}, {metric}"] = words
+    shown = {"run": row["run"], "control": row["control"], "s a video": number(row["seconds"])}
     shown["harmed"] = f"{100 * row['harmed']:.0f} %" if row["gains"] else ""
-    return shown | {"s a video": number(row["seconds"])}
+    for title, found in (("gain", row["gains"]), ("ahead", row["ahead"])):
+        for metric, gain in found.items():
+            shown[f"{title}, {metric}"] = with_interval(*gain, unit(metric))
+    return shown
+
+
+def with_interval(mean, low, high, unit):
+    ends = [mean] if low is None else [mean, low, high]
+    scale = max(map(abs, ends))
+    mean, *ends = (signed(value, scale) for value in ends)
+    return f"{mean}{unit} ({' to '.join(ends) or TOO_FEW})"
 
 
 def claim(rows, metric, metrics):
@@ -169,5 +175,5 @@ def spent(own, control, metric):
     )
 
 
-def signed(value):
-    return f"{'-' if value < 0 else '+'}{size(value)}"
+def signed(value, scale=None):
+    return f"{'-' if value < 0 else '+'}{size(value, scale)}"

@@ -10,7 +10,6 @@ import pytest
 import torch
 from backbone_rows import BACKBONES
 from oracles import arguments
-from test_future import MEAN, SPREAD, Gaussian
 from test_methods import METHODS
 from test_run import QUICK, results
 from toy import copies, new
@@ -161,7 +160,7 @@ def test_what_lends_nothing_is_refused(tmp_path):
         ("--control random --steps 0", "--control random: with --steps 0 nothing is learned"),
         ("--best-of 4 --samples 2", "--best-of 4: gives one continuation; leave out --samples 2"),
         ("--best-of 4 --no-generate", "--best-of 4: nothing is sampled with --no-generate"),
-        ("--best-of 1", "argument --best-of: must be at least 2, got 1"),
+        ("--best-of 2", "argument --best-of: must be at least 3, got 2"),
     ],
 )
 def test_flags_that_make_no_sense(flags, why, script, capsys):
@@ -211,30 +210,30 @@ def loaded(tmp_path_factory):
 def test_the_best_is_chosen_without_the_truth(loaded):
     """It has no truth to read; what is chosen is the continuation of that noise."""
     model, clip, args = loaded
-    record, again, all_of_them = {}, {}, SimpleNamespace(**vars(args) | {"best_of": None})
-    all_of_them.samples = 3
-    found = generate(model, clip, args, record)
-    samples = generate(model, clip, all_of_them, {})
-    generate(model, clip, args, again)
-    losses = record["verifier_losses"]
-    assert len(losses) == 3 == len(set(losses)) and losses == again["verifier_losses"]
-    assert record["best_sample"] == losses.index(min(losses)) and record["verify_seconds"] > 0
+    record, all_of_them = {}, SimpleNamespace(**vars(args) | {"best_of": None, "samples": 3})
+    found, samples = generate(model, clip, args, record), generate(model, clip, all_of_them, {})
+    apart = record["sample_differences"]
+    assert len(apart) == 3 == len(set(apart)) and record["best_sample"] == apart.index(min(apart))
     assert found.shape[0] == 1 and torch.equal(found[0], samples[record["best_sample"]])
 
 
-def test_the_most_typical_continuation_is_the_best():
-    """And one whose loss is no number never is."""
-    generator, clip = torch.Generator().manual_seed(0), SimpleNamespace(
-        cond_latents=torch.zeros(1, 16, 1, 24, 24), text=None, seed=0,
-        video=SimpleNamespace(id="v"),
-    )  # fmt: skip
+def test_the_best_has_the_least_error_where_the_model_is_right():
+    """Of truths drawn as the samples are; its differences are those from the others."""
+    generator, record, errors = torch.Generator().manual_seed(0), {}, []
+    for _ in range(200):
+        spread = torch.rand(5, 1, generator=generator) * 2  # some samples are further out
+        *samples, truth = (spread * torch.randn(5, 1, 6, generator=generator)).split(1)
+        best = best_of.nearest_to_others(samples, record)
+        errors.append([float((x - truth).square().mean()) for x in (best, *samples)])
+        pairs = [(samples[0] - other).square().mean() for other in samples[1:]]
+        assert record["sample_differences"][0] == pytest.approx(float(sum(pairs) / 3), rel=1e-5)
+    best, *each = torch.tensor(errors).mean(dim=0).tolist()
+    assert best < 0.9 * min(each)
 
-    def draw(mean):
-        return mean + SPREAD * torch.randn(1, 16, 3, 24, 24, generator=generator)
 
-    candidates = [draw(1.5), torch.full((1, 16, 3, 24, 24), math.nan), draw(MEAN), draw(0.0)]
-    record, model = {}, Gaussian(MEAN, SPREAD)
-    assert best_of.best(model, clip, candidates, record) is candidates[2]
-    assert record["best_sample"] == 2 and record["verifier_losses"][1] is None
-    best_of.best(model, clip, candidates[1:2] * 2, record)
-    assert record["best_sample"] == 0 and record["verifier_losses"] == [None, None]
+def test_a_sample_that_is_not_finite_is_not_the_best():
+    record, samples = {}, [torch.full((4,), x) for x in (math.nan, 5.0, 1.0, 1.5)]
+    assert best_of.nearest_to_others(samples, record) is samples[3]
+    assert record["sample_differences"] == [None, *map(pytest.approx, (14.125, 8.125, 6.25))]
+    assert best_of.nearest_to_others(samples[:2], record) is samples[0]
+    assert record["best_sample"] == 0 and record["sample_differences"] == [None, None]
