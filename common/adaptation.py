@@ -55,7 +55,7 @@ def adapt(model, method, clip, args, show=lambda line: None, stopping=None):
     is kept, parameter count, norms and distances from the start, seconds.
     """
     other_loss, costs, future = loss_on_other(model, clip), {}, Future(model, clip, args)
-    start = control.start_of(method, args)
+    origin = control.origin_of(method, args)
     if args.adapter:
         lender = control.lender(args, clip.video)
         load_adapter(adapter_of(args.adapter, lender), method, args)
@@ -73,7 +73,7 @@ def adapt(model, method, clip, args, show=lambda line: None, stopping=None):
         diverged = not finite or not shards.all_finite(parameters.values())
         if diverged or stopping.every:
             stopping.restore()
-    said = control.apply(method, start, clip, args)
+    said = control.apply(method, origin, clip, args)
     costs["adapt_seconds"] -= future.trace_seconds
     kept_step = stopping.best_step if diverged or stopping.every else len(steps.losses)
     adapted = kept_step > 0 or args.adapter is not None
@@ -89,7 +89,7 @@ def adapt(model, method, clip, args, show=lambda line: None, stopping=None):
         **said,
         "stop_seconds": stopping.seconds,
         **costs,
-        **distances(model, parameters, start or stopping.start),
+        **distances(model, parameters, origin or stopping.start),
         "forgetting": forgetting(model, clip, other_loss),
         **fixed_losses(model, clip, adapted),
         **future.record(adapted),

@@ -43,7 +43,7 @@ def check(args):
         )
 
 
-def start_of(method, args):
+def origin_of(method, args):
     """Copies of the parameters as the method has them at first, before --adapter; None where no
     control needs them."""
     if args.control != "random":
@@ -51,11 +51,11 @@ def start_of(method, args):
     return [shards.kept(parameter) for parameter in method.named_parameters().values()]
 
 
-def apply(method, start, clip, args):
-    """Does what --control asks for after adapting; what the video's JSON says of it. start: what
-    start_of gave."""
+def apply(method, origin, clip, args):
+    """Does what --control asks for after adapting; what the video's JSON says of it. origin: what
+    origin_of gave."""
     if args.control == "random":
-        scatter(method.named_parameters().values(), start, clip)
+        scatter(method.named_parameters().values(), origin, clip)
     if args.control is None:
         return {}
     said = {"control": args.control}
@@ -66,11 +66,11 @@ def apply(method, start, clip, args):
 
 
 @torch.no_grad()
-def scatter(parameters, start, clip):
+def scatter(parameters, origin, clip):
     """Puts in place of each parameter's change from its start a random one of the same L2 norm, of
     normal numbers from the video's own stream."""
     generator = random_stream(clip.seed, clip.video.id, STREAM)
-    for parameter, first in zip(parameters, start, strict=True):
+    for parameter, first in zip(parameters, origin, strict=True):
         direction = torch.randn(parameter.shape, generator=generator)
         moved, length = shards.norm(parameter - first), shards.norm(direction)
         change = (direction * (moved / length).float()).to(shards.local(parameter).device)

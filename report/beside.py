@@ -76,7 +76,7 @@ def row_of(comparison, each, method, metric):
         "gains": gains if each is not comparison.baseline else {},
         "ahead": ahead if each is not method else {},
         "harmed": harmed(comparison.differences(each, metric, videos)),
-        "seconds": float(np.mean([sum(r[key] for key in SPENT) for r in records])),
+        "seconds": float(np.mean([sum(r.get(key, 0.0) for key in SPENT) for r in records])),
         "sources": len(set(comparison.sources(videos))),
     }
 
