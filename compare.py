@@ -20,6 +20,7 @@ import runs  # first: signals, and how torch's threads wait
 
 # isort: split
 import common
+from report.beside import beside_controls
 from report.chosen import reported
 from report.comparison import compare, table
 from report.files import write_tables
@@ -90,7 +91,7 @@ def compared(sets, notes):
 def predictions_of(comparison):
     """By method: from the conditioning frames and the losses before generating."""
     shown = main_metric(comparison)
-    return {m.name: predict(comparison, m, shown) for m in comparison.methods}
+    return {m.name: predict(comparison, m, shown) for m in comparison.judged}
 
 
 def tables_of(comparison):
@@ -98,9 +99,10 @@ def tables_of(comparison):
     return {metric: table(comparison, metric) for metric in comparison.metrics.values()}
 
 
-def print_verdicts(tables, predictions):
-    for each in tables.values():
-        print(*(verdict.sentence for verdict in verdicts(each)), sep="\n")
+def print_verdicts(tables, controls, predictions):
+    for name, each in tables.items():
+        claims = [found.claim for found in controls[name]]
+        print(*(verdict.sentence for verdict in [*verdicts(each), *claims]), sep="\n")
     print()
     for found in predictions.values():
         for name, result in found.items():
@@ -128,9 +130,10 @@ def main():
     args.out.mkdir(parents=True, exist_ok=True)
     tables = {name: tables_of(comparison) for name, comparison in comparisons.items()}
     found = {n: predictions_of(c) for n, c in comparisons.items()} if args.predict else {}
-    write_tables(args.out, comparisons, tables, found, notes)
-    write_page(args.out, comparisons, tables, notes, rows, found, args.show)
-    print_verdicts(tables, found)  # what is printed last may be cut off, as by head
+    controls = {name: beside_controls(comparison) for name, comparison in comparisons.items()}
+    write_tables(args.out, comparisons, tables, controls, found, notes)
+    write_page(args.out, comparisons, tables, controls, notes, rows, found, args.show)
+    print_verdicts(tables, controls, found)  # what is printed last may be cut off, as by head
     print_tables(comparisons, tables, notes)
     print(f"{args.out}/index.html")
     return 0

@@ -6,6 +6,7 @@ import re
 
 import torch
 
+from common import control
 from common.adapters import adapter_of, load_adapter
 from common.future import Future
 from common.loss import (
@@ -54,8 +55,10 @@ def adapt(model, method, clip, args, show=lambda line: None, stopping=None):
     is kept, parameter count, norms and distances from the start, seconds.
     """
     other_loss, costs, future = loss_on_other(model, clip), {}, Future(model, clip, args)
+    origin = control.origin_of(method, args)
     if args.adapter:
-        load_adapter(adapter_of(args.adapter, clip.video.id), method, args)
+        lender = control.lender(args, clip.video)
+        load_adapter(adapter_of(args.adapter, lender), method, args)
     parameters, steps, finite = method.named_parameters(), Steps(), True
 
     def watch(step, loss):
@@ -70,6 +73,7 @@ def adapt(model, method, clip, args, show=lambda line: None, stopping=None):
         diverged = not finite or not shards.all_finite(parameters.values())
         if diverged or stopping.every:
             stopping.restore()
+    said = control.apply(method, origin, clip, args)
     costs["adapt_seconds"] -= future.trace_seconds
     kept_step = stopping.best_step if diverged or stopping.every else len(steps.losses)
     adapted = kept_step > 0 or args.adapter is not None
@@ -82,9 +86,10 @@ def adapt(model, method, clip, args, show=lambda line: None, stopping=None):
         "kept": "adapted" if adapted else "baseline",
         "adapted_parameters": sum(p.numel() for p in parameters.values()),
         **(method.details() if hasattr(method, "details") else {}),
+        **said,
         "stop_seconds": stopping.seconds,
         **costs,
-        **distances(model, parameters, stopping.start),
+        **distances(model, parameters, origin or stopping.start),
         "forgetting": forgetting(model, clip, other_loss),
         **fixed_losses(model, clip, adapted),
         **future.record(adapted),

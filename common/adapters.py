@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
+from common.control import lender
 from common.errors import UsageError, VideoError
 from devices import shards
 
@@ -57,7 +58,7 @@ def check_adapters(args, videos):
     with other flags; known before a weight of the model is read."""
     for video in videos if args.adapter else ():
         try:
-            path = adapter_of(args.adapter, video.id)
+            path = adapter_of(args.adapter, lender(args, video))
         except VideoError:  # it will be skipped
             continue
         refuse_other(path, read_adapter(path, tensors=False)[1], args.method, args)

@@ -4,6 +4,7 @@ import argparse
 
 import torch
 
+from common import best_of
 from common.errors import MisfitError, UsageError
 from common.loss import random_stream
 from common.stages import stage
@@ -18,6 +19,7 @@ DISTILLED_MOST = 50  # steps of the schedule that the weights were distilled on
 def add_arguments(group):
     group.add_argument(
         "--sampling-steps", type=at_least(1, 10_000), metavar="N", changes="generation",
+        effort=True,
         help=f"of the schedule (default: {STEPS}, of distilled weights {DISTILLED_STEPS})",
     )  # fmt: skip
     group.add_argument(
@@ -46,6 +48,7 @@ def add_arguments(group):
 def fill(args, geometry):
     """What is asked of sampling, with the defaults of the model, or those of its distilled weights
     in place of what is not given. Raises UsageError."""
+    best_of.check(args)
     given = args.sampling or ()
     args.sampling = sampling_options(given, geometry.sampling, geometry.sampling_ranges)
     distilled = args.sampling.get("distilled", False)
@@ -110,23 +113,29 @@ def as_typed(flag, text, kind):
 
 def generate(model, clip, args, record):
     """args.samples continuations of the clip: frames (samples, gen_frames, 3, H, W) in 0..1 on the
-    CPU; None with --no-generate. Adds its seconds to record.
+    CPU; with --best-of the chosen one, None with --no-generate. Adds its seconds to record.
 
     The initial noise of each is the video's own stream, so two methods continue from the same ones,
     and the first does not depend on how many there are.
     """
     if not args.generate:
         return None
-    names = ["initial noise", *(f"initial noise {i}" for i in range(1, args.samples))]
-    return torch.stack([continuation(model, clip, args, record, name) for name in names])
+    count = args.best_of or args.samples
+    names = ["initial noise", *(f"initial noise {i}" for i in range(1, count))]
+    if args.best_of:
+        found = [sampled(model, clip, args, record, name) for name in names]
+        return decoded(model, clip, best_of.nearest_to_others(found, record), record)[None]
+    found = (sampled(model, clip, args, record, name) for name in names)
+    return torch.stack([decoded(model, clip, latents, record) for latents in found])
 
 
-def continuation(model, clip, args, record, name):
+def sampled(model, clip, args, record, name):
+    """Latents (1, C, T, h, w) that follow the conditioning ones, from the noise of that stream."""
     shape = list(clip.cond_latents.shape)
     shape[2] = clip.window.new_latents
     noise = torch.randn(shape, generator=random_stream(clip.seed, clip.video.id, name))
     with stage(record, "generate", model.device), parallel.sampling(args.parallel):
-        latents = within_memory(
+        return within_memory(
             model,
             lambda: model.generate(
                 clip.cond_latents,
@@ -138,6 +147,10 @@ def continuation(model, clip, args, record, name):
                 **args.sampling,
             ),
         )
+
+
+def decoded(model, clip, latents, record):
+    """The frames (gen_frames, 3, H, W) of those latents on the CPU."""
     with stage(record, "decode", model.device):
         latents = torch.cat([clip.cond_latents, latents], dim=2)
         frames = within_memory(model, lambda: model.decode(latents))[0].transpose(0, 1)

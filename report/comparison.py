@@ -5,11 +5,12 @@ from dataclasses import replace
 import numpy as np
 
 from common.errors import UsageError
+from report.controls import controls_of, notes_on_controls
 from report.metrics import ZERO, shared, unit
 from report.notes import edited, listed, notes_on, notes_on_order, notes_on_seeds, versions
 from report.paired import Comparison, Method
 from report.runs import refuse_mismatch
-from report.statistics import clustered_interval, holm, signed_rank, spread_over_seeds
+from report.statistics import clustered_interval, harmed, holm, signed_rank, spread_over_seeds
 
 REFERENCE_NAMES = {
     "repeat_last": "(last frame repeated)", "reconstruction": "(real frames, autoencoder)",
@@ -21,7 +22,7 @@ WORST = 5  # videos named for each method
 def compare(runs):
     """Raises UsageError where the runs cannot be compared."""
     methods = by_seed(runs)
-    baselines = [m for m in methods if m.runs[0].is_baseline]
+    baselines = baselines_of(methods)
     if len(baselines) != 1:
         found = ", ".join(m.name for m in baselines) or "none"
         raise UsageError(
@@ -47,8 +48,21 @@ def compare(runs):
     notes += [*edited(methods), *versions(used)]
     notes += [f"{metric} is not compared: {why}" for metric, why in left_out.items()]
     first = kept.pop(with_results.index(baseline))
+    controls = controls_of(kept)
+    notes += notes_on_controls(kept, controls)
     metrics = shared([run for method in kept or [first] for run in method.runs])
-    return Comparison(first, kept, sorted(videos), notes, left_out, metrics)
+    return Comparison(first, kept, sorted(videos), notes, left_out, metrics, controls)
+
+
+def baselines_of(methods):
+    """Those that adapt nothing; of several only those that take no more time for a continuation
+    than the runs that adapt, or than the first."""
+    found = [m for m in methods if m.adapts_nothing]
+    adapted = [m for m in methods if not m.adapts_nothing]
+    if len(found) < 2:
+        return found
+    effort = (adapted or found)[0].runs[0].effort
+    return [m for m in found if m.runs[0].effort == effort]
 
 
 def measured_otherwise(runs):
@@ -101,27 +115,32 @@ def table(comparison, metric):
     sources = comparison.sources(videos)
     gains = [comparison.gains(method, metric, videos) for method in comparison.methods]
     found = [signed_rank(gain, sources) for gain in gains]
-    p_values = holm([p for p, _ in found])
+    judged = [i for i, m in enumerate(comparison.methods) if m.name not in comparison.controls]
+    p_values = dict(zip(judged, holm([found[i][0] for i in judged]), strict=True))
     count = {"sources": len(set(sources)), "gain_unit": unit(comparison.metrics[metric]).strip()}
     idle = {"adapt_seconds": None, "parameters": None}  # a baseline does not adapt
     rows = [describe(comparison.baseline, metric, videos) | count | idle]
     for i, (method, gain) in enumerate(zip(comparison.methods, gains, strict=True)):
         mean, low, high = clustered_interval(gain, sources)
+        differences = comparison.differences(method, metric, videos)
         worst = [videos[i] for i in np.argsort(gain, kind="stable")[:WORST] if gain[i] < 0]
         rows.append(
             describe(method, metric, videos)
             | count
             | {
-                "noise": spread_over_seeds(comparison.differences(method, metric, videos)),
+                "control": i not in p_values,
+                "noise": spread_over_seeds(differences),
                 "gain": float(mean),
                 "low": low,
                 "high": high,
-                "p": p_values[i],
-                "smallest_p": found[i][1],
+                "p": p_values.get(i),
+                "smallest_p": found[i][1] if i in p_values else None,
                 "improved": float((gain > 0).mean()),
+                "harmed": harmed(differences),
                 "worst": worst,
                 "spread_ratio": spread_ratio(comparison, method, metric, videos),
             }
+            | (idle if method.adapts_nothing else {})
         )
     return rows + reference_rows(comparison, metric, videos)
 
@@ -174,6 +193,8 @@ def describe(method, metric, videos):
         "p": None,
         "smallest_p": None,
         "improved": None,
+        "harmed": None,
+        "control": False,
         "gain_unit": "",
         "spread_ratio": None,
         "worst": [],

@@ -7,6 +7,7 @@ import numpy as np
 from common.future import SIGMAS
 from report.figures import INK, as_svg, colour, drawing, label
 from report.metrics import gain_label
+from report.statistics import clustered_band
 
 PANELS = {  # title by kind of loss
     "losses": "draws of each update (held in)",
@@ -102,6 +103,46 @@ def by_frame(comparison, metric):
     whole_numbers(axis)
     axis.legend()
     return as_svg(figure)
+
+
+def gains_by_frame(comparison, metric):
+    """Mean gain of each generated frame over the baseline's with its band over sources; controls
+    dashed and without. None where no run has the score by frame."""
+    if metric not in comparison.metrics or not comparison.of_videos:
+        return None
+    videos, sign = comparison.videos, 1 if comparison.metrics[metric].better == "higher" else -1
+    before, sources = frames_of(comparison.baseline, metric, videos), comparison.sources(videos)
+    figure, (axis,) = drawing()
+    for i, method in enumerate(comparison.methods):
+        after = frames_of(method, metric, videos)
+        count = min(before.shape[1], after.shape[1])
+        gains = sign * (after[:, :count] - before[:, :count])
+        measured = np.isfinite(gains).any(axis=0)
+        places = np.arange(1, count + 1)[measured]
+        if not len(places):
+            continue
+        mean, low, high = clustered_band(gains[:, measured], sources)
+        control = method.name in comparison.controls
+        style = {"color": colour(i), "ls": "--" if control else "-", "label": label(method.name)}
+        axis.plot(places, mean, lw=1 if control else 1.5, **style)
+        if low is not None and not control:
+            axis.fill_between(places, low, high, color=colour(i), alpha=0.2, lw=0)
+    if not axis.lines:
+        return None
+    axis.axhline(0, color=INK, lw=1)
+    axis.set(xlabel="generated frame", ylabel=f"gain of a frame, {metric}")
+    whole_numbers(axis)
+    axis.legend()
+    return as_svg(figure)
+
+
+def frames_of(method, metric, videos):
+    """(videos, frames) of a score by frame, means over the seeds; NaN where there is none."""
+    key = f"{metric}_per_frame"
+    lists = [[run.done[video].get(key) or [] for video in videos] for run in method.runs]
+    longest = max(len(found) for each in lists for found in each)
+    padded = [[[*found, *[None] * (longest - len(found))] for found in each] for each in lists]
+    return np.array(padded, dtype=float).mean(axis=0)
 
 
 PARTS = {"latent": "latent frame after the given ones", "sigma": "noise level sigma"}

@@ -1,5 +1,6 @@
 """The tables of a report as files."""
 
+from report.beside import MEANING as WITH_CONTROLS
 from report.comparison import unmeasured
 from report.metrics import title
 from report.settings import settings
@@ -8,21 +9,24 @@ from report.verdict import verdicts
 from runs.results import write_json
 
 
-def write_tables(out, comparisons, tables, predictions, notes):
+def write_tables(out, comparisons, tables, controls, predictions, notes):
     """table.md for people, table.csv and results.json for programs."""
     text, flat, everything = [], [], {}
     for name, comparison in comparisons.items():
         everything[name or "runs"] = {
             "verdicts": [verdict.sentence for verdict in verdicts(tables[name])],
+            "claims": [each.claim.sentence for each in controls[name]],
+            "controls": {each.method: each.rows for each in controls[name]},
             "notes": comparison.notes,
             "settings": settings(comparison),
             "tables": tables[name],
             "predictions": predictions.get(name),
         }
-        text += [f"- {sentence}" for sentence in everything[name or "runs"]["verdicts"]]
+        said = everything[name or "runs"]
+        text += [f"- {sentence}" for sentence in said["verdicts"] + said["claims"]]
     for name, comparison in comparisons.items():
         text.append(f"\n# {name}\n" if name else "")
-        text.append(markdown(comparison, tables[name]))
+        text.append(markdown(comparison, tables[name], controls[name]))
         for metric, rows in tables[name].items():
             flat += [{"set": name, "metric": metric, **row} for row in rows]
     text += [f"- {note}" for note in notes] + [f"\n{MEANING}\n"]
@@ -31,14 +35,17 @@ def write_tables(out, comparisons, tables, predictions, notes):
     write_json(out / "results.json", {"comparisons": everything, "notes": notes})
 
 
-def markdown(comparison, tables):
-    """The tables of a comparison, each with what a reader must know of it, the runs' settings, and
-    the notes."""
+def markdown(comparison, tables, controls):
+    """The tables of a comparison, each with what a reader must know of it, methods beside their
+    controls, the runs' settings, and the notes."""
     parts = []
     for metric, rows in tables.items():
         if rows:
             parts += [f"## {title(metric)}\n", *([f"{metric.about}\n"] if metric.about else [])]
             parts.append(as_markdown(readable(rows)))
+    for each in controls:
+        parts += [f"## {each.method} beside its controls\n", as_markdown(each.readable)]
+    parts += [f"{WITH_CONTROLS}\n"] if controls else []
     parts += ["## settings\n", as_markdown(settings(comparison))]
     notes = [*comparison.notes, *unmeasured(comparison)]
     return "\n".join([*parts, *(f"- {note}" for note in notes), ""])

@@ -3,10 +3,11 @@
 import html
 import re
 
+from report.beside import MEANING as WITH_CONTROLS
 from report.comparison import unmeasured
 from report.metrics import gain_label, title
 from report.table import MEANING, number, readable
-from report.verdict import HARMS, HELPS, outcome, verdicts
+from report.verdict import HARMS, HELPS, outcome
 from runs.names import printable
 
 KINDS = {HELPS: "good", HARMS: "bad"}  # classes of the style sheet; the rest has no colour
@@ -33,13 +34,12 @@ def wide(content):
     return f'<div class="wide">{content}</div>'
 
 
-def sentences(tables):
-    """The verdicts of all comparisons, of the tables of each."""
+def sentences(found):
+    """Verdicts as a list."""
     lines = [
         f'<li class="{KINDS.get(verdict.outcome, "")}"><strong>{escape(verdict.head)}</strong>: '
         f"{escape(verdict.body)}.</li>"
-        for each in tables
-        for verdict in verdicts(each)
+        for verdict in found
     ]
     unbroken = re.sub(r"(?<=\d) (?=%|dB)", "&nbsp;", "".join(lines))
     return f'<ul class="verdicts">{unbroken}</ul>'
@@ -58,6 +58,15 @@ def result_tables(comparison, tables, shown, name):
     parts += [f"<p>{escape(line)}</p>" for line in unmeasured(comparison)]
     parts.append("<ul>" + "".join(f"<li>{escape(n)}</li>" for n in comparison.notes) + "</ul>")
     return "".join([*parts, f"<p>{escape(MEANING)}</p>" if comparison.methods else ""])
+
+
+def controls_tables(found):
+    """The table of each method beside its controls."""
+    parts = [
+        f"<h3>{escape(each.method)}</h3>{wide(html_table(escaped(each.readable)))}"
+        for each in found
+    ]
+    return "".join([*parts, f"<p>{escape(WITH_CONTROLS)}</p>"])
 
 
 def coloured(rows):

@@ -1,6 +1,7 @@
 """The report as one page, index.html, that opens from disk and needs no network."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -8,6 +9,7 @@ import av
 from common.errors import VideoError
 from report import adapted, curves, figures
 from report.markup import (
+    controls_tables,
     escape,
     escaped,
     figure,
@@ -24,13 +26,14 @@ from report.sequence import in_sequence
 from report.settings import settings
 from report.statistics import FEWEST
 from report.swept import swept_figures
+from report.verdict import verdicts
 
 HERE = Path(__file__).parent
 
 
-def write_page(out, comparisons, tables, notes, rows, predictions, count):
+def write_page(out, comparisons, tables, controls, notes, rows, predictions, count):
     """Writes index.html and media/ into `out`. comparisons by name, and the tables of each by
-    metric; rows: those of a sweep;
+    metric; controls: methods beside theirs, by name; rows: those of a sweep;
     predictions by name, then method; count: clips of each comparison to show side by side."""
     (out / "media").mkdir(parents=True, exist_ok=True)
     parts, links = [], []
@@ -40,7 +43,9 @@ def write_page(out, comparisons, tables, notes, rows, predictions, count):
         heading = f"<h2>{escape(template)}</h2>"
         parts.append(f'<section id="swept-{place}">{heading}{figure(svg, SWEPT)}</section>')
     for place, (name, comparison) in enumerate(comparisons.items()):
-        sections = sections_of(comparison, tables[name], out / "media", f"{place}", count)
+        sections = sections_of(
+            comparison, tables[name], controls[name], out / "media", f"{place}", count
+        )
         if name in predictions:
             sections.insert(-1, ("who benefits", predicted(predictions[name])))
         if name:
@@ -56,7 +61,7 @@ def write_page(out, comparisons, tables, notes, rows, predictions, count):
         "title": "Does the adaptation help?",
         "style": (HERE / "page.css").read_text(encoding="utf-8"),
         "script": (HERE / "page.js").read_text(encoding="utf-8"),
-        "verdicts": sentences(tables.values()),
+        "verdicts": sentences(said(tables, controls)),
         "navigation": " ".join(links),
         "body": "\n".join(parts),
     }
@@ -64,9 +69,16 @@ def write_page(out, comparisons, tables, notes, rows, predictions, count):
     (out / "index.html").write_text(page, encoding="utf-8")
 
 
-def sections_of(comparison, tables, media, name, count):
-    """(title, HTML) in the order of the page."""
-    shown = main_metric(comparison)
+def said(tables, controls):
+    """What stands first: the verdict on each method, and what can be claimed beside controls."""
+    for name, each in tables.items():
+        yield from verdicts(each)
+        yield from (found.claim for found in controls[name])
+
+
+def sections_of(whole, tables, controls, media, name, count):
+    """(title, HTML) in the order of the page. Controls have a section of their own."""
+    shown, comparison = main_metric(whole), replace(whole, methods=whole.judged)
     horizon = curves.parts_of_the_future(comparison), PARTS
     if shown != "future_loss":
         horizon = curves.by_frame(comparison, shown), HORIZON
@@ -78,6 +90,7 @@ def sections_of(comparison, tables, media, name, count):
         ("two answers", figures.one_against_other(comparison), TWO),
         ("categories", figures.gains_by_category(comparison, shown), ""),
         ("horizon", *horizon),
+        ("frame by frame", curves.gains_by_frame(whole, "psnr_db"), FRAMES),
         ("what goes with the gain", figures.gain_against(comparison, shown), ""),
         ("cost", figures.quality_against_cost(comparison, shown), COST),
         ("what was learned", adapted.distances_figure(comparison), LEARNED),
@@ -88,7 +101,8 @@ def sections_of(comparison, tables, media, name, count):
         side_by_side = [("side by side", players(comparison, shown, media, name, count))]
     return [
         ("result", result_tables(comparison, tables, shown, name)),
-        ("settings", wide(html_table(escaped(settings(comparison))))),
+        *([("controls", controls_tables(controls))] if controls else []),
+        ("settings", wide(html_table(escaped(settings(whole))))),
         *side_by_side,
         *[(heading, figure(svg, caption)) for heading, svg, caption in draw if svg],
         *([("preflight", preflight(comparison))] if videos else []),
@@ -120,6 +134,10 @@ SWEPT = (
     "Mean gain of each row over its own baseline (above zero is better); where there are bars they "
     f"are 95 % intervals, which need {FEWEST} sources. A cell has colour where its interval "
     "excludes zero: blue is better, red is worse."
+)
+FRAMES = (
+    "Mean gain of each generated frame over the baseline's, with a 95 % band over sources, each "
+    f"frame on its own (none from fewer than {FEWEST}). Dashed: controls."
 )
 HORIZON = "The further from the given frames, the harder."
 PARTS = (

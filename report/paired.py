@@ -1,6 +1,6 @@
 """Methods and their baseline: scores of the videos that all runs share, and paired differences."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -17,6 +17,10 @@ class Method:
     @property
     def seeds(self):
         return [run.seed for run in self.runs]
+
+    @property
+    def adapts_nothing(self):
+        return self.runs[0].is_baseline
 
     def at(self, seeds):
         """Its runs at those seeds alone."""
@@ -44,6 +48,12 @@ class Comparison:
     notes: list  # what is left out, and why
     left_out: dict  # metrics that were measured in different ways, and why
     metrics: dict  # Metric by name, as the runs declare them
+    controls: dict = field(default_factory=dict)  # names of the methods that each is a control of
+
+    @property
+    def judged(self):
+        """The methods that are no controls of others."""
+        return [method for method in self.methods if method.name not in self.controls]
 
     def scored(self, metric):
         """The shared videos that have this score in every run; where gains are relative, without

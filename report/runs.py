@@ -5,7 +5,7 @@ from pathlib import Path
 
 from common.errors import UsageError
 from report.metrics import are_declared
-from runs.flags import generation, is_table, spelt, tells_apart, value_of
+from runs.flags import effort_of, generation, is_table, spelt, tells_apart, value_of
 from runs.identity import difference, is_baseline, read_config
 from runs.names import printable, unusable
 from runs.results import read_json, read_record
@@ -47,10 +47,20 @@ class RunFolder:
 
     @property
     def kind(self):
-        """What runs of one method agree in, whatever their seed."""
-        names = {name for name in self.arguments if tells_apart(self.flags, name)} - {"seed"}
-        facts = [self.config.get(name) for name in ("method", *FACTS, "adapter_sha256")]
-        return *facts, str([(name, self.arguments[name]) for name in sorted(names)])
+        return kind_of(self.config)
+
+    @property
+    def original(self):
+        """The kind of the run that this one is a control of; None of what is no control."""
+        if self.arguments.get("control") is None:
+            return None
+        if "control_of" not in self.config:  # it adapts itself
+            return kind_of(self.config | {"arguments": self.arguments | {"control": None}})
+        return kind_of(lent) if (lent := lent_to(self.config)) else ()
+
+    @property
+    def effort(self):
+        return effort_of(self.flags, self.arguments)
 
     @property
     def is_baseline(self):
@@ -65,6 +75,24 @@ class RunFolder:
 
     def why_missing(self, video):
         return self.skipped.get(video, "not done yet")
+
+
+def kind_of(config):
+    """What runs of one method agree in, whatever their seed; of what takes another run's adapters
+    as a control that run's kind in place of these files. A flag without a value is as none."""
+    arguments, lent = config["arguments"], lent_to(config)
+    names = {n for n, value in arguments.items() if value is not None} - {"seed"}
+    facts = [config.get(name) for name in ("method", *FACTS)]
+    facts.append(kind_of(lent) if lent else config.get("adapter_sha256"))
+    told = [(n, arguments[n]) for n in sorted(names) if tells_apart(config["flags"], n)]
+    return *facts, str(told)
+
+
+def lent_to(config):
+    """What config.json of a control says of the run whose adapters it takes, or None."""
+    lent = config.get("control_of")
+    whole = isinstance(lent, dict) and isinstance(lent.get("arguments"), dict)
+    return lent if whole and is_table(lent.get("flags")) else None
 
 
 def read_runs(paths):
@@ -187,9 +215,11 @@ def refuse_mismatch(baseline, run):
     otherwise."""
     compared = [(name, *(r.config[name][:12] for r in (baseline, run))) for name in FACTS]
     flags = baseline.flags | run.flags
+    idle = run.effort if run.is_baseline else {}  # more time, and nothing learned: a control
     compared += [
         (spelt(flags, name), *(value_of(flags, name, r.arguments) for r in (baseline, run)))
         for name in dict.fromkeys([*generation(baseline.flags), *generation(run.flags)])
+        if name not in idle
     ]
     found = [
         printable(f"{name} ({short(str(there))} there, {short(str(here))} here)")

@@ -36,6 +36,34 @@ def clustered_interval(differences, clusters, confidence=0.95):
     return mean, float(interval.low * scale), float(interval.high * scale)
 
 
+def clustered_band(differences, clusters, confidence=0.95, draws=2000):
+    """(mean, low, high) of each column of differences (videos, columns), NaN where one is missing:
+    percentiles of a bootstrap over clusters, the same draws for all columns; from fewer than FEWEST
+    clusters there are no low and high: None."""
+    there = np.isfinite(differences)
+    names, places = np.unique(clusters, return_inverse=True)
+    member = np.eye(len(names))[places].T  # (clusters, videos)
+    totals, counts = member @ np.where(there, differences, 0.0), member @ there
+    mean = totals.sum(axis=0) / counts.sum(axis=0)
+    if len(names) < FEWEST:
+        return mean, None, None
+    shares = np.full(len(names), 1 / len(names))
+    weights = np.random.default_rng(0).multinomial(len(names), shares, size=draws)
+    with np.errstate(invalid="ignore"):
+        means = (weights @ totals) / (weights @ counts)
+    tail = 50 * (1 - confidence)
+    return mean, *np.nanpercentile(means, [tail, 100 - tail], axis=0)
+
+
+def harmed(differences):
+    """Share of videos whose gain, of (seeds, videos) the mean over the seeds, lies below zero by
+    more than a video's gain changes from seed to seed: the standard deviation, pooled over the
+    videos. Of a single seed below zero at all."""
+    values = np.asarray(differences)
+    spread = np.sqrt(values.var(axis=0, ddof=1).mean()) if len(values) > 1 else 0.0
+    return float((values.mean(axis=0) < -spread).mean())
+
+
 def sums(differences, clusters):
     """The sum of each cluster and how many it has."""
     found = {}

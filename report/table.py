@@ -10,7 +10,8 @@ MEANING = (
     f"95 %: where the mean gain lies, from resampled sources; too few are less than {FEWEST}. p: "
     "of a signed-rank test, which asks whether the sources' gains lie symmetrically about zero, so "
     "the two need not agree; Holm's correction over the methods. Smallest p: what so many sources "
-    "can reach at best, before the correction."
+    "can reach at best, before the correction. Harmed: videos that lose more than a gain changes "
+    "from seed to seed; of a single seed those that lose at all."
 )
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # what a spreadsheet computes begins so
 
@@ -39,6 +40,7 @@ def cells(row):
         "mean": number(row["mean"]),
         "p": number(row["p"]),
         "smallest p": number(row["smallest_p"]),
+        "harmed": f"{100 * row['harmed']:.0f} %" if known else "",
         "spread_ratio": number(row["spread_ratio"]),
         "noise": number(row["noise"]) + (unit if row["noise"] is not None else ""),
         "adapt s": number(row["adapt_seconds"]),

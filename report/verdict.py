@@ -42,7 +42,7 @@ def verdicts(tables):
     found = [
         verdict(row, leads[0], metric, (other, pictures.get(row["method"])), repeated)
         for row in tables[metric]
-        if row["gain"] is not None
+        if row["gain"] is not None and not row["control"]
     ]
     return found or [nothing_to_tell(tables[metric], leads, pictures, repeated)]
 

@@ -20,13 +20,17 @@ class Group:
     arguments.
 
     known_by: the SHA-256 of config.json that is compared in place of the value, a path.
-    baseline: whether a run's baseline takes the flag over. own: whether they are the method's.
+    baseline: whether a run's baseline takes the flag over. effort: whether more of it is more time
+    for the same continuation, in which runs without adaptation may differ and yet be compared.
+    own: whether they are the method's.
     """
 
     def __init__(self, group, flags, own=False):
         self.group, self.flags, self.own = group, flags, own
 
-    def add_argument(self, *names, changes="adaptation", known_by=None, baseline=None, **more):
+    def add_argument(
+        self, *names, changes="adaptation", known_by=None, baseline=None, effort=False, **more
+    ):
         if changes not in CHANGES:
             raise UsageError(f"{names[0]}: changes={changes!r} must be one of {CHANGES}")
         if known_by not in (None, *FACTS):
@@ -39,6 +43,7 @@ class Group:
             "changes": changes,
             "known_by": known_by,
             "baseline": changes == "generation" if baseline is None else baseline,
+            "effort": effort,
             "own": self.own,
         }
         return action
@@ -79,6 +84,12 @@ def generation(flags):
         for name, said in flags.items()
         if said["changes"] == "generation" and said["known_by"] is None and name != "seed"
     ]
+
+
+def effort_of(flags, arguments):
+    """{name: value} of the flags whose more is more time for the same continuation."""
+    names = [name for name, said in flags.items() if said.get("effort")]
+    return {name: arguments.get(name) for name in names}
 
 
 def spelt(flags, name):

@@ -19,6 +19,9 @@ from runs.results import read_json, read_record
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("common", "runs", "predictors", "devices", "backbones")
+LENT = (
+    "method", "arguments", "flags", "manifest_sha256", "checkpoint_sha256", "adapter_sha256"
+)  # fmt: skip
 BLOCK, BLOCKS = 1 << 18, 64  # bytes and number of the samples of a large weight file
 
 
@@ -33,6 +36,7 @@ def describe(args, manifest_sha256, lpips=None, **facts):
         **facts,
         "checkpoint_sha256": network_sha256(args.checkpoint, vars(args).get("lora")),
         "adapter_sha256": adapter_sha256(args),
+        **lent(args),
         "source_sha256": source_sha256(),
         "versions": {
             "python": sys.version.split()[0],
@@ -49,6 +53,15 @@ def adapter_sha256(args):
     """Of the files of --adapter; None where the script has no such flag or it is not given."""
     path = getattr(args, "adapter", None)
     return path and digest_of(adapter_files(path), path)
+
+
+def lent(args):
+    """Of a control that takes what another run has learned as it is: which run that is
+    (`control_of`), by what its config.json says of its method."""
+    if not vars(args).get("control") or args.steps:
+        return {}
+    found = read_config(args.adapter.parent) or {}
+    return {"control_of": {key: found[key] for key in LENT if key in found}}
 
 
 def script_sha256(method, file):

@@ -6,7 +6,9 @@ import backbones
 from common import (
     adaptation,
     adapters,
+    best_of,
     clip,
+    control,
     future,
     generation,
     loading,
@@ -26,12 +28,12 @@ GROUPS = {  # as they are declared; None: those of the method
     "frame window": (clip.add_arguments,),
     "adaptation": (
         adaptation.add_arguments, loss.add_arguments, adapters.add_arguments,
-        todo.add_other_videos,
+        control.add_arguments, todo.add_other_videos,
     ),
     "loss on the true future": (future.add_arguments,),
     "early stopping": (stopping.add_arguments,),
     "own": None,
-    "sampling": (generation.add_arguments,),
+    "sampling": (generation.add_arguments, best_of.add_arguments),
     "run": (
         records.add_arguments, scores.add_arguments, baseline.add_arguments, todo.add_range,
         records.add_adapters, metrics.add_arguments,
@@ -50,7 +52,7 @@ def complete(args, method):
     geometry = loading.geometry_of(args)
     loading.check(args, geometry)
     clip.fill_window(args, geometry)
-    for module in (adaptation, todo, loss, stopping):
+    for module in (adaptation, control, todo, loss, stopping):
         module.check(args)
     clip.Window.of(args, geometry)
     generation.fill(args, geometry)

@@ -1,0 +1,124 @@
+"""Controls: would any change of this size help, or what was learned on any other video?
+
+random: in place of what was learned each parameter moves from its start in a random direction, as
+far as it had moved. other: what a finished run has learned on a video of another source. What is
+left of a gain beside both was learned, and on the video itself.
+"""
+
+import functools
+import hashlib
+import json
+
+import torch
+
+from common.errors import UsageError, VideoError
+from common.loss import random_stream
+from devices import shards
+
+STREAM = "control"
+
+
+def add_arguments(group):
+    group.add_argument(
+        "--control", choices=("random", "other"), changes="adaptation",
+        help="in place of what was learned a random change of the same norm; or, with --adapter "
+        "RUN/videos, what was learned on a video of another source",
+    )  # fmt: skip
+
+
+def check(args):
+    """To be called once --steps has its default."""
+    if args.control == "other" and args.adapter is None:
+        raise UsageError(
+            "--control other: needs --adapter RUN/videos, of a finished run with --save-adapter"
+        )
+    if args.control == "other" and args.steps:
+        raise UsageError(
+            f"--control other: takes what was learned as it is; leave out --steps {args.steps}"
+        )
+    if args.control == "random" and not args.steps and args.adapter is None:
+        raise UsageError(
+            "--control random: with --steps 0 nothing is learned that it could replace; give "
+            "--steps of 1 or more, or --adapter"
+        )
+
+
+def origin_of(method, args):
+    """Copies of the parameters as the method has them at first, before --adapter; None where no
+    control needs them."""
+    if args.control != "random":
+        return None
+    return [shards.kept(parameter) for parameter in method.named_parameters().values()]
+
+
+def apply(method, origin, clip, args):
+    """Does what --control asks for after adapting; what the video's JSON says of it. origin: what
+    origin_of gave."""
+    if args.control == "random":
+        scatter(method.named_parameters().values(), origin, clip)
+    if args.control is None:
+        return {}
+    said = {"control": args.control}
+    if args.control == "other":
+        name = lender(args, clip.video)
+        said |= {"control_video": name, "control_source": sources(args.adapter)[name]}
+    return said
+
+
+@torch.no_grad()
+def scatter(parameters, origin, clip):
+    """Puts in place of each parameter's change from its start a random one of the same L2 norm, of
+    normal numbers from the video's own stream."""
+    generator = random_stream(clip.seed, clip.video.id, STREAM)
+    for parameter, first in zip(parameters, origin, strict=True):
+        direction = torch.randn(parameter.shape, generator=generator)
+        moved, length = shards.norm(parameter - first), shards.norm(direction)
+        change = (direction * (moved / length).float()).to(shards.local(parameter).device)
+        shards.put(parameter, shards.whole(first.detach()).to(change) + change)
+
+
+def lender(args, video):
+    """Id of the video whose adapter of --adapter this one gets: its own or, with --control other,
+    that of the next video of another source, in a circle that the seed orders: where the same
+    videos give and take, each gives about as often. Raises VideoError where there is none."""
+    if args.control != "other":
+        return video.id
+    own, found = place(args.seed, video.id), sources(args.adapter)
+    others = [name for name, source in found.items() if source != video.source and name != video.id]
+    if not others:
+        raise VideoError(
+            f"--adapter {args.adapter}: has no adaptation of another source than {video.source}"
+        )
+    return min(others, key=lambda name: ((at := place(args.seed, name)) < own, at))
+
+
+@functools.cache
+def place(seed, name):
+    return hashlib.sha256(f"{seed}\n{name}\n{STREAM}".encode()).digest()
+
+
+@functools.cache
+def sources(folder):
+    """{id: source} of the finished videos of a run's folder `videos` whose adapters are there.
+    Raises UsageError where these are not of two sources or more."""
+    found = {}
+    for path in folder.glob("*.json"):
+        name, record = path.stem, read(path)
+        saved = (f"{name}.safetensors", f"{name}.adapter")
+        if record.get("status") == "done" and any((folder / file).exists() for file in saved):
+            found[name] = str(record.get("source", name))
+    if len({*found.values()}) < 2:
+        raise UsageError(
+            f"--adapter {folder}: --control other needs finished videos of two sources or more "
+            f"with their adapters, found {len(found)}; give the folder videos of a run with "
+            "--save-adapter"
+        )
+    return found
+
+
+def read(path):
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return record if isinstance(record, dict) else {}
