@@ -1,12 +1,10 @@
 """The adaptation loop that every method runs in; common/method.py says what a method is."""
 
 import functools
-import math
 import re
 
 import torch
 
-from common.adapters import adapter_of, load_adapter
 from common.future import Future
 from common.loss import (
     PREFLIGHT_DRAWS,
@@ -19,13 +17,15 @@ from common.loss import (
 )
 from common.method import parts, with_schedule
 from common.stages import stage
-from common.stopping import early_stopping
+from common.start import Start
+from common.stopping import early_stopping, finite_or_none
 from common.values import at_least, positive
 from devices import shards
 from devices.paths import paths_of
 from devices.placement import within_memory
 
 MAX_GRAD_NORM = 1.0
+FIXED = ("fixed_loss_before", "fixed_loss_online", "fixed_loss_after")  # of a record
 
 
 def add_arguments(group):
@@ -39,23 +39,22 @@ def add_arguments(group):
     )  # fmt: skip
 
 
-def check(args):
-    if args.steps is None:
-        args.steps = 0 if args.adapter else 5
-
-
 def adapt(model, method, clip, args, show=lambda line: None, stopping=None):
     """Runs args.steps updates of the method's parameters on the clip's target latents, from where
-    --adapter puts them.
+    clip.start or --adapter puts them.
 
     Returns the record of the video's JSON: loss, penalty and sigmas of every step (before its
-    update), loss on fixed draws and on the true future before and after, checks of the early
-    stopping, whether the adaptation diverged (then the best state is put back, or the first), what
-    is kept, parameter count, norms and distances from the start, seconds.
+    update), loss on fixed draws and on the true future of the model as it is (`before`), where the
+    updates begin (`online`) and after them, checks of the early stopping, whether the adaptation
+    diverged (then the best state is put back, or the first), what is kept, parameter count, norms
+    and distances from where the updates began, seconds.
     """
     other_loss, costs, future = loss_on_other(model, clip), {}, Future(model, clip, args)
-    if args.adapter:
-        load_adapter(adapter_of(args.adapter, clip.video.id), method, args)
+    start = getattr(clip, "start", None) or Start()
+    start.begin(model, method, clip, args)
+    future.begin(start.moved)
+    fixed = [getattr(clip, "preflight", {}).get("loss")]
+    fixed.append(fixed_loss(model, clip, costs) if start.moved else fixed[0])
     parameters, steps, finite = method.named_parameters(), Steps(), True
 
     def watch(step, loss):
@@ -66,35 +65,39 @@ def adapt(model, method, clip, args, show=lambda line: None, stopping=None):
         stopping = stopping or early_stopping(model, clip, args, parameters.values())
         if args.steps:
             drawn = method.draws() if hasattr(method, "draws") else draws(model, clip, args)
-            finite = take_steps(model, method, drawn, stopping, steps, watch)
+            finite = take_steps(model, method, drawn, stopping, steps, watch, start)
         diverged = not finite or not shards.all_finite(parameters.values())
         if diverged or stopping.every:
             stopping.restore()
     costs["adapt_seconds"] -= future.trace_seconds
     kept_step = stopping.best_step if diverged or stopping.every else len(steps.losses)
-    adapted = kept_step > 0 or args.adapter is not None
+    start.end(diverged)
+    fixed.append(fixed_loss(model, clip, costs) if kept_step else fixed[1])
     return {
         **vars(steps),
         "anchor_losses": stopping.history,
         "stop_step": stopping.stop_step,
         "best_step": stopping.best_step if stopping.every else None,
         "diverged": diverged,
-        "kept": "adapted" if adapted else "baseline",
+        "kept": start.kept(kept_step > 0),
+        **start.facts,
         "adapted_parameters": sum(p.numel() for p in parameters.values()),
         **(method.details() if hasattr(method, "details") else {}),
         "stop_seconds": stopping.seconds,
         **costs,
         **distances(model, parameters, stopping.start),
         "forgetting": forgetting(model, clip, other_loss),
-        **fixed_losses(model, clip, adapted),
-        **future.record(adapted),
+        **dict(zip(FIXED, fixed, strict=True)),
+        **future.record(kept_step > 0),
     }
 
 
-def take_steps(model, method, drawn, stopping, steps, watch):
+def take_steps(model, method, drawn, stopping, steps, watch, start=None):
     """The loop. Adds every step to `steps`; returns whether all losses and gradients were finite.
     An update that would not be is not made, and is the last."""
     optimizer, schedule = with_schedule(within_memory(model, method.optimizer, graph=True))
+    if start:
+        start.resume(optimizer, schedule)
     for step, draw in enumerate(drawn, 1):
         loss, penalty = within_memory(
             model, functools.partial(backward, method, optimizer, draw), backward=True
@@ -174,17 +177,10 @@ def distances(model, parameters, start):
     }
 
 
-def fixed_losses(model, clip, adapted):
-    """Loss on the adaptation's own problem before and after, at the same sigmas and noise:
-    those of the preflight."""
-    costs, before = {}, getattr(clip, "preflight", {}).get("loss")
+def fixed_loss(model, clip, costs):
+    """Loss on the adaptation's own problem now, at the sigmas and noise of the preflight."""
     with stage(costs, "fixed", model.device):
-        after = within_memory(model, lambda: preflight(model, clip))["loss"] if adapted else before
-    return {"fixed_loss_before": before, "fixed_loss_after": after} | costs
-
-
-def finite_or_none(value):
-    return value if math.isfinite(value) else None
+        return within_memory(model, lambda: preflight(model, clip))["loss"]
 
 
 def loss_on_other(model, clip):

@@ -174,6 +174,7 @@ class Clip:
     preflight: dict = field(default_factory=dict)
     other: "Clip | None" = None  # another video, on which forgetting is measured
     video_file: dict = field(default_factory=dict)  # size and time of the file that was read
+    start: object = None  # where adaptation begins, as in common.start, where that is not its own
 
 
 @dataclass(frozen=True)

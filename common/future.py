@@ -62,7 +62,7 @@ class Future:
             self.problem = Problem(clip.cond_latents, future, clip.text)
             generator = random_stream(clip.seed, clip.video.id, "future noise")
             self.noise = draw_noise(generator, future, args.future_draws)
-        self.before = self.measured()
+        self.before = self.online = self.measured()
 
     def measured(self):
         """(sigmas, T), or None where there is no future or no draw."""
@@ -73,6 +73,10 @@ class Future:
                 self.model, lambda: future_loss(self.model, self.problem, self.noise)
             )
 
+    def begin(self, moved):
+        """Called before the first update. moved: whether parameters are not as at the start."""
+        self.online = self.measured() if moved else self.before
+
     def trace(self, step):
         """Called after every update."""
         if self.every and step % self.every == 0 and self.noise is not None:
@@ -80,15 +84,16 @@ class Future:
             self.history.append([step, finite(self.measured().mean())])
             self.trace_seconds += time.perf_counter() - started
 
-    def record(self, adapted):
-        """Of the video's JSON; adapted: whether anything is not as it was at the start."""
-        after = self.measured() if adapted else self.before
-        names = ("future_loss_before", "future_loss", *PARTS)
+    def record(self, updated):
+        """Of the video's JSON; updated: whether anything is not as it was before the updates."""
+        after = self.measured() if updated else self.online
+        names = ("future_loss_before", "future_loss_online", "future_loss", *PARTS)
         if after is None:
             return dict.fromkeys(names)
         parts = ([finite(x) for x in after.mean(axis)] for axis in (1, 0))
-        values = (finite(self.before.mean()), finite(after.mean()), *parts)
-        return dict(zip(names, values, strict=True)) | {"future_losses": self.history} | self.costs
+        means = (finite(x.mean()) for x in (self.before, self.online, after))
+        found = dict(zip(names, (*means, *parts), strict=True))
+        return found | {"future_losses": self.history} | self.costs
 
 
 def finite(value):

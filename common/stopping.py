@@ -5,6 +5,7 @@ update, then after every Nth; only a strictly lower loss is better; the run ends
 checks in a row that are not; the best state is put back.
 """
 
+import itertools
 import math
 import time
 
@@ -45,6 +46,35 @@ def check(args):
         )
 
 
+def held_out_problem(clip):
+    """The held-out latents, predicted at their own place in time from context and target latents;
+    where none are held out the adaptation's own problem."""
+    if not clip.held_out.shape[2]:
+        return clip
+    known = torch.cat([clip.context, clip.target], dim=2)
+    return Problem(known, clip.held_out, clip.text)
+
+
+def losses_of_pairs(model, clip, args):
+    """The loss at each pair of args.stop_sigmas and args.stop_draws noises, of what is held
+    out."""
+    problem = held_out_problem(clip)
+    generator = random_stream(clip.seed, clip.video.id, "validation noise")
+    noise = draw_noise(generator, problem.target, args.stop_draws)
+    pairs = itertools.product(args.stop_sigmas, noise.split(1))
+    return said_by_all([anchored_loss(model, problem, (s,), each) for s, each in pairs])[0]
+
+
+def risen(before, after):
+    """The mean difference of two lists of losses on the same draws, and its standard error."""
+    found = torch.tensor(after).double() - torch.tensor(before).double()
+    return found.mean().item(), (found.std() / len(found) ** 0.5).item()
+
+
+def finite_or_none(value):
+    return value if math.isfinite(value) else None
+
+
 class EarlyStopping:
     """measure() gives the loss now; `every` 0 never measures, and keeps the last state.
 
@@ -75,7 +105,7 @@ class EarlyStopping:
         started = time.perf_counter()
         loss = self.measure()
         self.seconds += time.perf_counter() - started
-        self.history.append([step, loss if math.isfinite(loss) else None])
+        self.history.append([step, finite_or_none(loss)])
         better = loss < self.best_loss
         if better:
             self.best_loss, self.best_step, self.misses = loss, step, 0
@@ -97,14 +127,10 @@ class EarlyStopping:
 
 
 def early_stopping(model, clip, args, parameters):
-    """The stopper that the flags ask for.
-
-    The held-out latents are predicted at their own place in time, from context and target latents.
-    """
+    """The stopper that the flags ask for."""
     if not args.stop_every:
         return EarlyStopping(parameters)
-    known = torch.cat([clip.context, clip.target], dim=2)
-    problem = Problem(known, clip.held_out, clip.text)
+    problem = held_out_problem(clip)
     generator = random_stream(clip.seed, clip.video.id, "validation noise")
     noise = draw_noise(generator, clip.held_out, args.stop_draws)
     return EarlyStopping(

@@ -30,6 +30,17 @@ OF_VIDEOS["psnr_db"] |= {
         "follow scores better than a true draw."
     ),
 }
+ONLINE = {
+    "better": "lower",
+    "relative": True,
+    "leads": True,
+    "called": "the loss on the true future before adapting to a video",
+    "about": (
+        "Loss of the model on the latents that really followed, adapted only to the videos before: "
+        "what was carried over is worth. Gains are changes in per cent, each video's of its own "
+        "baseline."
+    ),
+}
 AHEAD = {
     "better": "lower",
     "relative": True,
@@ -55,6 +66,11 @@ AFTER = {
     "learned": True,
     "about": "Measured on the very frames that were learned: it falls whether that helps or not.",
 }
+
+
+def of_videos(carried):
+    """carried: whether an adaptation begins at what was learned from the videos before."""
+    return {"future_loss_online": ONLINE} | OF_VIDEOS if carried else OF_VIDEOS
 
 
 def of_latent_clips(carried, ahead):

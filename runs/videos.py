@@ -13,9 +13,10 @@ from common import (
     loss,
     metrics,
     stages,
+    start,
     stopping,
 )
-from runs import baseline, cache, captions, lists, measures, records, scores, todo
+from runs import baseline, cache, captions, carry, lists, measures, records, scores, todo
 
 ORDER = (  # in the help, after the script's own
     "adaptation", "data and model", "run", "sampling", "frame window", "loss on the true future",
@@ -26,7 +27,7 @@ GROUPS = {  # as they are declared; None: those of the method
     "frame window": (clip.add_arguments,),
     "adaptation": (
         adaptation.add_arguments, loss.add_arguments, adapters.add_arguments,
-        todo.add_other_videos,
+        start.add_arguments, carry.add_order, todo.add_other_videos,
     ),
     "loss on the true future": (future.add_arguments,),
     "early stopping": (stopping.add_arguments,),
@@ -50,8 +51,11 @@ def complete(args, method):
     geometry = loading.geometry_of(args)
     loading.check(args, geometry)
     clip.fill_window(args, geometry)
-    for module in (adaptation, todo, loss, stopping):
+    for module in (start, todo, loss, stopping):
         module.check(args)
+    args.save_adapter = args.save_adapter or args.start_from == start.BANK
+    if carries(args):
+        carry.refuse_parts(args, start.linked(args))
     clip.Window.of(args, geometry)
     generation.fill(args, geometry)
     if hasattr(method, "check"):
@@ -67,7 +71,7 @@ def window_flags(args):
 
 def metrics_of(args):
     """What is measured, as config.json says it."""
-    return measures.OF_VIDEOS
+    return measures.of_videos(carries(args))
 
 
 weights_sha256 = functools.cache(metrics.lpips_sha256)
@@ -96,7 +100,7 @@ def is_same(video, record):
 
 def carries(args):
     """Whether what is learned goes on from video to video."""
-    return False
+    return start.linked(args) is not None
 
 
 def import_model(checkpoint):
