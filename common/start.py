@@ -61,7 +61,7 @@ def check(args):
             raise UsageError(f"--start-from {args.start_from}: no such file or folder, nor bank")
         args.adapter, args.start_from = args.start_from, None
     args.steps = steps if args.steps is None else args.steps
-    if args.reset_on_degradation and not linked(args):
+    if args.reset_on_degradation and not (args.carry_over or args.start_from == BANK):
         raise UsageError("--reset-on-degradation: needs --carry-over or --start-from bank")
     if args.reset_on_degradation and len(args.stop_sigmas) * args.stop_draws < 2:
         raise UsageError(

@@ -52,7 +52,8 @@ def passed(items, folder):
         if record is None:
             raise UsageError(
                 f"--out {folder.parent}: lacks the record of {item.id}, which later ones were "
-                f"adapted after: {WHY}; choose another folder"
+                f"adapted after: {WHY}; choose another folder (--order seed mixes all of the "
+                "range, so that another --limit is another order)"
             )
     return count
 

@@ -120,9 +120,8 @@ def test_the_run_says_which_values_are_better(runs, compared):
         config["metrics"]["pre_adapt_loss"]["better"] = "higher"
 
     change(folders[1] / "config.json", turn)
-    assert (
-        "never (carried over) harms: the latent error before adapting to a clip falls by" in compared(*folders)[0]
-    )
+    words = "never (carried over) harms: the latent error before adapting to a clip falls by"
+    assert words in compared(*folders)[0]
 
 
 @pytest.mark.parametrize("metrics", [[], {}, {"x": {"better": "more"}}, {"x": 1},
