@@ -18,7 +18,7 @@ from common.loss import (
 from common.method import parts, with_schedule
 from common.stages import stage
 from common.start import Start
-from common.stopping import early_stopping, finite_or_none
+from common.stopping import Gate, early_stopping, finite_or_none
 from common.values import at_least, positive
 from devices import shards
 from devices.paths import paths_of
@@ -63,15 +63,20 @@ def adapt(model, method, clip, args, show=lambda line: None, stopping=None):
 
     with stage(costs, "adapt", model.device):
         stopping = stopping or early_stopping(model, clip, args, parameters.values())
+        gate = Gate(model, clip, args)
         if args.steps:
             drawn = method.draws() if hasattr(method, "draws") else draws(model, clip, args)
             finite = take_steps(model, method, drawn, stopping, steps, watch, start)
         diverged = not finite or not shards.all_finite(parameters.values())
         if diverged or stopping.every:
             stopping.restore()
+        refused = gate.refuses()
+        if refused:
+            stopping.restore(first=True)
     costs["adapt_seconds"] -= future.trace_seconds
     kept_step = stopping.best_step if diverged or stopping.every else len(steps.losses)
-    start.end(diverged)
+    kept_step = 0 if refused else kept_step
+    start.end(diverged or refused)
     fixed.append(fixed_loss(model, clip, costs) if kept_step else fixed[1])
     return {
         **vars(steps),
@@ -81,6 +86,7 @@ def adapt(model, method, clip, args, show=lambda line: None, stopping=None):
         "diverged": diverged,
         "kept": start.kept(kept_step > 0),
         **start.facts,
+        **gate.facts,
         "adapted_parameters": sum(p.numel() for p in parameters.values()),
         **(method.details() if hasattr(method, "details") else {}),
         "stop_seconds": stopping.seconds,

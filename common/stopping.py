@@ -13,7 +13,7 @@ import torch
 
 from common.errors import UsageError
 from common.loss import Problem, anchored_loss, draw_noise, random_stream
-from common.values import at_least, numbers
+from common.values import at_least, not_negative, numbers
 from devices.agreement import said_by_all
 from devices.shards import kept
 
@@ -38,8 +38,18 @@ def add_arguments(group):
         help="fixed draws of noise per level",
     )  # fmt: skip
 
+    group.add_argument(
+        "--gate", type=not_negative, metavar="SE", changes="adaptation",
+        help="hold these out too, and keep the updates only if they lower that loss by more than "
+        "SE standard errors over the draws",
+    )  # fmt: skip
+
 
 def check(args):
+    if args.gate is not None and len(args.stop_sigmas) * args.stop_draws < 2:
+        raise UsageError(
+            f"--gate {args.gate:g}: one loss has no standard error; give --stop-draws 2 or more"
+        )
     if 0 < args.steps < args.stop_every:
         raise UsageError(
             f"--stop-every {args.stop_every}: no check falls within --steps {args.steps}"
@@ -69,6 +79,24 @@ def risen(before, after):
     """The mean difference of two lists of losses on the same draws, and its standard error."""
     found = torch.tensor(after).double() - torch.tensor(before).double()
     return found.mean().item(), (found.std() / len(found) ** 0.5).item()
+
+
+class Gate:
+    """Whether the updates on a clip are kept, with --gate. Made before them."""
+
+    def __init__(self, model, clip, args):
+        self.given, self.limit, self.facts = (model, clip, args), args.gate, {}
+        self.on = args.gate is not None and args.steps > 0
+        self.before = losses_of_pairs(*self.given) if self.on else None
+
+    def refuses(self):
+        if not self.on:
+            return False
+        rise, error = risen(self.before, losses_of_pairs(*self.given))
+        self.facts = {
+            "gate": {"rise": finite_or_none(rise), "standard_error": finite_or_none(error)}
+        }
+        return not -rise > self.limit * error
 
 
 def finite_or_none(value):
@@ -120,9 +148,10 @@ class EarlyStopping:
             copy.copy_(parameter.detach())
 
     @torch.no_grad()
-    def restore(self):
-        """Puts the best state back; without checks that is the first."""
-        for parameter, value in zip(self.parameters, self.best, strict=True):
+    def restore(self, first=False):
+        """Puts the best state back, or the first; without checks the best is the first."""
+        state = self.start if first else self.best
+        for parameter, value in zip(self.parameters, state, strict=True):
             parameter.copy_(value)
 
 

@@ -7,6 +7,7 @@ from common import (
     adaptation,
     adapters,
     clip,
+    drawing,
     future,
     generation,
     loading,
@@ -26,7 +27,7 @@ GROUPS = {  # as they are declared; None: those of the method
     "data and model": (todo.add_arguments, captions.add_arguments, loading.add_arguments),
     "frame window": (clip.add_arguments,),
     "adaptation": (
-        adaptation.add_arguments, loss.add_arguments, adapters.add_arguments,
+        adaptation.add_arguments, loss.add_arguments, drawing.add_arguments, adapters.add_arguments,
         start.add_arguments, carry.add_order, todo.add_other_videos,
     ),
     "loss on the true future": (future.add_arguments,),
