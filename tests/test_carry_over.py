@@ -175,6 +175,24 @@ def test_what_is_skipped_or_diverges_leaves_nothing(run, tmp_path, monkeypatch):
     assert state(skipped) == state(tmp_path / "diverged")
 
 
+def test_what_is_carried_survives_a_step_that_runs_out_of_memory(run, monkeypatch):
+    given, loss, failed = [*ONE, "--order", "list", "--limit", 2], AdaSteer.loss, []
+    plain = run("plain", *given)
+
+    def failing(self, draw):
+        if draw.problem.video.id == "scene_1" and not failed:
+            failed.append(draw)
+            raise torch.OutOfMemoryError("simulated")
+        return loss(self, draw)
+
+    monkeypatch.setattr(AdaSteer, "loss", failing)
+    found, expected = numbers(run("failed", *given)), numbers(plain)
+    assert found["scene_1"]["placement"]["out_of_memory"] == 1
+    for record in (*found.values(), *expected.values()):
+        record.pop("placement")
+    assert found == expected and state(plain) == state(plain.parent / "failed")
+
+
 def test_a_bank_gives_the_nearest_earlier_video(run, capsys):
     folder = run("bank", "--start-from", "bank", "--reset-on-degradation")
     first, *rest = numbers(folder).values()
