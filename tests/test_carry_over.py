@@ -275,11 +275,18 @@ def test_of_torchrun_one_process(script, tmp_path, monkeypatch, capsys):
 
 
 def test_a_report_says_what_is_carried_over(tmp_path, script, capsys):
-    base = make_run(tmp_path / "base", [0] * 9, steps=0, futures=[0.2] * 9)
-    alone = make_run(tmp_path / "alone", [1] * 9, futures=[0.19] * 9)
-    carried = make_run(tmp_path / "mine", [1] * 9, futures=[0.18] * 9, carry_over=0.9)
-    folders = [base, alone, carried]
+    given = {
+        "base": {"steps": 0, "futures": [0.2] * 9, "samples": {"future_loss_online": 0.2}},
+        "alone": {"futures": [0.19] * 9, "samples": {"future_loss_online": 0.2}},
+        "mine": {
+            "futures": [0.18] * 9, "samples": {"future_loss_online": 0.19, "place": 0},
+            "carry_over": 0.9,
+        },
+    }  # fmt: skip
+    folders = [make_run(tmp_path / name, [1] * 9, **more) for name, more in given.items()]
     assert script(compare_script, *folders, "--out", tmp_path / "report") == 0
     said = capsys.readouterr().out
     assert "mine (carried over) helps" in said and "alone helps" in said
     assert "mine: what is learned goes on from one to the next" in said
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert "one after the other" in page and "mine (carried over)" in page

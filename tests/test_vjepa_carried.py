@@ -73,6 +73,15 @@ def test_the_optimiser_goes_on_as_well(run):
     assert name == f"c{CLIPS - 1}.pt" and steps == {5.0 * CLIPS}
 
 
+def test_a_share_goes_on(run):
+    alone, half, whole = (
+        records(run(f"keep{keep}", "--carry-over", keep, "--limit", 2)) for keep in (0, 0.5, 1)
+    )
+    assert half[0]["post_adapt_loss"] == whole[0]["post_adapt_loss"]
+    before = [found[1]["pre_adapt_loss"] for found in (alone, half, whole)]
+    assert before[0] > before[1] > before[2]  # the clips are alike
+
+
 def killed_at(replacement, *argv):
     """Runs vjepa_tta.py in a process that kills itself before its n-th file takes its name; gives
     whether it was killed."""
