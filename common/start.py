@@ -133,11 +133,12 @@ def shrunk(state, start, keep):
 
 
 class Start:
-    """Of one video. left: what the videos before it have left, None where nothing; leaves: what
-    there is after it. adapter: a file to begin at instead. facts: for the video's JSON."""
+    """Of one video. before: what the videos before it have left, None where nothing; left: what of
+    it stays; leaves: what there is after it. adapter: a file to begin at instead. facts: for the
+    video's JSON."""
 
-    def __init__(self, left=None, adapter=None, **facts):
-        self.left = self.leaves = left
+    def __init__(self, before=None, adapter=None, **facts):
+        self.before = self.left = self.leaves = before
         self.adapter, self.facts, self.optimizer = adapter, facts, None
 
     @torch.no_grad()
@@ -147,13 +148,15 @@ class Start:
         self.args, self.parameters = args, method.named_parameters()
         if args.adapter:
             load_adapter(adapter_of(args.adapter, clip.video.id), method, args)
-        given = bool(self.left or self.adapter)
+        given, self.leaves = bool(self.before or self.adapter), self.before
         if given:
             own = self.copies()
             if self.adapter:
                 load_adapter(self.adapter, method, args)
             else:
-                self.left = self.left if args.reptile else shrunk(self.left, own, args.carry_over)
+                self.left = self.before
+                if not args.reptile:  # new tensors: the optimiser writes into those that it loads
+                    self.left = shrunk(self.before, own, args.carry_over)
                 self.put(self.left["parameters"])
             if args.reset_on_degradation and self.is_worse(model, clip, own):
                 self.put(own)
