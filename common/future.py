@@ -84,9 +84,9 @@ class Future:
             self.history.append([step, finite(self.measured().mean())])
             self.trace_seconds += time.perf_counter() - started
 
-    def record(self, updated):
-        """Of the video's JSON; updated: whether anything is not as it was before the updates."""
-        after = self.measured() if updated else self.online
+    def record(self, adapted):
+        """Of the video's JSON; adapted: whether anything is not as it was before the updates."""
+        after = self.measured() if adapted else self.online
         names = ("future_loss_before", "future_loss_online", "future_loss", *PARTS)
         if after is None:
             return dict.fromkeys(names)
