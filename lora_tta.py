@@ -64,7 +64,7 @@ class LoRA:
             target_modules=[place for place in places if place in modules],
         )  # fmt: skip
         self.layers = self.new_layers()
-        generator = common.random_stream(clip.seed, clip.video.id, "lora")
+        generator = common.start_stream(clip, args, "lora")
         for layer in self.layers.values():
             layer.lora_A.to(model.device).float(), layer.lora_B.to(model.device).float()
             a = layer.lora_A["default"].weight

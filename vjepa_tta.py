@@ -10,7 +10,7 @@ done in them. A step follows the gradient of its mean error on true frames:
     teacher          the last, each from the true frames before it
 
     python vjepa_tta.py --preset extended                # the study's rows, or AdaJEPA's
-    python vjepa_tta.py --reset never                    # goes on from clip to clip
+    python vjepa_tta.py --carry-over 1                   # goes on from clip to clip
     python vjepa_tta.py --steps 0 --out results/baseline_vjepa
 """
 

@@ -19,6 +19,7 @@ from common.loss import (
     stratified_sigmas,
 )
 from common.masters import Masters
+from common.start import start_stream
 from common.values import at_least, blocks, not_negative, positive
 from devices.paths import all_paths, paths_of
 
@@ -51,6 +52,7 @@ __all__ = [
     "positive",
     "random_stream",
     "refuse_other_draws",
+    "start_stream",
     "stratified_sigmas",
     "warm_up",
 ]

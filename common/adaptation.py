@@ -1,13 +1,11 @@
 """The adaptation loop that every method runs in; common/method.py says what a method is."""
 
 import functools
-import math
 import re
 
 import torch
 
 from common import control
-from common.adapters import adapter_of, load_adapter
 from common.future import Future
 from common.loss import (
     PREFLIGHT_DRAWS,
@@ -20,13 +18,15 @@ from common.loss import (
 )
 from common.method import parts, with_schedule
 from common.stages import stage
-from common.stopping import early_stopping
+from common.start import Start
+from common.stopping import Gate, early_stopping, finite_or_none
 from common.values import at_least, positive
 from devices import shards
 from devices.paths import paths_of
 from devices.placement import within_memory
 
 MAX_GRAD_NORM = 1.0
+FIXED = ("fixed_loss_before", "fixed_loss_online", "fixed_loss_after")  # of a record
 
 
 def add_arguments(group):
@@ -40,26 +40,23 @@ def add_arguments(group):
     )  # fmt: skip
 
 
-def check(args):
-    if args.steps is None:
-        args.steps = 0 if args.adapter else 5
-
-
 def adapt(model, method, clip, args, show=lambda line: None, stopping=None):
     """Runs args.steps updates of the method's parameters on the clip's target latents, from where
-    --adapter puts them.
+    clip.start or --adapter puts them.
 
     Returns the record of the video's JSON: loss, penalty and sigmas of every step (before its
-    update), loss on fixed draws and on the true future before and after, checks of the early
-    stopping, whether the adaptation diverged (then the best state is put back, or the first), what
-    is kept, parameter count, norms and distances from the start, seconds.
+    update), loss on fixed draws and on the true future of the model as it is (`before`), where the
+    updates begin (`online`) and after them, what early stopping saw, whether the adaptation
+    diverged, what is kept, parameter count, norms and distances from the start, seconds.
     """
-    other_loss, costs, future = loss_on_other(model, clip), {}, Future(model, clip, args)
+    other_loss, costs = loss_on_other(model, clip), {}
+    fixed, future = Fixed(model, clip), Future(model, clip, args)
     origin = control.origin_of(method, args)
-    if args.adapter:
-        lender = control.lender(args, clip.video)
-        load_adapter(adapter_of(args.adapter, lender), method, args)
-    parameters, steps, finite = method.named_parameters(), Steps(), True
+    start = getattr(clip, "start", None) or Start()
+    start.begin(model, method, clip, args)
+    for losses in (fixed, future):
+        losses.begin(start.moved)
+    parameters, steps = method.named_parameters(), Steps()
 
     def watch(step, loss):
         show(f"step {step}/{args.steps} loss {loss:.4f}")
@@ -67,39 +64,51 @@ def adapt(model, method, clip, args, show=lambda line: None, stopping=None):
 
     with stage(costs, "adapt", model.device):
         stopping = stopping or early_stopping(model, clip, args, parameters.values())
-        if args.steps:
-            drawn = method.draws() if hasattr(method, "draws") else draws(model, clip, args)
-            finite = take_steps(model, method, drawn, stopping, steps, watch)
-        diverged = not finite or not shards.all_finite(parameters.values())
-        if diverged or stopping.every:
-            stopping.restore()
-    said = control.apply(method, origin, clip, args)
+        gate = Gate(model, clip, args)
+        diverged = not learn(model, method, clip, args, stopping, steps, watch, start)
+        kept_step = settle(stopping, gate, diverged, len(steps.losses))
     costs["adapt_seconds"] -= future.trace_seconds
-    kept_step = stopping.best_step if diverged or stopping.every else len(steps.losses)
-    adapted = kept_step > 0 or args.adapter is not None
+    start.end(diverged or gate.refused)
+    said = control.apply(method, origin, clip, args)
+    changed = kept_step > 0 or origin is not None  # since the updates began
     return {
-        **vars(steps),
-        "anchor_losses": stopping.history,
-        "stop_step": stopping.stop_step,
-        "best_step": stopping.best_step if stopping.every else None,
+        **vars(steps) | stopping.record(),
         "diverged": diverged,
-        "kept": "adapted" if adapted else "baseline",
+        "kept": start.kept(changed),
         "adapted_parameters": sum(p.numel() for p in parameters.values()),
         **(method.details() if hasattr(method, "details") else {}),
-        **said,
-        "stop_seconds": stopping.seconds,
-        **costs,
-        **distances(model, parameters, origin or stopping.start),
+        **start.facts | gate.facts | said,
+        **costs | distances(model, parameters, origin or stopping.start),
         "forgetting": forgetting(model, clip, other_loss),
-        **fixed_losses(model, clip, adapted),
-        **future.record(adapted),
+        **fixed.record(changed) | future.record(changed),
     }
 
 
-def take_steps(model, method, drawn, stopping, steps, watch):
+def learn(model, method, clip, args, *more):
+    """All updates, as take_steps makes them; whether everything stayed finite."""
+    finite = True
+    if args.steps:
+        drawn = method.draws() if hasattr(method, "draws") else draws(model, clip, args)
+        finite = take_steps(model, method, drawn, *more)
+    return finite and shards.all_finite(method.named_parameters().values())
+
+
+def settle(stopping, gate, diverged, steps):
+    """Puts back what is to be kept, and gives how many of the steps that is the state after."""
+    if diverged or stopping.every:
+        stopping.restore()
+    if gate.refuses():
+        stopping.restore(first=True)
+        return 0
+    return stopping.best_step if diverged or stopping.every else steps
+
+
+def take_steps(model, method, drawn, stopping, steps, watch, start=None):
     """The loop. Adds every step to `steps`; returns whether all losses and gradients were finite.
     An update that would not be is not made, and is the last."""
     optimizer, schedule = with_schedule(within_memory(model, method.optimizer, graph=True))
+    if start:
+        start.resume(optimizer, schedule)
     for step, draw in enumerate(drawn, 1):
         loss, penalty = within_memory(
             model, functools.partial(backward, method, optimizer, draw), backward=True
@@ -179,17 +188,26 @@ def distances(model, parameters, start):
     }
 
 
-def fixed_losses(model, clip, adapted):
-    """Loss on the adaptation's own problem before and after, at the same sigmas and noise:
-    those of the preflight."""
-    costs, before = {}, getattr(clip, "preflight", {}).get("loss")
-    with stage(costs, "fixed", model.device):
-        after = within_memory(model, lambda: preflight(model, clip))["loss"] if adapted else before
-    return {"fixed_loss_before": before, "fixed_loss_after": after} | costs
+class Fixed:
+    """The loss on the adaptation's own problem, at the sigmas and noise of the preflight."""
 
+    def __init__(self, model, clip):
+        self.model, self.clip, self.costs = model, clip, {}
+        self.before = self.online = getattr(clip, "preflight", {}).get("loss")
 
-def finite_or_none(value):
-    return value if math.isfinite(value) else None
+    def measured(self):
+        with stage(self.costs, "fixed", self.model.device):
+            return within_memory(self.model, lambda: preflight(self.model, self.clip))["loss"]
+
+    def begin(self, moved):
+        """Called before the first update. moved: whether parameters are not as at the start."""
+        if moved:
+            self.online = self.measured()
+
+    def record(self, updated):
+        """Of the video's JSON; updated: whether anything is not as it was before the updates."""
+        after = self.measured() if updated else self.online
+        return dict(zip(FIXED, (self.before, self.online, after), strict=True)) | self.costs
 
 
 def loss_on_other(model, clip):

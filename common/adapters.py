@@ -100,12 +100,17 @@ def read_adapter(path, tensors=True):
 
 def adapter_of(path, video_id):
     """The file or folder with the video's. Raises VideoError where there is none of it."""
-    if not path.is_dir() or (path / PEFT).is_file():
+    if not is_of_each_video(path):
         return path
     for name in (f"{video_id}.safetensors", f"{video_id}.adapter"):
         if (path / name).exists():
             return path / name
     raise VideoError(f"--adapter {path}: has no {video_id}.safetensors or {video_id}.adapter")
+
+
+def is_of_each_video(path):
+    """Whether it is a folder with adapters, not one of them."""
+    return path.is_dir() and not (path / PEFT).is_file()
 
 
 def adapter_files(path):

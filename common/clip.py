@@ -141,12 +141,13 @@ def check_context(args, geometry, known, seen):
 
 
 def held_out(targets, args):
-    """A quarter of the target latents, at least one, where the run stops early."""
-    if not args.stop_every:
+    """A quarter of the target latents, at least one, where the run stops early or has a gate."""
+    if not args.stop_every and args.gate is None:
         return 0
+    flag = "--stop-every" if args.stop_every else "--gate"
     if targets < 2:
         raise UsageError(
-            f"--stop-every holds out a target latent and needs one more to adapt to; --tta-frames "
+            f"{flag} holds out a target latent and needs one more to adapt to; --tta-frames "
             f"{args.tta_frames} and --context-latents {args.context_latents} leave {targets}"
         )
     return max(1, targets // 4)
@@ -176,6 +177,7 @@ class Clip:
     video_file: dict = field(default_factory=dict)  # size and time of the file that was read
     beside: dict = field(default_factory=dict)  # frames like `truth` of other files, by column
     clean_future: torch.Tensor | None = None  # as `future`, of the file in column truth
+    start: object = None  # where adaptation begins, as in common.start, where that is not its own
 
 
 def load_clip(model, video, window, size, text, negative_text, seed, footage=None):

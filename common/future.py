@@ -64,7 +64,7 @@ class Future:
             generator = random_stream(clip.seed, clip.video.id, "future noise")
             self.noise = draw_noise(generator, future, args.future_draws)
         self.clean = self.clean_before = None
-        self.before = self.measured()
+        self.before = self.online = self.measured()
         if self.noise is not None and getattr(clip, "clean_future", None) is not None:
             self.clean = Problem(clip.cond_latents, clip.clean_future, clip.text)
             self.clean_before = self.measured(self.clean)
@@ -79,6 +79,10 @@ class Future:
                 self.model, lambda: future_loss(self.model, problem or self.problem, self.noise)
             )
 
+    def begin(self, moved):
+        """Called before the first update. moved: whether parameters are not as at the start."""
+        self.online = self.measured() if moved else self.before
+
     def trace(self, step):
         """Called after every update."""
         if self.every and step % self.every == 0 and self.noise is not None:
@@ -86,22 +90,23 @@ class Future:
             self.history.append([step, finite(self.measured().mean())])
             self.trace_seconds += time.perf_counter() - started
 
-    def record(self, adapted):
-        """Of the video's JSON; adapted: whether anything is not as it was at the start."""
-        after = self.measured() if adapted else self.before
-        names = ("future_loss_before", "future_loss", *PARTS)
+    def record(self, updated):
+        """Of the video's JSON; updated: whether anything is not as it was before the updates."""
+        after = self.measured() if updated else self.online
+        names = ("future_loss_before", "future_loss_online", "future_loss", *PARTS)
         if after is None:
             return dict.fromkeys(names)
         parts = ([finite(x) for x in after.mean(axis)] for axis in (1, 0))
-        values = (finite(self.before.mean()), finite(after.mean()), *parts)
-        record = dict(zip(names, values, strict=True)) | self._of_clean(adapted)
+        means = (finite(x.mean()) for x in (self.before, self.online, after))
+        record = dict(zip(names, (*means, *parts), strict=True)) | self._of_clean(updated)
         return record | {"future_losses": self.history} | self.costs
 
-    def _of_clean(self, adapted):
+    def _of_clean(self, updated):
         """The same of the clean future of a shifted clip, given the shifted context."""
         if self.clean is None:
             return {}
-        after = self.measured(self.clean) if adapted else self.clean_before
+        changed = updated or self.online is not self.before
+        after = self.measured(self.clean) if changed else self.clean_before
         names = ("future_loss_clean_before", "future_loss_clean")
         return dict(zip(names, map(finite, (self.clean_before.mean(), after.mean())), strict=True))
 

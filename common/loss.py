@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
+from common import drawing
 from common.errors import UsageError
 from common.values import at_least, not_negative
 from devices.placement import within_memory
@@ -57,6 +58,7 @@ class Problem:
     context: torch.Tensor
     target: torch.Tensor
     text: dict
+    weights: torch.Tensor | None = None  # of the target's latents in the loss, mean 1
 
 
 class Draw(NamedTuple):
@@ -105,7 +107,8 @@ def flow_matching_loss(model, problem, sigma, noise, temporal_loss=0.0):
     noisy = add_noise(problem.target, noise, sigma)
     velocity = model.velocity(noisy, sigma, problem.context, problem.text)
     error = velocity - velocity_target(problem.target, noise)
-    loss = error.square().mean()
+    weights, squares = getattr(problem, "weights", None), error.square()
+    loss = (squares if weights is None else weights * squares).mean()
     if temporal_loss:
         of_latents = sigma.view(-1, 1, 1, 1, 1) * error  # latents = noisy - sigma * velocity
         steps = F.pad(of_latents, (0, 0, 0, 0, 1, 0)).diff(dim=2)
@@ -135,46 +138,50 @@ def fixed_draw(model, clip, count):
 
 def refuse_other_draws(args):
     """For a method that learns on a `fixed_draw`."""
-    if args.draws > 1 or args.context == "varying" or args.temporal_loss:
+    if args.draws > 1 or args.context == "varying" or args.temporal_loss or drawing.given(args):
+        flag = drawing.given(args)
         raise UsageError(
-            "--draws, --context varying and --temporal-loss are for draws at every step; here "
-            "--cached-draws are drawn once"
+            f"{flag or '--draws, --context varying and --temporal-loss'} are for draws at every "
+            "step; here --cached-draws are drawn once"
         )
 
 
 def all_sigmas(model, clip, args):
-    """U(model.sigma_min, 1), shaped (steps, draws); with several draws stratified over the whole
-    run. Antithetic pairs have one sigma."""
+    """From model.sigma_min to 1 as args.sigmas says, shaped (steps, draws); with several draws
+    stratified over the whole run. Antithetic pairs have one sigma."""
     generator = random_stream(clip.seed, clip.video.id, "adaptation sigma")
     if args.draws == 1:
         uniform = torch.rand(args.steps, generator=generator)
-        return from_lowest(uniform, model.sigma_min).view(args.steps, 1)
+        return drawing.spread(args.sigmas, uniform, model.sigma_min).view(args.steps, 1)
     times = 2 if args.antithetic else 1
-    sigmas = stratified_sigmas(args.steps * args.draws // times, generator, model.sigma_min)
+    count = args.steps * args.draws // times
+    sigmas = stratified_sigmas(count, generator, model.sigma_min, args.sigmas)
     return sigmas.repeat_interleave(times).view(args.steps, args.draws)
 
 
-def stratified_sigmas(count, generator, lowest):
-    """count sigmas, one in each of as many equal parts of lowest..1, in random order."""
+def stratified_sigmas(count, generator, lowest, kind="uniform"):
+    """count sigmas, one in each of as many equally likely parts of lowest..1, in random order."""
     places = torch.randperm(count, generator=generator)
     uniform = (places + torch.rand(count, generator=generator)) / count
-    return from_lowest(uniform, lowest)
-
-
-def from_lowest(uniform, lowest):
-    return lowest + (1 - lowest) * uniform
+    return drawing.spread(kind, uniform, lowest)
 
 
 def noises(clip, args):
-    """For each step the problem (one that varies with --context varying) and its noise."""
+    """For each step the problem (one of its own where the flags say so) and its noise."""
     generator = random_stream(clip.seed, clip.video.id, "adaptation noise")
     prefixes = random_stream(clip.seed, clip.video.id, "adaptation context")
+    of_context = random_stream(clip.seed, clip.video.id, "adaptation context noise")
     known = torch.cat([clip.context, clip.target], dim=2)
     for _ in range(args.steps):
         problem = clip
         if args.context == "varying":
             prefix = int(torch.randint(1, known.shape[2], (), generator=prefixes))
             problem = Problem(known[:, :, :prefix], known[:, :, prefix:], clip.text)
+        if args.context_noise or args.recency:
+            context, target = problem.context, problem.target
+            noise, sigma = draw_noise(of_context, context), torch.tensor([args.context_noise])
+            context = add_noise(context, noise, sigma.to(context.device))
+            problem = Problem(context, target, clip.text, drawing.weights(target, args.recency))
         if args.antithetic:
             half = draw_noise(generator, problem.target, args.draws // 2)
             yield problem, torch.stack([half, -half], dim=1).flatten(0, 1)

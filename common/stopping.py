@@ -5,6 +5,7 @@ update, then after every Nth; only a strictly lower loss is better; the run ends
 checks in a row that are not; the best state is put back.
 """
 
+import itertools
 import math
 import time
 
@@ -12,7 +13,7 @@ import torch
 
 from common.errors import UsageError
 from common.loss import Problem, anchored_loss, draw_noise, random_stream
-from common.values import at_least, numbers
+from common.values import at_least, not_negative, numbers
 from devices.agreement import said_by_all
 from devices.shards import kept
 
@@ -37,12 +38,72 @@ def add_arguments(group):
         help="fixed draws of noise per level",
     )  # fmt: skip
 
+    group.add_argument(
+        "--gate", type=not_negative, metavar="SE", changes="adaptation",
+        help="hold these out too, and keep the updates only if they lower that loss by more than "
+        "SE standard errors over the draws",
+    )  # fmt: skip
+
 
 def check(args):
+    if args.gate is not None and len(args.stop_sigmas) * args.stop_draws < 2:
+        raise UsageError(
+            f"--gate {args.gate:g}: one loss has no standard error; give --stop-draws 2 or more"
+        )
     if 0 < args.steps < args.stop_every:
         raise UsageError(
             f"--stop-every {args.stop_every}: no check falls within --steps {args.steps}"
         )
+
+
+def held_out_problem(clip):
+    """The held-out latents, predicted at their own place in time from context and target latents;
+    where none are held out the adaptation's own problem."""
+    if not clip.held_out.shape[2]:
+        return clip
+    known = torch.cat([clip.context, clip.target], dim=2)
+    return Problem(known, clip.held_out, clip.text)
+
+
+def losses_of_pairs(model, clip, args):
+    """The loss at each pair of args.stop_sigmas and args.stop_draws noises, of what is held
+    out."""
+    problem = held_out_problem(clip)
+    generator = random_stream(clip.seed, clip.video.id, "validation noise")
+    noise = draw_noise(generator, problem.target, args.stop_draws)
+    pairs = itertools.product(args.stop_sigmas, noise.split(1))
+    return said_by_all([anchored_loss(model, problem, (s,), each) for s, each in pairs])[0]
+
+
+def risen(before, after):
+    """The mean difference of two lists of losses on the same draws, and its standard error."""
+    found = torch.tensor(after).double() - torch.tensor(before).double()
+    return found.mean().item(), (found.std() / len(found) ** 0.5).item()
+
+
+class Gate:
+    """Whether the updates on a clip are kept, with --gate. Made before them."""
+
+    def __init__(self, model, clip, args):
+        self.given, self.limit, self.facts = (model, clip, args), args.gate, {}
+        self.on = args.gate is not None and args.steps > 0
+        self.before = losses_of_pairs(*self.given) if self.on else None
+        self.refused = False
+
+    def refuses(self):
+        """Called after the updates; `refused` from then on."""
+        if not self.on:
+            return False
+        rise, error = risen(self.before, losses_of_pairs(*self.given))
+        self.facts = {
+            "gate": {"rise": finite_or_none(rise), "standard_error": finite_or_none(error)}
+        }
+        self.refused = not -rise > self.limit * error
+        return self.refused
+
+
+def finite_or_none(value):
+    return value if math.isfinite(value) else None
 
 
 class EarlyStopping:
@@ -62,6 +123,15 @@ class EarlyStopping:
             self.check(0)
             self.misses = 0
 
+    def record(self):
+        """Of the video's JSON."""
+        return {
+            "anchor_losses": self.history,
+            "stop_step": self.stop_step,
+            "best_step": self.best_step if self.every else None,
+            "stop_seconds": self.seconds,
+        }
+
     def ends_after(self, step):
         """Called after every update; whether it was the last one."""
         if self.every and step % self.every == 0 and not self.check(step):
@@ -75,7 +145,7 @@ class EarlyStopping:
         started = time.perf_counter()
         loss = self.measure()
         self.seconds += time.perf_counter() - started
-        self.history.append([step, loss if math.isfinite(loss) else None])
+        self.history.append([step, finite_or_none(loss)])
         better = loss < self.best_loss
         if better:
             self.best_loss, self.best_step, self.misses = loss, step, 0
@@ -90,21 +160,18 @@ class EarlyStopping:
             copy.copy_(parameter.detach())
 
     @torch.no_grad()
-    def restore(self):
-        """Puts the best state back; without checks that is the first."""
-        for parameter, value in zip(self.parameters, self.best, strict=True):
+    def restore(self, first=False):
+        """Puts the best state back, or the first; without checks the best is the first."""
+        state = self.start if first else self.best
+        for parameter, value in zip(self.parameters, state, strict=True):
             parameter.copy_(value)
 
 
 def early_stopping(model, clip, args, parameters):
-    """The stopper that the flags ask for.
-
-    The held-out latents are predicted at their own place in time, from context and target latents.
-    """
+    """The stopper that the flags ask for."""
     if not args.stop_every:
         return EarlyStopping(parameters)
-    known = torch.cat([clip.context, clip.target], dim=2)
-    problem = Problem(known, clip.held_out, clip.text)
+    problem = held_out_problem(clip)
     generator = random_stream(clip.seed, clip.video.id, "validation noise")
     noise = draw_noise(generator, clip.held_out, args.stop_draws)
     return EarlyStopping(

@@ -48,6 +48,12 @@ def not_negative(text):
     return float(text)
 
 
+def share(text):
+    if not 0 <= finite(text) <= 1:
+        raise argparse.ArgumentTypeError(f"must be from 0 to 1, got {text}")
+    return float(text)
+
+
 def frame_size(text):
     """'832x480' (width x height) -> (480, 832)."""
     try:

@@ -11,6 +11,7 @@ from report.notes import edited, listed, notes_on, notes_on_order, notes_on_seed
 from report.paired import Comparison, Method
 from report.runs import refuse_mismatch
 from report.statistics import clustered_interval, harmed, holm, signed_rank, spread_over_seeds
+from runs.identity import goes_on
 
 REFERENCE_NAMES = {
     "repeat_last": "(last frame repeated)", "reconstruction": "(real frames, autoencoder)",
@@ -94,9 +95,11 @@ def by_seed(runs):
         if len({run.seed for run in group}) < len(group):
             names = " and ".join(str(run.path) for run in group)
             raise UsageError(f"{names} are the same run; give it once")
-        name = name_of(group)
+        label = " (carried over)" if goes_on(group[0].arguments) else ""
+        name = name_of(group) + label
         taken = any(name == method.name for method in methods)  # seeds before and after an edit
-        methods.append(Method(" ".join(run.name for run in group) if taken else name, group))
+        runs_named = " ".join(run.name for run in group) + label
+        methods.append(Method(runs_named if taken else name, group))
     return methods
 
 

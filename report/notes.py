@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+from runs.identity import goes_on
 from runs.names import printable
 
 
@@ -30,10 +31,10 @@ def notes_on(runs, shared):
 def notes_on_order(runs):
     """Which are single passes through the clips, whose scores hang together."""
     return [
-        f"{run.name}: what is learned goes on from clip to clip, so the interval holds for this "
+        f"{run.name}: what is learned goes on from one to the next, so the interval holds for this "
         "order; --order seed with other seeds gives others"
         for run in runs
-        if run.arguments.get("reset") == "never" and not run.is_baseline
+        if goes_on(run.arguments)
     ]
 
 

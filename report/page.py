@@ -123,7 +123,7 @@ EVERY = (
 )
 SEQUENCE = (
     "Error on each clip before it is adapted to, by what the clips before it have taught, against "
-    "the untouched predictor on the same clip (the baseline). Lower is better."
+    "the untouched model on the same one (the baseline). Lower is better."
 )
 TWO = (
     "Each dot is a video. To the right the true future is predicted better, upwards a sample has "

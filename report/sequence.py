@@ -3,15 +3,17 @@
 import numpy as np
 
 from report.figures import INK, as_svg, colour, grid, label
+from runs.identity import goes_on
 from runs.latent_summary import ROLLING, rolling
 
-SCORE = "pre_adapt_loss"
+SCORES = ("pre_adapt_loss", "future_loss_online")  # of latent clips, of videos
 
 
-def in_sequence(comparison, metric=SCORE):
+def in_sequence(comparison):
     """The error before adapting to each clip, and its rolling mean, beside the baseline's on the
     same clips; a panel for each method whose adaptation goes on. None without any."""
-    methods = [m for m in comparison.methods if m.runs[0].arguments.get("reset") == "never"]
+    methods = [m for m in comparison.methods if goes_on(m.runs[0].arguments)]
+    metric = next(filter(comparison.scored, SCORES), SCORES[0])
     videos = comparison.scored(metric)
     if not methods or not videos:
         return None

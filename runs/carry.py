@@ -7,7 +7,9 @@ import pickle
 
 import torch
 
-from common.errors import UsageError
+from common.errors import StopRun, UsageError
+from common.start import shrunk
+from devices import ranks
 from runs.claims import Claims
 from runs.results import discard, read_record, replace_file
 
@@ -15,16 +17,17 @@ FOLDER = "state"  # beside `videos`
 WHY = "what is learned from a clip goes on to the next, so that their order is part of the run"
 
 
-def add_order(group):
+def add_order(group, default="seed"):
     group.add_argument(
-        "--order", choices=("list", "seed"), default="list", changes="adaptation",
-        baseline=True,  # a range is cut from the ordered list
-        help="of the clips; seed: one that --seed gives",
+        "--order", choices=("list", "seed"), default=default, changes="adaptation",
+        help="where what is learned goes on from one to the next; seed: one that --seed gives",
     )  # fmt: skip
 
 
 def refuse_parts(args, flag):
-    """Raises UsageError where a run does not begin with the first item. flag: what carries over."""
+    """Raises UsageError where one worker does not have all items. flag: what carries over."""
+    if ranks.count() > 1:
+        raise UsageError(f"{flag}: of torchrun one process, --nproc-per-node 1")
     if args.shard != (0, 1):
         part = "/".join(map(str, args.shard))
         raise UsageError(f"--shard {part}: not with {flag}: {WHY}; one worker runs it (--array=0)")
@@ -33,8 +36,9 @@ def refuse_parts(args, flag):
 
 
 def in_order(items, args):
-    """As listed, or in an order that the seed and each item's id give, whatever else is listed."""
-    if args.order == "list":
+    """As listed, or, where what is learned goes on, in an order that the seed and each item's id
+    give."""
+    if args.order == "list" or not args.kind.carries(args):
         return items
     return sorted(items, key=lambda x: hashlib.sha256(f"{args.seed} {x.id}".encode()).digest())
 
@@ -48,7 +52,8 @@ def passed(items, folder):
         if record is None:
             raise UsageError(
                 f"--out {folder.parent}: lacks the record of {item.id}, which later ones were "
-                f"adapted after: {WHY}; choose another folder"
+                f"adapted after: {WHY}; choose another folder (--order seed mixes all of the "
+                "range, so that another --limit is another order)"
             )
     return count
 
@@ -63,15 +68,58 @@ def alone(out):
         yield
 
 
+class Chain:
+    """The items of a run that begin at what those before them left: the order is part of it. With
+    `links` False they do not, and nothing is asked of it."""
+
+    def __init__(self, out, links):
+        self.out, self.links = out, links
+
+    def done_among(self, items, done):
+        """Ids of those that are not to do: `done`, and of a chain the skipped ones between."""
+        self.items = items
+        self.passed = self._count() if self.links else 0
+        return done | {item.id for item in items[: self.passed]}
+
+    def _count(self):
+        return passed(self.items, self.out / "videos")
+
+    @property
+    def last(self):
+        """The id of the last one that is done, or None."""
+        return self.items[self.passed - 1].id if self.passed else None
+
+    @contextlib.contextmanager
+    def working(self):
+        """Within it no other worker is at this folder."""
+        with alone(self.out) if self.links else contextlib.nullcontext():
+            if self.links and self._count() != self.passed:
+                raise UsageError(f"--out {self.out}: another worker was at it; start again")
+            yield
+
+    def in_turn(self, pending):
+        """(place, item) of those, none of which may be jumped over."""
+        for count, (place, item) in enumerate(pending):
+            if self.links and place != count:  # another worker's claim still stands
+                raise StopRun(f"--out {self.out}: another worker has one before {item.id}")
+            yield place, item
+
+    def stand_back(self):
+        """Where another worker took an item over: the state here is not that after it."""
+        if self.links:
+            raise StopRun(f"--out {self.out}: another worker goes on there")
+
+
 class Carried:
     """The state after the last item that is done, in memory and in `out`; None at the start.
 
-    A state is what an adaptation's state_dict() gives: tensors, numbers and texts, nested."""
+    A state has tensors, numbers and texts, nested: what an adaptation's state_dict() gives."""
 
     def __init__(self, out, last=None):
         """last: the id of that item. Raises UsageError where its state cannot be read."""
         self.folder = out / FOLDER
         self.state = None if last is None else self._read(last)
+        self.next = self.state
 
     def _path(self, name):
         return self.folder / f"{name}.pt"
@@ -87,21 +135,23 @@ class Carried:
                 "go on, choose another --out"
             ) from error
 
-    def into(self, adaptation):
-        """Puts it where the last item left it, or at its start."""
+    def into(self, adaptation, keep):
+        """Puts it where the last item left it, shrunk towards its start, or there."""
         if self.state is None:
             adaptation.reset()
         else:
-            adaptation.load_state_dict(self.state)
+            adaptation.load_state_dict(shrunk(self.state, adaptation.start, keep))
 
-    def keep(self, name, adaptation):
+    def keep(self, name, state):
         """To be called before the item's record is written; that of the item before stays."""
-        self.state = adaptation.state_dict()
+        self.next = state
         self.folder.mkdir(exist_ok=True)
-        replace_file(self._path(name), lambda path: torch.save(self.state, path))
+        replace_file(self._path(name), lambda path: torch.save(state, path))
 
     def settle(self, name):
-        """To be called after the item's record is written: earlier states are not needed."""
+        """To be called after the item's record is written: what it has left counts, and earlier
+        states are not needed."""
+        self.state = self.next
         for path in self.folder.iterdir():
             if path != self._path(name) and path.suffix in (".pt", ".tmp"):
                 discard(path)

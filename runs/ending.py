@@ -44,6 +44,10 @@ def means(args, summary, baseline):
         shown = f"{after:.4f}" if alone else changed(before, after, percent)
         each = "" if alone else "; in brackets the mean of each video's own change"
         lines.append(("loss on the true future", shown, f"lower is better{each}"))
+        online = summary["mean_future_loss_online"]
+        if online not in (None, before):
+            shown = changed(before, online, summary["mean_future_loss_online_change_percent"])
+            lines.append(("the same, online", shown, "where the updates on a video begin"))
     against = args.out if alone else baseline
     pairs = shared_records(against, args.out) if against else []
     for name, (title, unit, digits) in SHOWN.items():
@@ -134,6 +138,9 @@ def line(result):
         future = change(result["future_loss_before"], result["future_loss"])
         same = f"{result['future_loss']:.4f}"
         parts.append(f"true future {same if result['kept'] == 'baseline' else future}")
+        online = result["future_loss_online"]
+        if online != result["future_loss_before"]:
+            parts.append(f"online {change(result['future_loss_before'], online)}")
     for name, unit in (("psnr_db", " dB"), ("ssim", ""), ("lpips", "")):
         if result[name] is not None:
             parts.append(f"{name.partition('_')[0].upper()} {result[name]:.2f}{unit}")

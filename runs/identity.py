@@ -13,6 +13,7 @@ import torch
 from common.adapters import adapter_files
 from common.data import sha256
 from common.errors import UsageError
+from common.start import BANK
 from runs.claims import is_live
 from runs.flags import FACTS, TABLES, is_table, spelt, tells_apart, value_of
 from runs.results import read_json, read_record
@@ -162,6 +163,12 @@ def same_run(out, config):
 def is_baseline(arguments):
     """Whether the arguments are those of a run that adapts nothing."""
     return arguments.get("steps") == 0 and arguments.get("adapter") is None
+
+
+def goes_on(arguments):
+    """Whether what is learned from an item of a run depends on those before it."""
+    flags = [arguments.get(name) for name in ("carry_over", "reptile")]
+    return any([*flags, arguments.get("start_from") == BANK]) and not is_baseline(arguments)
 
 
 def read_config(out):

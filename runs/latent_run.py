@@ -6,7 +6,7 @@ import math
 import time
 
 import predictors
-from common.errors import StopRun, UsageError, VideoError
+from common.errors import UsageError, VideoError
 from common.loading import pick_device
 from common.stages import stage
 from devices import ranks
@@ -29,6 +29,7 @@ class LatentRun:
         if ranks.count() > 1:
             raise UsageError(f"{args.script}.py: of torchrun one process, --nproc-per-node 1")
         self.args, self.out, self.carries = args, args.out, latents.carries(args)
+        self.chain = carry.Chain(args.out, self.carries)
         items, manifest_sha256 = latents.chosen(args)
         self.config = identity.describe(args, manifest_sha256)
         self.work = Work(args, self.config, items, self._done_among)
@@ -38,9 +39,7 @@ class LatentRun:
             self.work.open(latents.setting(args))
 
     def _done_among(self, items, folder):
-        done = latents.done_among(items, folder)
-        self.passed = carry.passed(items, folder) if self.carries else 0
-        return done | {item.id for item in items[: self.passed]}
+        return self.chain.done_among(items, latents.done_among(items, folder))
 
     @property
     def ends_here(self):
@@ -58,22 +57,15 @@ class LatentRun:
         """Within it clips are worked on, by a worker alone where one goes on to the next."""
         self.predictor, self.device = method.predictor, next(method.predictor.parameters()).device
         self.adaptation = Adaptation(method, self.args.grad_clip)
-        items, work = self.work.items, self.work
-        with contextlib.ExitStack() as stack:
-            if self.carries:
-                stack.enter_context(carry.alone(self.out))
-                if carry.passed(items, work.folder) != self.passed:
-                    raise UsageError(f"--out {self.out}: another worker was at it; start again")
-            last = items[self.passed - 1].id if self.passed else None
-            self.carried = carry.Carried(self.out, last)
-            stack.enter_context(work.working(lambda: summarise(self.out, self.config)))
-            yield
+        summary = self.work.working(lambda: summarise(self.out, self.config))
+        with self.chain.working():
+            self.carried = carry.Carried(self.out, self.chain.last)
+            with summary:
+                yield
 
     def pending(self):
         """The clips still to do, in their order."""
-        for count, (place, item) in enumerate(self.work.pending()):
-            if self.carries and place != count:  # another worker's claim still stands
-                raise StopRun(f"--out {self.out}: another worker has a clip before {item.id}")
+        for _, item in self.chain.in_turn(self.work.pending()):
             yield item
 
     def recorded(self, item):
@@ -89,7 +81,7 @@ class LatentRun:
         clip = item.read(tokens=p.patches, extrinsics=p.use_extrinsics, **sizes)
         if p.use_extrinsics and clip.extrinsics is None:
             raise VideoError("extrinsics are missing, and this predictor reads them")
-        self.carried.into(self.adaptation)
+        self.carried.into(self.adaptation, self.args.carry_over)
         return scores.in_parts(item, clip, self.args)
 
     def errors_before(self, parts):
@@ -126,13 +118,13 @@ class LatentRun:
         """Writes the state that goes on to the next clip, the adapter and the JSON."""
         item, parameters = parts.item, self.adaptation.parameters
         if self.work.lost(item):
-            self._stand_back()
+            self.chain.stand_back()
             return
         with writing(self.out):
             if self.args.save_adapter:
                 results.save_adapter(self.work.folder / item.id, self.adaptation.method, self.args)
             if self.carries:
-                self.carried.keep(item.id, self.adaptation)
+                self.carried.keep(item.id, self.adaptation.state_dict())
         record |= self.records.identity(item) | scores.distances(parameters, self.adaptation.start)
         record |= self.records.made_with() | {
             "status": "done",
@@ -153,12 +145,7 @@ class LatentRun:
                 self.carried.settle(item.id)
             self.records.announce(line(record))
         else:
-            self._stand_back()
-
-    def _stand_back(self):
-        """Where another worker took a clip over: the state here is not that after it."""
-        if self.carries:
-            raise StopRun(f"--out {self.out}: another worker goes on there")
+            self.chain.stand_back()
 
     def exit_code(self):
         """Writes and prints the summary; 3 where clips of this range were skipped, else 0. Of a

@@ -134,7 +134,7 @@ def moved(record, before, after):
 
 def means(args, summary):
     """Lines: each error from the untouched predictor's to this run's, and how it is to be read."""
-    carried = args.reset == "never" and args.steps > 0
+    carried = args.kind.carries(args)
     rows = [
         ("error ahead", *AHEAD, "frames not adapted to; lower is better"),
         ("error adapted to", *LEARNED, "learned from: falls whether that helps or not"),

@@ -1,11 +1,12 @@
 """Runs on clips of frame features, which a predictor adapts to: their flags, and their list."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from common.data import file_facts, sha256
 from common.errors import UsageError, VideoError
+from common.start import add_carry_over
 from common.values import at_least
 from predictors.clips import Entry, read_clips
 from runs import carry, measures, records, todo
@@ -32,11 +33,8 @@ def add_arguments(group):
 
 
 def add_protocol(group):
-    group.add_argument(
-        "--reset", choices=("clip", "never"), default="clip", changes="adaptation",
-        help="clip: each begins at the checkpoint; never: weights and optimiser go on to the next",
-    )  # fmt: skip
-    carry.add_order(group)
+    add_carry_over(group)
+    carry.add_order(group, "list")
     group.add_argument(
         "--adapt-frames", type=adapt_frames, default="half", metavar="half|all|K",
         changes="generation",
@@ -81,11 +79,11 @@ def complete(args, method):
     if not args.checkpoint.exists():
         raise UsageError(f"--checkpoint {args.checkpoint}: no such file or folder")
     if carries(args):
-        carry.refuse_parts(args, "--reset never")
+        carry.refuse_parts(args, "--carry-over")
 
 
 def carries(args):
-    return args.reset == "never" and args.steps > 0
+    return args.carry_over > 0 and args.steps > 0
 
 
 def window_flags(args):
@@ -121,7 +119,7 @@ class Item:
     """A clip of the list, as a run and its records see it."""
 
     entry: Entry
-    place: int  # in the order of the whole list
+    place: int  # in the whole list, or in the order in which they follow from each other
     caption: str = ""
 
     @property
@@ -173,8 +171,10 @@ def chosen(args):
             raise UsageError(f"--videos {args.videos}: the id {entry.id[:60]!r} {why}")
     lines = [f"{x.id}\0{x.source}\0{x.category}" for x in entries]
     digest = hashlib.sha256("\n".join(lines).encode(errors="backslashreplace")).hexdigest()
-    ordered = enumerate(carry.in_order(entries, args))
-    items = todo.in_range([Item(entry, place) for place, entry in ordered], args)
+    items = todo.in_range([Item(entry, place) for place, entry in enumerate(entries)], args)
+    if carries(args):
+        ordered = enumerate(carry.in_order(items, args))
+        items = [replace(item, place=place) for place, item in ordered]
     todo.refuse_overwriting(items, args)
     return items, digest
 

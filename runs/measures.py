@@ -38,6 +38,17 @@ OF_CLEAN = {
     }
     for name in CLEAN
 }
+ONLINE = {
+    "better": "lower",
+    "relative": True,
+    "leads": True,
+    "called": "the loss on the true future before adapting to a video",
+    "about": (
+        "Loss of the model on the latents that really followed, adapted only to the videos before: "
+        "what was carried over is worth. Gains are changes in per cent, each video's of its own "
+        "baseline."
+    ),
+}
 AHEAD = {
     "better": "lower",
     "relative": True,
@@ -65,9 +76,11 @@ AFTER = {
 }
 
 
-def of_videos(videos):
-    """Those of a list in which some name their clean truth are more."""
-    return OF_VIDEOS | (OF_CLEAN if any("truth" in video.beside for video in videos) else {})
+def of_videos(videos, carried):
+    """Of a list in which some name their clean truth these are more. carried: whether an adaptation
+    begins at what was learned from the videos before."""
+    clean = OF_CLEAN if any("truth" in video.beside for video in videos) else {}
+    return ({"future_loss_online": ONLINE} if carried else {}) | OF_VIDEOS | clean
 
 
 def of_latent_clips(carried, ahead):

@@ -3,6 +3,7 @@ over."""
 
 import contextlib
 import time
+from dataclasses import replace
 
 import av
 
@@ -18,6 +19,7 @@ from runs import identity, results
 from runs.background import Behind
 from runs.baseline import find_baseline
 from runs.clips import Clips
+from runs.course import Course
 from runs.ending import ending, line, means
 from runs.evaluate import reconstruct
 from runs.plan import memory, print_plan
@@ -42,7 +44,8 @@ class Run:
             args, manifest_sha256, no_lpips or "alex", forgetting_sha256=others_sha256,
             lpips_sha256=lpips_sha256(args.lpips_weights),
         )  # fmt: skip
-        self.work = Work(args, self.config, videos, done_among)
+        self.course = Course(args, args.kind.carries(args))
+        self.work = Work(args, self.config, videos, self._done_among)
         self.todo, self.show = self.work.todo, self.work.records.show
         self.scores = Scores(args, self.work.records, self.window, lpips)
         self.baseline = find_baseline(args, self.config)
@@ -51,6 +54,9 @@ class Run:
             no_lpips = no_lpips and f"LPIPS is not computed: {no_lpips}"
             self.work.open(setting(args, self.geometry, self.window), no_lpips)
         ranks.broadcast(self.ends_here)  # what follows it, see following.py
+
+    def _done_among(self, videos, folder):
+        return self.course.chain.done_among(videos, done_among(videos, folder))
 
     @property
     def ends_here(self):
@@ -65,6 +71,7 @@ class Run:
         others, is_free = self.others, lambda name: work.claims.is_free(name)
         clips = Clips(self.args, self.window, model, self.todo, others, is_free)
         with contextlib.ExitStack() as stack:
+            stack.enter_context(self.course.working())
             stack.enter_context(work.working(lambda: summarise(self.out)))
             self.clips = stack.enter_context(clips)
             self.behind = stack.enter_context(Behind(model.device))
@@ -73,7 +80,7 @@ class Run:
     def pending(self):
         """The videos still to do, one after the other, those that other workers have at the end.
         Raises StopRun where the model predicts none of the first few."""
-        for place, video in self.work.pending():
+        for place, video in self.course.chain.in_turn(self.work.pending()):
             self.place = place
             agreement.begin_turn()
             ranks.broadcast(video)
@@ -99,7 +106,7 @@ class Run:
             ranks.broadcast(error)
             raise
         ranks.broadcast(clip.preflight)
-        return clip
+        return replace(clip, start=self.course.start_of(clip))
 
     def _trace(self):
         """Of the first video that is not skipped, where --profile asks for it."""
@@ -117,11 +124,13 @@ class Run:
             self.work.skip(clip.video, VideoError("the generated frames are not finite"))
             return
         if self.work.lost(clip.video):
+            self.course.chain.stand_back()
             return
         identity.refuse_other(self.out, self.config)  # one that began beside this one
         if self.args.save_adapter:
             name = self.out / "videos" / clip.video.id
             results.save_adapter(name, method, self.args, tensors)
+        record |= self.course.keep(clip, method)
         again = None  # methods are compared with the baseline's references
         if frames is not None and identity.is_baseline(vars(self.args)):
             with stage(record, "reference", self.model.device):
@@ -131,6 +140,8 @@ class Run:
             "total_seconds": time.perf_counter() - self.work.started,
         }
         self.behind.begin(lambda: self._finish(clip, record, frames, again))
+        if self.course.chain.links:
+            self.behind.finish()  # whether it is skipped decides where the next begins
 
     def _finish(self, clip, record, frames, reconstruction):
         try:
@@ -141,7 +152,10 @@ class Run:
             why = VideoError(f"not scored: {type(error).__name__}: {error}")
             self.work.skip(clip.video, why)
             return
-        if record:
+        if not record:
+            self.course.chain.stand_back()
+        else:
+            self.course.settle(record)
             score = record["psnr_db"]
             last = "" if score is None else f", PSNR {score:.2f} dB"
             self.work.records.announce(line(record), last)

@@ -30,6 +30,9 @@ def summarise(out):
         **mean_references(done),
         "mean_future_loss_before": mean([r["future_loss_before"] for r in done]),
         "mean_future_loss_change_percent": mean([future_change(r) for r in done]),
+        "mean_future_loss_online_change_percent": mean(
+            [future_change(r, "future_loss_online") for r in done]
+        ),
         **{f"mean_{name}": mean([r.get(name) for r in done]) for name in OTHERS},
         **{f"{name}_seconds": sum(r[f"{name}_seconds"] for r in done) for name in STAGES},
         "peak_memory_gb": max((r["peak_memory_gb"] for r in done), default=None),
@@ -38,9 +41,9 @@ def summarise(out):
     return summary
 
 
-def future_change(record):
+def future_change(record, name="future_loss"):
     """Of the loss on the true future, in per cent of the video's own before adapting; or None."""
-    before, after = record["future_loss_before"], record["future_loss"]
+    before, after = record["future_loss_before"], record.get(name)
     return 100 * (after / before - 1) if before and after is not None else None
 
 

@@ -8,6 +8,7 @@ from common.data import file_facts, real, sha256
 from common.errors import UsageError
 from common.values import at_least, shard
 from runs.captions import captioned
+from runs.carry import in_order
 from runs.identity import ROOT
 from runs.lists import list_videos
 from runs.names import printable
@@ -71,7 +72,7 @@ def chosen_videos(args):
     videos, digest = list_videos(
         args.videos, args.prompt, allow_empty=args.caption or args.allow_poor_captions
     )
-    videos = in_range(captioned(videos, args), args)
+    videos = in_order(in_range(captioned(videos, args), args), args)
     refuse_overwriting(videos, args)
     return videos, digest
 

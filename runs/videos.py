@@ -9,15 +9,17 @@ from common import (
     best_of,
     clip,
     control,
+    drawing,
     future,
     generation,
     loading,
     loss,
     metrics,
     stages,
+    start,
     stopping,
 )
-from runs import baseline, cache, captions, lists, measures, records, scores, todo
+from runs import baseline, cache, captions, carry, lists, measures, records, scores, todo
 
 ORDER = (  # in the help, after the script's own
     "adaptation", "data and model", "run", "sampling", "frame window", "loss on the true future",
@@ -27,8 +29,8 @@ GROUPS = {  # as they are declared; None: those of the method
     "data and model": (todo.add_arguments, captions.add_arguments, loading.add_arguments),
     "frame window": (clip.add_arguments,),
     "adaptation": (
-        adaptation.add_arguments, loss.add_arguments, adapters.add_arguments,
-        control.add_arguments, todo.add_other_videos,
+        adaptation.add_arguments, loss.add_arguments, drawing.add_arguments, adapters.add_arguments,
+        control.add_arguments, start.add_arguments, carry.add_order, todo.add_other_videos,
     ),
     "loss on the true future": (future.add_arguments,),
     "early stopping": (stopping.add_arguments,),
@@ -52,8 +54,11 @@ def complete(args, method):
     geometry = loading.geometry_of(args)
     loading.check(args, geometry)
     clip.fill_window(args, geometry)
-    for module in (adaptation, control, todo, loss, stopping):
+    for module in (start, control, todo, loss, stopping):
         module.check(args)
+    args.save_adapter = args.save_adapter or args.start_from == start.BANK
+    if carries(args):
+        carry.refuse_parts(args, start.linked(args))
     clip.Window.of(args, geometry)
     generation.fill(args, geometry)
     if hasattr(method, "check"):
@@ -69,7 +74,8 @@ def window_flags(args):
 
 def metrics_of(args):
     """What is measured, as config.json says it."""
-    return measures.of_videos(lists.list_videos(args.videos, args.prompt, allow_empty=True)[0])
+    videos = lists.list_videos(args.videos, args.prompt, allow_empty=True)[0]
+    return measures.of_videos(videos, carries(args))
 
 
 weights_sha256 = functools.cache(metrics.lpips_sha256)
@@ -98,7 +104,7 @@ def is_same(video, record):
 
 def carries(args):
     """Whether what is learned goes on from video to video."""
-    return False
+    return start.linked(args) is not None
 
 
 def import_model(checkpoint):

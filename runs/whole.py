@@ -6,7 +6,10 @@ from common.values import MANY
 
 STAGES = ("encode", "adapt", "generate", "decode", "metrics", "total")  # <stage>_seconds
 REFERENCES = ("repeat_last", "reconstruction", "second_take")
-OTHERS = ("sample_variance", "fixed_loss_before", "fixed_loss_after", "moved_from_baseline")
+OTHERS = (
+    "sample_variance", "fixed_loss_before", "fixed_loss_online", "fixed_loss_after",
+    "future_loss_online", "moved_from_baseline",
+)  # fmt: skip
 LATENT_CLIP = "latent clip"  # the record's kind; that of a video has none
 LATENT_LOSSES = (
     "look_ahead_loss", "untouched_look_ahead_loss", "pre_adapt_loss", "post_adapt_loss",

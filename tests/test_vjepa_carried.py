@@ -1,4 +1,4 @@
-"""--reset never: what is learned goes on from clip to clip, in one order, by one worker; a run that
+"""--carry-over: what is learned goes on from clip to clip, in one order, by one worker; a run that
 was killed goes on as if it had not been."""
 
 import json
@@ -23,7 +23,7 @@ CLIPS = 4
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
     predictor, clips = make_predictor(folder / "p"), make_clips(folder / "c", CLIPS)
-    flags = ["--checkpoint", predictor, "--videos", clips, "--reset", "never", "--lr", "1e-2"]
+    flags = ["--checkpoint", predictor, "--videos", clips, "--carry-over", 1, "--lr", "1e-2"]
     return [*flags, "--preset", "extended", "--save-adapter"]
 
 
@@ -57,7 +57,7 @@ def flat(state):
 
 
 def test_it_goes_on_from_clip_to_clip(run):
-    carried, each = records(run("never")), records(run("clip", "--reset", "clip"))
+    carried, each = records(run("never")), records(run("clip", "--carry-over", 0))
     assert carried[0]["pre_adapt_loss"] == carried[0]["untouched_loss"]
     same = [key for key in carried[0] if key.endswith(("loss", "losses", "per_frame"))]
     assert [carried[0][key] for key in same] == [each[0][key] for key in same]
@@ -71,6 +71,15 @@ def test_the_optimiser_goes_on_as_well(run):
     _, _, name, state = numbers(run("never"))
     steps = {value["step"] for value in state["optimizer"]["state"].values()}
     assert name == f"c{CLIPS - 1}.pt" and steps == {5.0 * CLIPS}
+
+
+def test_a_share_goes_on(run):
+    alone, half, whole = (
+        records(run(f"keep{keep}", "--carry-over", keep, "--limit", 2)) for keep in (0, 0.5, 1)
+    )
+    assert half[0]["post_adapt_loss"] == whole[0]["post_adapt_loss"]
+    before = [found[1]["pre_adapt_loss"] for found in (alone, half, whole)]
+    assert before[0] > before[1] > before[2]  # the clips are alike
 
 
 def killed_at(replacement, *argv):
@@ -150,7 +159,7 @@ def test_one_worker_alone(run, data, script, tmp_path, capsys):
 def test_parts_of_the_list_are_refused(flags, data, script, tmp_path, capsys):
     assert script(vjepa_tta, *data, *flags, "--out", tmp_path / "out") == 2
     said = capsys.readouterr().err
-    assert said.count("\n") == 1 and f"{flags[0]} {flags[1]}: not with --reset never" in said
+    assert said.count("\n") == 1 and f"{flags[0]} {flags[1]}: not with --carry-over" in said
     assert not (tmp_path / "out").exists()
     more = ["--steps", 0, "--limit", 1]  # a baseline has no order
     assert script(vjepa_tta, *data, *flags, *more, "--out", tmp_path / "out") == 0
@@ -183,7 +192,7 @@ def test_a_clip_that_another_worker_still_has_is_not_jumped_over(run, data, tmp_
     with Claims(videos) as others:
         assert others.take("c1")
         run("out", code=1)
-    assert "another worker has a clip before c2" in capsys.readouterr().err
+    assert "another worker has one before c2" in capsys.readouterr().err
     assert [record["id"] for record in records(tmp_path / "out")] == ["c0"]
     run("out")
     assert numbers(tmp_path / "out") == numbers(run("undisturbed"))

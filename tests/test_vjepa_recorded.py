@@ -42,9 +42,9 @@ def flags_of(settings, frames):
     given = [x for key, flag in FLAGS.items() if key in settings for x in (flag, settings[key])]
     seen = settings["context_frames"] + settings["T_rollout"]
     seen = "all" if seen >= frames else seen
-    reset = "clip" if settings.get("tta_reset_per_clip", True) else "never"
+    carry = 0 if settings.get("tta_reset_per_clip", True) else 1
     steps = [] if settings["tta_enabled"] else ["--steps", 0]
-    return [*given, *steps, "--reset", reset, "--adapt-frames", seen]
+    return [*given, *steps, "--carry-over", carry, "--adapt-frames", seen]
 
 
 @needs_vjepa2

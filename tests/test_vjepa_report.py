@@ -21,10 +21,10 @@ from runs.identity import ROOT
 SWEEP = """
 baseline: vjepa_tta.py
 rows:
-  - name: "{reset}"
+  - name: "{carry}"
     script: vjepa_tta.py
-    flags: --reset {reset} --lr 1e-2
-    over: {reset: [clip, never]}
+    flags: --carry-over {carry} --lr 1e-2
+    over: {carry: [0, 1]}
 """
 
 
@@ -80,9 +80,9 @@ def test_the_error_ahead_decides_where_each_clip_begins_anew(runs, compared, tmp
 
 
 def test_the_error_before_adapting_decides_where_it_goes_on(runs, compared):
-    folders = runs(never=["--reset", "never"])
+    folders = runs(never=["--carry-over", 1])
     said, page = compared(*folders)
-    assert "never helps: the latent error before adapting to a clip falls by" in said
+    assert "never (carried over) helps: the latent error before adapting to a clip falls by" in said
     assert "the interval holds for this order" in said
     assert "one after the other" in headings(page) and "mean of the last 50" in page
     own, base = (
@@ -99,7 +99,7 @@ def test_the_error_before_adapting_decides_where_it_goes_on(runs, compared):
 
 
 def test_of_both_the_error_ahead_decides(runs, compared):
-    said, _ = compared(*runs(clip=[], never=["--reset", "never"]))
+    said, _ = compared(*runs(clip=[], never=["--carry-over", 1]))
     assert said.count("the latent error ahead") == 2
     assert "before adapting to a clip falls" not in said
 
@@ -114,15 +114,14 @@ def test_of_the_studys_protocol_what_was_learned_is_told(runs, data, script, tmp
 
 
 def test_the_run_says_which_values_are_better(runs, compared):
-    folders = runs(never=["--reset", "never"])
+    folders = runs(never=["--carry-over", 1])
 
     def turn(config):
         config["metrics"]["pre_adapt_loss"]["better"] = "higher"
 
     change(folders[1] / "config.json", turn)
-    assert (
-        "never harms: the latent error before adapting to a clip falls by" in compared(*folders)[0]
-    )
+    words = "never (carried over) harms: the latent error before adapting to a clip falls by"
+    assert words in compared(*folders)[0]
 
 
 @pytest.mark.parametrize("metrics", [[], {}, {"x": {"better": "more"}}, {"x": 1},

@@ -191,7 +191,7 @@ def test_another_file_under_the_same_name_is_refused(data, script, tmp_path, cap
     (["--checkpoint", "nowhere"], "--checkpoint nowhere: no such file or folder"),
     (["--adapt-frames", 1], "--adapt-frames: must be at least 2"),
     (["--adapt-frames", "some"], "--adapt-frames: "),
-    (["--reset", "often"], "--reset: invalid choice"),
+    (["--carry-over", 2], "--carry-over: must be from 0 to 1, got 2"),
     (["--batch-start", 6], "the range holds none"),
     (["--order", "shuffle"], "--order: invalid choice"),
     (["--groups", 2], "unrecognized argument --groups"),
