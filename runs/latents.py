@@ -1,7 +1,7 @@
 """Runs on clips of frame features, which a predictor adapts to: their flags, and their list."""
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from common.data import file_facts, sha256
@@ -121,6 +121,7 @@ class Item:
     entry: Entry
     place: int  # in the whole list, or in the order in which they follow from each other
     caption: str = ""
+    beside: dict = field(default_factory=dict)  # no other files
 
     @property
     def id(self):

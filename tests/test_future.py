@@ -204,5 +204,5 @@ def test_a_diverged_model_has_no_number(loaded):
         context_cache=lambda latents: None, device=model.device,
         velocity=lambda noisy, *more: noisy * float("nan"),
     )  # fmt: skip
-    record = common.future.Future(broken, clip, args).record(adapted=True)
+    record = common.future.Future(broken, clip, args).record(updated=True)
     assert record["future_loss"] is None and record["future_loss_per_sigma"] == [None] * 5

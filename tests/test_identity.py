@@ -247,7 +247,7 @@ def test_a_file_that_is_replaced_meanwhile_is_not_the_one_that_was_read(
 
 
 def test_a_file_that_changes_while_it_is_read_is_skipped(script, tmp_path, monkeypatch):
-    rows, read = demo_rows(), common.clip.read_frames
+    rows, read = demo_rows(), common.footage.read_frames
     for i in (0, 1):
         shutil.copy(rows[i][0], tmp_path / f"{i}.mp4")
     listed = write_manifest(tmp_path / "list.csv", [("0.mp4", "a ball"), ("1.mp4", "a ring")])
@@ -260,7 +260,7 @@ def test_a_file_that_changes_while_it_is_read_is_skipped(script, tmp_path, monke
             path.unlink()
         return found
 
-    monkeypatch.setattr(common.clip, "read_frames", replaced)
+    monkeypatch.setattr(common.footage, "read_frames", replaced)
     assert script(adasteer, *QUICK, "--videos", listed, "--out", tmp_path / "out") == 3
     found = [json.loads((tmp_path / f"out/videos/{i}.json").read_text()) for i in (0, 1)]
     assert "was changed while it was read" in found[0]["reason"]
