@@ -5,7 +5,7 @@ import re
 
 import torch
 
-from common import control
+from common.control import Control
 from common.future import Future
 from common.loss import (
     PREFLIGHT_DRAWS,
@@ -51,9 +51,9 @@ def adapt(model, method, clip, args, show=lambda line: None, stopping=None):
     """
     other_loss, costs = loss_on_other(model, clip), {}
     fixed, future = Fixed(model, clip), Future(model, clip, args)
-    origin = control.origin_of(method, args)
-    start = getattr(clip, "start", None) or Start()
+    start, control = getattr(clip, "start", None) or Start(), Control(method, clip, args)
     start.begin(model, method, clip, args)
+    control.begin()
     for losses in (fixed, future):
         losses.begin(start.moved)
     parameters, steps = method.named_parameters(), Steps()
@@ -68,19 +68,18 @@ def adapt(model, method, clip, args, show=lambda line: None, stopping=None):
         diverged = not learn(model, method, clip, args, stopping, steps, watch, start)
         kept_step = settle(stopping, gate, diverged, len(steps.losses))
     costs["adapt_seconds"] -= future.trace_seconds
-    start.end(diverged or gate.refused)
-    said = control.apply(method, origin, clip, args)
-    changed = kept_step > 0 or origin is not None  # since the updates began
+    start.end(diverged or not kept_step)
+    control.end()
     return {
         **vars(steps) | stopping.record(),
         "diverged": diverged,
-        "kept": start.kept(changed),
+        "kept": start.kept(kept_step > 0),
         "adapted_parameters": sum(p.numel() for p in parameters.values()),
         **(method.details() if hasattr(method, "details") else {}),
-        **start.facts | gate.facts | said,
-        **costs | distances(model, parameters, origin or stopping.start),
+        **start.facts | gate.facts | control.said,
+        **costs | distances(model, parameters, control.origin or stopping.start),
         "forgetting": forgetting(model, clip, other_loss),
-        **fixed.record(changed) | future.record(changed),
+        **fixed.record(kept_step > 0) | future.record(kept_step > 0),
     }
 
 

@@ -36,6 +36,8 @@ def check(args):
         raise UsageError(
             f"--control other: takes what was learned as it is; leave out --steps {args.steps}"
         )
+    if args.control and args.adapter and not args.steps:
+        refuse_linked(args)
     if args.control == "random" and not args.steps and args.adapter is None:
         raise UsageError(
             "--control random: with --steps 0 nothing is learned that it could replace; give "
@@ -43,26 +45,53 @@ def check(args):
         )
 
 
-def origin_of(method, args):
-    """Copies of the parameters as the method has them at first, before --adapter; None where no
-    control needs them."""
-    if args.control != "random":
-        return None
-    return [shards.kept(parameter) for parameter in method.named_parameters().values()]
+def refuse_linked(args):
+    """Raises UsageError for adapters of a run in which they began at those of other videos: what
+    was learned on a video alone is not to be told from them."""
+    config = read(args.adapter.parent / "config.json").get("arguments")
+    for name in ("carry_over", "reptile", "start_from", "adapter"):
+        if isinstance(config, dict) and config.get(name):
+            flag = f"--{name.replace('_', '-')}"
+            raise UsageError(
+                f"--control {args.control}: --adapter {args.adapter} is of a run with {flag}; give "
+                "one in which each video begins alone"
+            )
 
 
-def apply(method, origin, clip, args):
-    """Does what --control asks for after adapting; what the video's JSON says of it. origin: what
-    origin_of gave."""
-    if args.control == "random":
-        scatter(method.named_parameters().values(), origin, clip)
-    if args.control is None:
-        return {}
-    said = {"control": args.control}
-    if args.control == "other":
-        name = lender(args, clip.video)
-        said |= {"control_video": name, "control_source": sources(args.adapter)[name]}
-    return said
+class Control:
+    """What --control does in one adaptation. origin: copies of the parameters where what it
+    replaces began, None where none are needed; said: for the video's JSON."""
+
+    def __init__(self, method, clip, args):
+        self.method, self.clip, self.args, self.said = method, clip, args, {}
+        self.origin = self.copies()  # before --adapter
+
+    def copies(self):
+        if self.args.control != "random":
+            return None
+        return [shards.kept(p) for p in self.method.named_parameters().values()]
+
+    def begin(self):
+        """Called where the updates begin. Without updates it is what --adapter gave that counts."""
+        if self.args.steps:
+            self.origin = self.copies()
+        else:
+            self.apply()
+
+    def end(self):
+        """Called after the updates."""
+        if self.args.steps:
+            self.apply()
+
+    def apply(self):
+        if self.args.control == "random":
+            scatter(self.method.named_parameters().values(), self.origin, self.clip)
+        if self.args.control:
+            self.said = {"control": self.args.control}
+        if self.args.control == "other":
+            name = lender(self.args, self.clip.video)
+            source = sources(self.args.adapter)[name]
+            self.said |= {"control_video": name, "control_source": source}
 
 
 @torch.no_grad()

@@ -56,7 +56,7 @@ def add_arguments(group):
 def check(args):
     """Fills in --steps. What --start-from names is --adapter's, with other --steps by default."""
     refuse_two_starts(args)
-    steps = 0 if args.adapter else 5
+    steps = 0 if args.adapter or args.control == "other" else 5
     if args.start_from not in (None, BANK):
         if not args.start_from.exists():
             raise UsageError(f"--start-from {args.start_from}: no such file or folder, nor bank")
@@ -65,7 +65,7 @@ def check(args):
     if args.control and linked(args):
         raise UsageError(
             f"--control {args.control}: not with {linked(args)}, which would hand its change on; "
-            "adapt with --save-adapter first, then give --adapter RUN/videos"
+            "controls are of runs in which each video begins alone"
         )
     if args.reset_on_degradation and not (args.carry_over or args.start_from == BANK):
         raise UsageError("--reset-on-degradation: needs --carry-over or --start-from bank")
@@ -199,9 +199,10 @@ class Start:
             schedule.load_state_dict(self.left["schedule"])
 
     @torch.no_grad()
-    def end(self, diverged):
-        """After the steps. An adaptation that diverged leaves what was there before it."""
-        if diverged or self.optimizer is None or not carries(self.args):
+    def end(self, rejected):
+        """After the steps. rejected: whether it diverged or no step is kept; that leaves what was
+        there before it."""
+        if rejected or self.optimizer is None or not carries(self.args):
             return
         state = {"parameters": self.copies()}
         if self.args.reptile:
@@ -213,6 +214,6 @@ class Start:
 
     def kept(self, adapted):
         """What the video is generated with. adapted: whether its steps count."""
-        if adapted or self.args.adapter:
+        if adapted or (self.args.adapter and not self.args.steps):
             return "adapted"
         return "carried" if self.moved else "baseline"

@@ -66,10 +66,10 @@ def held_out_problem(clip):
 
 
 def losses_of_pairs(model, clip, args):
-    """The loss at each pair of args.stop_sigmas and args.stop_draws noises, of what is held
-    out."""
+    """The loss at each pair of args.stop_sigmas and args.stop_draws noises, of what is held out;
+    the noises are not those that early stopping chooses by."""
     problem = held_out_problem(clip)
-    generator = random_stream(clip.seed, clip.video.id, "validation noise")
+    generator = random_stream(clip.seed, clip.video.id, "gate noise")
     noise = draw_noise(generator, problem.target, args.stop_draws)
     pairs = itertools.product(args.stop_sigmas, noise.split(1))
     return said_by_all([anchored_loss(model, problem, (s,), each) for s, each in pairs])[0]

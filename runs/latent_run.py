@@ -124,7 +124,9 @@ class LatentRun:
             if self.args.save_adapter:
                 results.save_adapter(self.work.folder / item.id, self.adaptation.method, self.args)
             if self.carries:
-                self.carried.keep(item.id, self.adaptation.state_dict())
+                diverged = record["diverged"]  # then what was there before it goes on
+                state = self.carried.state if diverged else self.adaptation.state_dict()
+                self.carried.keep(item.id, state)
         record |= self.records.identity(item) | scores.distances(parameters, self.adaptation.start)
         record |= self.records.made_with() | {
             "status": "done",
