@@ -4,7 +4,7 @@
 
 Of the project's own scenes that no training shows, and of the moving ones of a manifest: the
 flow-matching loss on the 16 frames that follow 13 given ones, at five sigmas and against that of
-predicting zero; what the right caption takes from it, against that of the clip before, where only
+predicting zero; what the right caption takes from it, against that of another source, where only
 the first frame is given; PSNR of the continuation in one step and in --sampling-steps, beside
 repeating the last frame. Intervals are 95 %, over sources (a scene is its own).
 """
@@ -19,6 +19,7 @@ import torch
 from tqdm import tqdm
 
 import backbones
+from common.errors import UsageError, VideoError
 from common.metrics import mean, psnr_db
 from common.values import at_least
 from common.video import read_frames
@@ -52,8 +53,12 @@ def own_scenes(count):
 
 def moving(videos, size):
     for video in videos:
-        frames = read_frames(video.path, 0, FRAMES, size)[0]
-        if repeated(frames) < STILL_DB:
+        try:
+            frames = read_frames(video.path, 0, FRAMES, size)[0]
+        except VideoError as error:
+            print(f"left out: {error}")
+            continue
+        if (repeated(frames) or STILL_DB) < STILL_DB:
             yield video.source, frames, video.caption
 
 
@@ -126,12 +131,15 @@ def main():
         sets["moving clips"] = moving(videos, model.geometry.size)
     found = {}
     for name, clips in sets.items():
-        rows, sources, before = [], [], ""
+        rows, sources, said = [], [], {}
         for number, (source, frames, caption) in enumerate(tqdm(clips, name, disable=None)):
-            captions = (caption, before)
+            others = [words for other, words in said.items() if other != source]
+            captions = (caption, others[-1] if others else "")
             rows.append(measure(model, number, frames, captions, args.sampling_steps))
             sources.append(source)
-            before = caption
+            said[source] = caption
+        if not rows:
+            raise UsageError(f"--videos {args.videos}: none of its clips moves")
         print(f"{name} ({len(rows)}, of {len(set(sources))} sources)", flush=True)
         print("\n".join(summary(rows, sources, args.sampling_steps)), flush=True)
         found[name] = rows

@@ -56,7 +56,10 @@ def arguments():
     args = parser.parse_args()
     if args.out and args.out.suffix.lower() != ".mp4":
         raise UsageError(f"--out {args.out}: must be an .mp4")
-    if args.adapter is None and args.checkpoint != NANO:
+    for other in filter(None, (args.video, args.truth)):
+        if args.out and args.out.resolve() == other.resolve():
+            raise UsageError(f"--out {args.out}: would be written over {other}")
+    if args.adapter is None and args.checkpoint.resolve() != NANO.resolve():
         raise UsageError(f"--checkpoint {args.checkpoint}: needs an --adapter that was made for it")
     args.adapter = args.adapter or EMBEDDED
     return args
@@ -79,13 +82,21 @@ def load(args):
     return Restorer(model, adapter), config
 
 
+def unused(video, scale):
+    """VIDEO_x4.mp4 beside it. Raises UsageError where that is there."""
+    path = video.with_name(f"{video.stem}_x{scale}.mp4")
+    if path.exists():
+        raise UsageError(f"{path}: is there already; say with --out what to write")
+    return path
+
+
 def main():
     args = arguments()
     try:
         first, fps = frames_of(args.video)
         restorer, config = load(args)
         enlarge = Enlarger(restorer, config, args)
-        args.out = args.out or args.video.with_name(f"{args.video.stem}_x{enlarge.scale}.mp4")
+        args.out = args.out or unused(args.video, enlarge.scale)
         comparison = Comparison(args, enlarge)
         print(f"{args.video}: {fps:g} frames a second, enlarged {enlarge.scale} times")
         with adapted(enlarge, first, args) if args.adapt else nullcontext():

@@ -1,6 +1,7 @@
 """Restored frames against the sharp ones, scored as they go by; what a network thinks of them."""
 
 import itertools
+import sys
 
 import torch
 
@@ -27,17 +28,27 @@ class Scorer:
 
     def watched(self, frames, truth, found):
         """The frames (3, H, W) as they came. To found, {metric: values}, it adds those of each
-        frame against `truth`, an iterator of the sharp ones, as far as that goes."""
-        frames, before = iter(frames), None
+        frame against `truth`, an iterator of the sharp ones, as far as that goes. What cannot be
+        scored ends the scores, with a line, and not the frames."""
+        frames, before, failed = iter(frames), None, False
         while part := list(itertools.islice(frames, PART)):
-            rows = [self.unseen(frame) for frame in part[::SPARSE]]
-            if sharp := list(itertools.islice(truth, len(part))):
-                both = [torch.stack(x[: len(sharp)]) for x in (part, sharp)]
-                rows += [*map(self.of_frame, *both), *moving(both, before)]
-                before = [x[-1] for x in both]
+            try:
+                rows, before = ([], before) if failed else self.of_part(part, truth, before)
+            except Exception as error:  # noqa: BLE001 - networks and files of others
+                rows, failed = [], True
+                print(f"not scored beyond this: {error}", file=sys.stderr)
             for name, value in itertools.chain(*(row.items() for row in rows)):
                 found.setdefault(name, []).append(value)
             yield from part
+
+    def of_part(self, part, truth, before):
+        """Rows of scores, and the last frames of both, which were `before` those of the part."""
+        rows = [self.unseen(frame) for frame in part[::SPARSE]]
+        if sharp := list(itertools.islice(truth, len(part))):
+            both = [torch.stack(x[: len(sharp)]) for x in (part, sharp)]
+            rows += [*map(self.of_frame, *both), *moving(both, before)]
+            before = [x[-1] for x in both]
+        return rows, before
 
     def of_frame(self, frame, sharp):
         """PSNR and SSIM of RGB and of luma; LPIPS."""
@@ -130,12 +141,13 @@ class Comparison:
         rows = {name: found for name, found in self.found.items() if found}
         yield from itertools.starmap(line, rows.items())
         if self.args.adapt:
-            pairs = {k: (v, rows["not adapted"][k]) for k, v in rows["adapted"].items()}
-            yield line("adapted - not adapted", {k: [minus(*pair)] for k, pair in pairs.items()})
+            plain = rows["not adapted"]
+            pairs = {k: zip(v, plain[k], strict=True) for k, v in rows["adapted"].items()}
+            yield line("adapted - not adapted", {k: differences(v) for k, v in pairs.items()})
         if self.scorer.reason and self.args.truth:
             yield f"LPIPS is not computed: {self.scorer.reason}"
 
 
-def minus(a, b):
-    a, b = mean(a), mean(b)
-    return None if a is None or b is None else a - b
+def differences(pairs):
+    """Of the frames that have both."""
+    return [a - b for a, b in pairs if None not in (a, b)]

@@ -55,6 +55,8 @@ class Trainer:
         self.state = args.work / "state.pt"
         if self.state.exists():
             saved = torch.load(self.state, map_location=self.device, weights_only=True)
+            if missing := [name for name in PARTS if name not in saved]:
+                raise UsageError(f"--work {args.work}: its state has no {missing[0]}; give another")
             for name in PARTS:
                 getattr(self, name).load_state_dict(saved[name])
             self.step, self.curve = saved["step"], saved["curve"]

@@ -1,6 +1,8 @@
 """Whole videos, frame by frame, with their sound."""
 
 import heapq
+import shutil
+import sys
 from fractions import Fraction
 
 import av
@@ -10,6 +12,7 @@ from common.video import decode, fit, opened, write_video
 from runs.results import discard, replace_file
 
 HELD = ("aac", "ac3", "alac", "eac3", "flac", "mp3", "opus")  # codecs that an mp4 takes
+GAP = 0.05  # seconds of silence that are kept
 LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1", 8: "7.1"}  # of channels
 
 
@@ -39,7 +42,11 @@ def write(path, frames, fps, sound):
     silent = path.with_name(f".{path.name}.silent.mp4")
     try:
         write_video(silent, frames, fps)
-        replace_file(path, lambda temporary: join(temporary, silent, sound))
+        try:
+            replace_file(path, lambda temporary: join(temporary, silent, sound))
+        except av.FFmpegError as error:
+            print(f"{sound}: its sound cannot be kept ({error.strerror})", file=sys.stderr)
+            replace_file(path, lambda temporary: shutil.copy(silent, temporary))
     finally:
         discard(silent)
 
@@ -82,6 +89,9 @@ def coded_anew(out, source, stream):
     def packets():
         count = 0
         for frame in source.decode(stream):
+            at = round((frame.time or 0) * frame.sample_rate)
+            if abs(at - count) > GAP * frame.sample_rate:
+                count = at
             frame.pts, frame.time_base = count, Fraction(1, frame.sample_rate)
             count += frame.samples
             yield from placed.encode(frame)

@@ -7,7 +7,7 @@ context latents (timestep 0) the DiT predicts latents - noise of the frames that
 in between lies in `--work`, with the loss curve and, every ten minutes, a checkpoint and a sheet of
 continued scenes; the finished checkpoint, with averaged weights, in `--out`. Interrupted (also by
 SIGTERM), it saves, and the same command goes on, with more --steps where asked: the rate stays the
-same until the last quarter of them. The defaults are the recipe that nano/README.md's table chose.
+same until the last quarter of them.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""How the nano checkpoint is trained: what nano/README.md's table compares."""
+"""How the nano checkpoint is trained."""
 
 import torch
 from torch.optim.swa_utils import get_ema_multi_avg_fn
@@ -55,6 +55,8 @@ class Optimizers:
 
     def __init__(self, models, lr, muon):
         blocks = models["dit"].blocks.parameters() if muon else ()
+        if muon and not hasattr(torch.optim, "Muon"):
+            raise SystemExit(f"--optimizer muon: needs torch 2.9, this is {torch.__version__}")
         matrices = [p for p in blocks if p.ndim == 2]
         known = set(matrices)
         rest = [p for p in models.parameters() if p not in known]

@@ -9,7 +9,7 @@ import torch
 from common.clip import Clip, load_clip, read_footage
 from common.errors import PreflightError, StopRun, UsageError, VideoError
 from common.loss import beats_zero, preflight
-from devices import ranks
+from devices import agreement, ranks
 from devices.placement import within_memory
 from runs.background import Ahead
 from runs.cache import Cache
@@ -30,6 +30,7 @@ class Clips:
         captions = [video.caption for video in (*others, *todo)]
         self.negative = self.prompts.get(args.negative_prompt, captions)
         self.prompts.get(captions[0], captions)
+        agreement.begin_turn()  # prompts may have taken long
         model.placement.begin(self.prompts.embedded)
         self.others = self._load_others(others)
         self.ahead = Ahead(lambda v: read_footage(v, window, model.frame_size), model.device)

@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import traceback
 from pathlib import Path
 
 from common.errors import StopRun, UsageError
@@ -56,6 +57,9 @@ def outcome(main, name):
             return code
         if not is_expected(error):
             team.end(1)
+            if team.stores:  # others wait for this one, and it might wait for them
+                traceback.print_exc()
+                leave(1)
             raise
         team.say(printable(f"{name}: stopped: {error}"))
         return 1

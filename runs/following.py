@@ -32,6 +32,7 @@ class Follower:
     @contextlib.contextmanager
     def working(self, model):
         self.model = model
+        agreement.wait_for_turn()
         model.placement.begin(0)
         yield
 

@@ -32,7 +32,7 @@ def stop_at_once(number, frame):
 
 def ranks_here():
     """Rank of this process, of those that live, and of all that torchrun has started here."""
-    if "LOCAL_WORLD_SIZE" not in os.environ:
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
         return 0, {0}, {0}
     mine, place, count = (int(os.environ[x]) for x in ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"))
     parent, alive = os.getppid(), {mine}

@@ -27,7 +27,7 @@ stores, watchers, over, asked = [], [], threading.Event(), threading.Event()
 def join():
     """Makes this process known to the others of torchrun, before anything else is done. Without
     torchrun nothing is."""
-    if ranks.count() > 1 and "MASTER_ADDR" in os.environ and not stores:
+    if ranks.count() > 1 and "TORCHELASTIC_RUN_ID" in os.environ and not stores:
         ranks.stores.append(ranks.connect())
         stores.append(ranks.connect())
         me = [machine(), os.getpid(), started(os.getpid())]
@@ -103,7 +103,9 @@ def lost():
 
 def absent():
     """Those that have not come as far as `join`."""
-    return [i for i in range(ranks.count()) if stores and not known(f"member {i}")]
+    with contextlib.suppress(RuntimeError):  # the store is gone
+        return [i for i in range(ranks.count()) if stores and not known(f"member {i}")]
+    return []
 
 
 def end_of_others(patience):
