@@ -13,7 +13,9 @@ from safetensors.torch import load_file
 from test_litevsr_clips import moving
 
 import litevsr.restore
+import litevsr.scores
 import litevsr.train
+import litevsr.video
 from benchmarks import restoration_study
 from common.video import read_frames, write_video
 from litevsr.trainer import Trainer
@@ -207,6 +209,28 @@ def test_sound_that_no_mp4_holds_is_coded_anew(restore, tmp_path):
         tone = np.sin(np.arange(8000) / 5)
         found = np.correlate(samples[:8000], tone[2000:6000], "valid").max() / 2000
         assert found == pytest.approx(1, abs=0.1)
+
+
+def test_nothing_beside_the_frames_can_cost_them(restore, clips, tmp_path, monkeypatch, capsys):
+    """A score that cannot be taken, and sound that cannot be joined."""
+    write_video(tmp_path / "truth.mp4", moving(8, 256, 384), 24)
+
+    def fails(*_):
+        raise ValueError("win_size exceeds image extent")
+
+    monkeypatch.setattr(litevsr.scores, "ssim", fails)
+    monkeypatch.setattr(litevsr.video, "join", lambda *_: av.open("no such file"))
+    flags = ["--truth", tmp_path / "truth.mp4"]
+    assert restore(clips / "0.mp4", tmp_path / "high.mp4", *flags) == 0
+    said = capsys.readouterr().err
+    assert "not scored beyond this: win_size" in said and "its sound cannot be kept" in said
+    assert read_frames(tmp_path / "high.mp4", 0, 8, (256, 384))[0].shape[0] == 8
+
+
+def test_no_file_is_written_over(restore, clips, tmp_path, capsys):
+    assert restore(clips / "0.mp4", clips / "0.mp4") == 2
+    assert f"would be written over {clips / '0.mp4'}" in capsys.readouterr().err
+    assert read_frames(clips / "0.mp4", 0, 8, (64, 96))[0].shape[0] == 8
 
 
 def test_scores_of_a_network_without_the_truth(restore, clips, tmp_path, monkeypatch, capsys):
