@@ -33,8 +33,8 @@ def pytest_configure(config):
 
 
 def pytest_xdist_auto_num_workers(config):
-    """Slurm, storms and browsers, the slow ones, run one after the other."""
-    return 0 if config.option.markexpr == "slow" else min(4, cores())
+    """Slow ones start several processes each: two of them at a time are enough."""
+    return min(2 if config.option.markexpr == "slow" else 4, cores())
 
 
 @pytest.fixture(scope="session", autouse=True)
