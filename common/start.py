@@ -62,6 +62,7 @@ def check(args):
             raise UsageError(f"--start-from {args.start_from}: no such file or folder, nor bank")
         args.adapter, args.start_from = args.start_from, None
     args.steps = steps if args.steps is None else args.steps
+    refuse_nothing_learned(args)
     if args.control and linked(args):
         raise UsageError(
             f"--control {args.control}: not with {linked(args)}, which would hand its change on; "
@@ -73,6 +74,17 @@ def check(args):
         raise UsageError(
             "--reset-on-degradation: one loss has no standard error; give --stop-draws 2 or more"
         )
+
+
+def refuse_nothing_learned(args):
+    """Raises UsageError where --adapter without updates leaves nothing to hand on."""
+    flags = {"--carry-over": args.carry_over, "--reptile": args.reptile}
+    for flag, value in flags.items():
+        if value and args.adapter and not args.steps:
+            raise UsageError(
+                f"{flag} {value:g}: with --adapter and --steps 0, its default, nothing is learned "
+                "that could go on; give --steps of 1 or more"
+            )
 
 
 def refuse_two_starts(args):

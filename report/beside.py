@@ -135,7 +135,8 @@ def explained(controls, metric):
     for each in controls:
         if each["control"] in WORDS:
             lead, words = outcome(as_row(each["ahead"][metric])), WORDS[each["control"]]
-            ahead[each["control"]] = lead == HELPS
+            kind = each["control"]
+            ahead[kind] = ahead[kind] is not False and lead == HELPS  # of all of a kind
             parts.append(against(words, each["gains"][metric], lead, metric))
     random, other = told = tuple(ahead.values())
     conclusion = UNSHOWN if random is False else CONCLUSIONS[told]

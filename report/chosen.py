@@ -21,14 +21,31 @@ def reported(folder, rows):
     if not to_choose and not to_report:
         return rows, []
     chosen_on = runs_of(folder, to_choose)
-    gains, metric = grid(folder, to_choose, chosen_on)
+    methods = [row for row in to_choose if original_of(row, to_choose) is None]
+    gains, metric = grid(folder, methods, chosen_on)
     best = {template: max(found, key=found.get) for template, found in gains.items()}
     own = [r for r in to_report if r["baseline"] and best.get(r["template"]) == setting(r)]
+    own += [row for row in to_report if original_of(row, to_report) in own]
     bases = {row["baseline"] for row in own}
     kept = [row for row in to_report if row["name"] in bases or row in own]
-    refuse_leak(folder, chosen_on, runs_of(folder, kept))
+    reported_on = runs_of(folder, kept)
+    refuse_leak(folder, chosen_on, reported_on)
     lines = [line(template, found, metric) for template, found in gains.items()]
-    return kept, [basis(chosen_on), *lines]
+    return kept, [basis(chosen_on, reported_on), *lines]
+
+
+def original_of(row, rows):
+    """The row that this one is a control of: that with its flags but for --control. None of a row
+    that is none, or of what is not among the rows."""
+
+    def rest(row):
+        arguments = row.get("arguments", {}).items()
+        return {name: value for name, value in arguments if name not in ("control", "out")}
+
+    if not row.get("arguments", {}).get("control"):
+        return None
+    others = (each for each in rows if not each["arguments"].get("control"))
+    return next((each for each in others if rest(each) == rest(row)), None)
 
 
 def runs_of(folder, rows):
@@ -57,7 +74,7 @@ def grid(folder, rows, runs):
         raise UsageError(f"--sweep {folder}: no setting can be chosen yet: {error}") from error
     gains, by_name = {}, {printable(row["name"]): row for row in rows}
     metric = main_metric(*comparisons) if comparisons else None
-    for name, gain in (each for c in comparisons for each in gains_in(c, metric)):
+    for name, gain in (each for c in comparisons for each in gains_in(c, metric, by_name)):
         row = by_name[name]
         gains.setdefault(row["template"], {}).setdefault(setting(row), []).append(gain)
     whole = {}
@@ -73,13 +90,13 @@ def grid(folder, rows, runs):
     return whole, metric
 
 
-def gains_in(comparison, metric):
-    """(name of a run, mean gain of its method) in one set."""
+def gains_in(comparison, metric, names):
+    """(name of a run, mean gain of its method) in one set, of those names."""
     videos = comparison.scored(metric)
     for method in comparison.methods if videos else ():
         gains = comparison.gains(method, metric, videos)
         mean = float(clustered_interval(gains, comparison.sources(videos))[0])
-        yield from ((run.name, mean) for run in method.runs)
+        yield from ((run.name, mean) for run in method.runs if run.name in names)
 
 
 def refuse_leak(folder, chosen_on, reported_on):
@@ -112,12 +129,15 @@ def files(runs):
     return found | {r["columns"].get("truth_sha256") for r in records(runs)} - {None}
 
 
-def basis(runs):
-    on = ", ".join(sorted({r["columns"].get("shift") or "clean" for r in records(runs)}))
-    count = len(sources(runs))
+def basis(chosen_on, reported_on):
+    used, shown = (
+        {r["columns"].get("shift") or "clean" for r in records(runs)}
+        for runs in (chosen_on, reported_on)
+    )
+    count, but = len(sources(chosen_on)), " (but for clean)" if "clean" in used & shown else ""
     return (
-        f"settings were chosen on other shifts and sources than those reported: on {on}, {count} "
-        f"source{'' if count == 1 else 's'}"
+        f"settings were chosen on other shifts{but} and sources than those reported: on "
+        f"{', '.join(sorted(used))}, {count} source{'' if count == 1 else 's'}"
     )
 
 

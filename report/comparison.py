@@ -9,7 +9,7 @@ from report.controls import controls_of, notes_on_controls
 from report.metrics import ZERO, shared, unit
 from report.notes import edited, listed, notes_on, notes_on_order, notes_on_seeds, versions
 from report.paired import Comparison, Method
-from report.runs import refuse_mismatch
+from report.runs import efforts, refuse_mismatch
 from report.statistics import clustered_interval, harmed, holm, signed_rank, spread_over_seeds
 from runs.identity import goes_on
 
@@ -62,8 +62,9 @@ def baselines_of(methods):
     adapted = [m for m in methods if not m.adapts_nothing]
     if len(found) < 2:
         return found
-    effort = (adapted or found)[0].runs[0].effort
-    return [m for m in found if m.runs[0].effort == effort]
+    first = (adapted or found)[0].runs[0]
+    pairs = [efforts(first, m.runs[0]) for m in found]
+    return [m for m, (there, here) in zip(found, pairs, strict=True) if there == here]
 
 
 def measured_otherwise(runs):
@@ -169,15 +170,17 @@ def unmeasured(comparison):
 
 def reference_rows(comparison, metric, videos):
     """Rows of what every table is read against: the last frame repeated, and the real frames
-    through the autoencoder, which no method can beat."""
-    records = [comparison.baseline.record(video) for video in videos]
+    through the autoencoder, which no method can beat. A second take is of those videos that have
+    one, and its row says how many."""
+    references = {v: comparison.baseline.record(v).get("references", {}) for v in videos}
     rows = []
     for kind, name in REFERENCE_NAMES.items():
-        scores = [r.get("references", {}).get(kind, {}).get(metric) for r in records]
-        if all(score is not None for score in scores):
+        found = {v: each.get(kind, {}).get(metric) for v, each in references.items()}
+        scores = {v: score for v, score in found.items() if score is not None}
+        if scores and (len(scores) == len(videos) or kind == "second_take"):
             empty = dict.fromkeys(describe(comparison.baseline, metric, videos))
-            means = {"mean": float(np.mean(scores)), "worst": []}
-            counts = {"videos": len(videos), "sources": len(set(comparison.sources(videos)))}
+            means = {"mean": float(np.mean([*scores.values()])), "worst": []}
+            counts = {"videos": len(scores), "sources": len(set(comparison.sources(scores)))}
             rows.append(empty | {"method": name} | counts | means)
     return rows
 

@@ -1,5 +1,6 @@
 """Which runs of a comparison are controls: what a method must beat before its gain is believed."""
 
+from report.runs import efforts
 from runs.flags import spelt
 
 
@@ -34,6 +35,6 @@ def what_it_is(method, baseline):
     if not method.adapts_nothing:
         kind = run.arguments.get("control")
         return f"--control {kind}" if kind else ""
-    before = baseline.runs[0].effort
-    more = {name: value for name, value in run.effort.items() if value != before.get(name)}
+    before, own = efforts(baseline.runs[0], run)
+    more = {name: value for name, value in own.items() if value != before[name]}
     return " ".join(f"{spelt(run.flags, name)} {value}" for name, value in more.items())

@@ -54,7 +54,7 @@ class RunFolder:
         """The kind of the run that this one is a control of; None of what is no control."""
         if self.arguments.get("control") is None:
             return None
-        if "control_of" not in self.config:  # it adapts itself
+        if not self.config.get("control_of"):  # it adapts itself, or has one file for all videos
             return kind_of(self.config | {"arguments": self.arguments | {"control": None}})
         return kind_of(lent) if (lent := lent_to(self.config)) else ()
 
@@ -93,6 +93,13 @@ def lent_to(config):
     lent = config.get("control_of")
     whole = isinstance(lent, dict) and isinstance(lent.get("arguments"), dict)
     return lent if whole and is_table(lent.get("flags")) else None
+
+
+def efforts(*runs):
+    """Of each run {name: value} of the flags whose more is more time in any of them; None of one
+    that is older than the flag."""
+    names = dict.fromkeys(name for run in runs for name in run.effort)
+    return [{name: run.arguments.get(name) for name in names} for run in runs]
 
 
 def read_runs(paths):
@@ -215,7 +222,8 @@ def refuse_mismatch(baseline, run):
     otherwise."""
     compared = [(name, *(r.config[name][:12] for r in (baseline, run))) for name in FACTS]
     flags = baseline.flags | run.flags
-    idle = run.effort if run.is_baseline else {}  # more time, and nothing learned: a control
+    # a baseline may take more time, as a control
+    idle = efforts(baseline, run)[1] if run.is_baseline else {}
     compared += [
         (spelt(flags, name), *(value_of(flags, name, r.arguments) for r in (baseline, run)))
         for name in dict.fromkeys([*generation(baseline.flags), *generation(run.flags)])

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from common.adapters import adapter_files
+from common.adapters import adapter_files, is_of_each_video
 from common.data import sha256
 from common.errors import UsageError
 from common.start import BANK
@@ -58,10 +58,13 @@ def adapter_sha256(args):
 
 def lent(args):
     """Of a control that takes what another run has learned as it is: which run that is
-    (`control_of`), by what its config.json says of its method."""
-    if not vars(args).get("control") or args.steps:
+    (`control_of`), by what its config.json says of its method; nothing of a file for all videos,
+    whose use without --control is the run that this one is a control of."""
+    if not vars(args).get("control") or args.steps or not is_of_each_video(args.adapter):
         return {}
-    found = read_config(args.adapter.parent) or {}
+    found = read_config(args.adapter.parent)
+    if found is None:
+        return {}
     return {"control_of": {key: found[key] for key in LENT if key in found}}
 
 
@@ -168,7 +171,7 @@ def is_baseline(arguments):
 def goes_on(arguments):
     """Whether what is learned from an item of a run depends on those before it."""
     flags = [arguments.get(name) for name in ("carry_over", "reptile")]
-    return any([*flags, arguments.get("start_from") == BANK]) and not is_baseline(arguments)
+    return bool(arguments.get("steps")) and any([*flags, arguments.get("start_from") == BANK])
 
 
 def read_config(out):

@@ -257,6 +257,8 @@ def test_one_worker_alone(run, tmp_path, capsys):
     ("--carry-over 1 --start-from bank", "--carry-over: not with --start-from"),
     ("--adapter nano --start-from nano", "--start-from: not with --adapter"),
     ("--adapter nano --carry-over 1", "--adapter nano: holds each video's own, and --carry-over"),
+    ("--adapter adasteer.py --carry-over 1", "--carry-over 1: with --adapter and --steps 0, its"),
+    ("--start-from adasteer.py --steps 0 --reptile 0.1", "--reptile 0.1: with --adapter and"),
     ("--start-from absent", "--start-from absent: no such file or folder, nor bank"),
     ("--reset-on-degradation", "--reset-on-degradation: needs --carry-over or --start-from bank"),
     ("--carry-over 1 --reset-on-degradation --stop-draws 1 --stop-sigmas 0.5",
@@ -282,11 +284,16 @@ def test_a_report_says_what_is_carried_over(tmp_path, script, capsys):
             "futures": [0.18] * 9, "samples": {"future_loss_online": 0.19, "place": 0},
             "carry_over": 0.9,
         },
+        "idle": {
+            "steps": 0, "futures": [0.19] * 9, "samples": {"future_loss_online": 0.2},
+            "carry_over": 1.0, "adapter": "a",
+        },
     }  # fmt: skip
     folders = [make_run(tmp_path / name, [1] * 9, **more) for name, more in given.items()]
     assert script(compare_script, *folders, "--out", tmp_path / "report") == 0
     said = capsys.readouterr().out
     assert "mine (carried over) helps" in said and "alone helps" in said
     assert "mine: what is learned goes on from one to the next" in said
+    assert "idle helps" in said  # without updates nothing goes on
     page = (tmp_path / "report" / "index.html").read_text()
     assert "one after the other" in page and "mine (carried over)" in page

@@ -8,12 +8,15 @@ import pytest
 from folders import change, make_run
 
 import compare as compare_script
+import runs as scripts
+from adasteer import AdaSteer
 from common.errors import UsageError
 from report.beside import beside_controls
 from report.comparison import compare, table
 from report.curves import gains_by_frame
 from report.runs import read_runs
 from report.statistics import clustered_band, harmed
+from runs.identity import lent
 
 SPREAD = [0.8, 1.0, 1.2] * 4
 FALLS = [2 * x for x in SPREAD]  # per cent of the loss on the true future
@@ -93,6 +96,19 @@ def test_a_random_change_does_as_well(other, said):
 def test_a_random_change_does_better(said):
     sentence = said(random=[fall + 1 for fall in FALLS])
     assert "; a random change of the same norm gains more (falls by 3.0 %); so nothing" in sentence
+
+
+@pytest.mark.parametrize("first", [FALLS, NOTHING])
+def test_it_must_be_ahead_of_all_of_a_kind(first, runs, tmp_path):
+    second = NOTHING if first is FALLS else FALLS
+    flags = {"futures": [0.2 * (1 - x / 100) for x in second], "control": "random"}
+    more = make_run(tmp_path / "more", [0] * 12, 0, adapter="ada/videos", **flags)
+    found = runs(random=first)
+    config = json.loads((tmp_path / "ada" / "config.json").read_text())
+    change(more / "config.json", lambda own: own.update(control_of=config))
+    (beside,) = beside_controls(compare([*found, *read_runs([more])]))
+    assert len(beside.rows) == 4
+    assert beside.claim.sentence.endswith("the gain comes from what was learned.")
 
 
 def test_another_videos_adaptation_does_as_well(said):
@@ -184,6 +200,19 @@ def test_a_control_of_a_run_that_is_not_there_is_a_method(runs):
     assert sum("of a run that is not here, and counts" in note for note in comparison.notes) == 2
 
 
+def test_a_control_of_one_file_is_of_its_use(runs, tmp_path):
+    """Not of a run in whose folder the file may lie."""
+    (base, ada), file = runs(), tmp_path / "ada" / "start.safetensors"
+    file.touch()
+    words = ["--control", "random", "--adapter", str(file)]
+    assert lent(scripts.parse_args(None, AdaSteer, words)) == {}
+    names = []
+    for name, flags in (("use", {}), ("random", {"control": "random"})):
+        names.append(make_run(tmp_path / name, [0] * 12, 0, adapter=str(file), **flags))
+        change(names[-1] / "config.json", lambda config: config.update(adapter_sha256="f" * 64))
+    assert compare([base, ada, *read_runs(names)]).controls == {"random": ["use"]}
+
+
 def test_of_several_methods_each_has_its_own(tmp_path, runs):
     found = runs(random=NOTHING, best=[0] * 12)
     more = [make_run(tmp_path / "two", [0] * 12, lr=0.1, futures=[0.19] * 12)]
@@ -220,6 +249,29 @@ def test_baselines_that_differ_in_more_than_time_are_refused(tmp_path, runs):
     assert compare([*found[::2], *read_runs([more])]).baseline.name == "best"
 
 
+def test_a_baseline_that_is_older_than_a_flag_is_one(runs, tmp_path):
+    older = runs(best=[0] * 12)[0].path / "config.json"
+
+    def without_efforts(config):
+        for said in config["flags"].values():
+            said.pop("effort", None)
+        config["arguments"].pop("best_of", None)
+
+    change(older, without_efforts)
+    comparison = compare(read_runs([tmp_path / name for name in ("base", "ada", "best")]))
+    assert comparison.baseline.name == "base" and comparison.controls == {"best": ["ada"]}
+    assert beside_controls(comparison)[0].rows[-1]["control"] == "--best-of 4"
+
+
+def test_a_second_take_counts_where_there_is_one(runs):
+    found = runs()
+    for name in ("v001", "v004"):
+        found[0].done[name]["references"]["second_take"] = {"psnr_db": 30.0 + int(name[-1])}
+    *_, row = table(compare(found), "psnr_db")
+    assert row["method"].startswith("(second take") and row["mean"] == 32.5
+    assert row["videos"] == row["sources"] == 2
+
+
 def test_harmed_is_by_more_than_the_spread_over_seeds():
     assert harmed([[-1.0, 1.0, -0.1, 0.0]]) == 0.5
     gains = [[-3.0, 1.0, -0.6, 0.5], [-3.2, 1.2, 0.4, -0.5]]  # spread 0.51
@@ -247,6 +299,17 @@ def test_gains_by_frame_have_a_band_and_controls_have_none(sources, bands, runs)
     svg = gains_by_frame(compare(found), "psnr_db")
     assert svg.count('id="FillBetweenPolyCollection') == bands
     assert ">ada<" in svg and ">random<" in svg and ">base<" not in svg
+
+
+@pytest.mark.parametrize(("metric", "better"), [("psnr_db", 1), ("flow_error_px", -1)])
+def test_a_gain_of_a_frame_is_above_zero_whatever_is_better(metric, better, runs):
+    base, ada = runs()
+    for change_of, below in ((better, False), (-better, True)):
+        for run, value in ((base, 5.0), (ada, 5.0 + change_of)):
+            for record in run.done.values():
+                record[f"{metric}_per_frame"] = [value, value]
+        ticks = gains_by_frame(compare([base, ada]), metric)
+        assert (">\N{MINUS SIGN}" in ticks) is below
 
 
 def test_the_report_has_it_all(tmp_path, script, capsys, runs):

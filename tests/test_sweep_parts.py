@@ -3,6 +3,7 @@ tries to mix the two."""
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -177,6 +178,34 @@ def test_the_setting_is_chosen_on_one_part_and_reported_on_the_other(tmp_path, s
     assert [row["method"] for row in tables][:2] == names[2:]
     assert tables[1]["gain"] == pytest.approx(0.2)
     assert found["notes"] == notes
+
+
+def test_clean_may_be_in_both_parts_and_is_said(tmp_path):
+    swept(tmp_path, {"choose_blur-1": (["a", "b"], None)})
+    assert reported(tmp_path, read_rows(tmp_path))[1][0] == (
+        "settings were chosen on other shifts (but for clean) and sources than those reported: on "
+        "clean, noise, 2 sources"
+    )
+
+
+def test_a_control_is_reported_at_the_setting_of_what_it_is_a_control_of(tmp_path):
+    """However well another setting of its own does."""
+    rows = read_rows(swept(tmp_path))
+    for row in [row for row in rows if row["baseline"]]:
+        own = row["name"].replace("lr", "random")
+        folder = shutil.copytree(tmp_path / row["name"], tmp_path / own)
+        change(folder / "config.json", lambda config: config["arguments"].update(control="random"))
+        for path in (folder / "videos").glob("*.json"):
+            lr = row["over"]["lr"]
+            change(path, lambda record, lr=lr: record.update(psnr_db=30 + 100 * lr))
+        rows.append(row | {"name": own, "template": "random{lr}"})
+    for row in rows:
+        config = json.loads((tmp_path / row["name"] / "config.json").read_text())
+        row["arguments"] = config["arguments"]
+    kept, notes = reported(tmp_path, rows)
+    names = [f"{part}_{own}0.001" for own in ("lr", "random") for part in [*LISTS][2:]]
+    assert [row["name"] for row in kept if row["baseline"]] == names
+    assert len(notes) == 2 and notes[1].startswith("lr{lr}: ")
 
 
 def test_a_setting_without_results_on_every_shift_is_not_chosen(tmp_path):
