@@ -59,7 +59,7 @@ def parser_of():
     )
     parser.add_argument(
         "--limit", type=common.at_least(1), metavar="N",
-        help="first N videos only; a larger one later goes on with more",
+        help="first N videos only; a larger one later goes on with more, without choose and report",
     )  # fmt: skip
     parser.add_argument(
         "--out", type=folder, metavar="FOLDER",

@@ -127,15 +127,15 @@ def jpeg(picture, quality):
     return cv2.imdecode(written, cv2.IMREAD_COLOR)[..., ::-1].astype(np.float32) / 255
 
 
-def coded(pictures, codec, crf, fps):
+def coded(pictures, codec, crf, fps, x264="mbtree=0"):
     """The pictures through a video encoder and back; their edges are repeated where it asks for
-    more or for even sizes."""
+    more or for even sizes. x264: parameters of libx264."""
     height, width = pictures[0].shape[:2]
     more = [max(SMALLEST, side + side % 2) - side for side in (height, width)]
     padded = [np.pad(p, ((0, more[0]), (0, more[1]), (0, 0)), mode="edge") for p in pictures]
     file = io.BytesIO()
     # one thread and no macroblock tree: the same bytes on every machine
-    options = {"threads": "1", "crf": str(crf), "x264-params": "mbtree=0"}
+    options = {"threads": "1", "crf": str(crf), "x264-params": x264}
     if codec == "mpeg4":
         options = {"threads": "1", "qscale": str(crf // 4), "flags": "+qscale"}
         options["global_quality"] = str(crf // 4 * 118)  # FF_QP2LAMBDA

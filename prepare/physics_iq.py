@@ -17,6 +17,7 @@ line says with which flags a run conditions and scores as the benchmark does; it
 masks of what moves, is not computed.
 """
 
+import hashlib
 import re
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from runs.exits import run_script  # first: signals, and how torch's threads wai
 from tqdm import tqdm
 
 from common.clip import fitting_window
-from common.data import Video, sha256
+from common.data import Video, real, sha256
 from common.errors import StopRun, UsageError, VideoError
 from common.loading import NANO, geometry_of
 from common.values import folder
@@ -167,13 +168,22 @@ def run_flags(args, geometry):
 
 
 def same_rules(args, rules):
+    """Raises UsageError where --out holds clips of other rules or another SOURCE."""
     made, asked = read_json(args.out / RULES), {"fps": rules.fps, "size": list(rules.size)}
+    asked |= {"source": real(args.source).name, "takes": takes_digest(args)}
     if made is None and args.out.is_dir() and any(args.out.iterdir()):
         raise UsageError(f"--out {args.out}: is not empty; choose another folder")
     if (made or asked) != asked:
         raise UsageError(f"--out {args.out}: was made with {made}; choose another folder")
     args.out.mkdir(parents=True, exist_ok=True)
     write_json(args.out / RULES, asked)
+
+
+def takes_digest(args):
+    """SHA-256 of the names and sizes of all takes; reading them whole would take minutes."""
+    found = [takes(args.source, number, args.fps).values() for number in (1, 2)]
+    known = [f"{path.name} {path.stat().st_size}" for paths in found for path in paths]
+    return hashlib.sha256("\n".join(known).encode(errors="surrogateescape")).hexdigest()
 
 
 def parse_args():

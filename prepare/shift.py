@@ -36,7 +36,7 @@ from common.video import decode, fit, opened
 from prepare.flags import clip_size
 from prepare.make import FASTEST, SLOWEST
 from prepare.shifts import KINDS, OWN_TRUTH, shifted
-from runs.lists import list_videos, write_list
+from runs.lists import BESIDE, list_videos, write_list
 from runs.names import printable
 from runs.parser import Parser
 from runs.results import read_json, replace_file, write_json
@@ -119,7 +119,10 @@ def shifted_video(video, args):
     facts = {"frames": len(frames), "fps": round(clean.fps, 3), "sha256": sha256(path)}
     facts |= {"width": frames.shape[2], "height": frames.shape[1]}
     facts |= {"shift": args.kind, "severity": args.severity, "truth_sha256": sha256(truth)}
-    columns = video.columns | {"source": video.source} | facts
+    # what lay beside the clean file is neither relative to this folder nor under the shift
+    gone = {name for key in BESIDE for name in (key, f"{key}_sha256")}
+    columns = {name: text for name, text in video.columns.items() if name not in gone}
+    columns |= {"source": video.source} | facts
     return Video(video.id, path, video.caption, columns, {"truth": truth})
 
 

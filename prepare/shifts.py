@@ -1,7 +1,8 @@
 """What a shift does to a clip: each kind at five severities, the milder the lower.
 
 What is drawn (an angle, a hue, a side) is drawn once for a clip, from its id and the kind, and
-holds for all its frames and at every severity; the grain of noise is each frame's own. Severities
+holds for all its frames and at every severity; the grain of noise is each frame's own. No frame
+depends on a later one of the clip, which would show the context its future. Severities
 follow Hendrycks and Dietterich (2019) where they have the kind.
 """
 
@@ -13,6 +14,7 @@ from common.loss import random_stream
 from litevsr.degradation import coded, gaussian_kernel, jpeg
 
 GAMMA = 2.2  # from light to stored values
+CAUSAL = "mbtree=0:bframes=0:rc-lookahead=0"  # x264 looks at no later frame
 
 
 def shifted(frames, kind, severity, seed, clip_id, fps=24.0):
@@ -52,8 +54,8 @@ def dark(frames, stops, rng, fps):
 
 
 def contrast(frames, share, rng, fps):
-    """Of the distance to the clip's mean a share is left."""
-    mean = frames.mean(dtype=np.float64) / 255
+    """Of the distance to the first frame's mean a share is left; later frames are the future."""
+    mean = frames[0].mean(dtype=np.float64) / 255
     return each(frames, lambda p: mean + share * (p - mean))
 
 
@@ -68,9 +70,10 @@ def jpegs(frames, quality, rng, fps):
 
 
 def video_codec(frames, crf, rng, fps):
-    """H.264 at a constant rate factor."""
+    """H.264 at a constant rate factor, no frame coded by later ones: a run adapts to the first."""
     pictures = [frame.astype(np.float32) / 255 for frame in frames]
-    return np.stack([stored(p) for p in coded(pictures, "libx264", crf, max(1, fps))])
+    decoded = coded(pictures, "libx264", crf, max(1, fps), CAUSAL)
+    return np.stack([stored(p) for p in decoded])
 
 
 def low_frame_rate(frames, every, rng, fps):

@@ -19,6 +19,8 @@ from sweeps.files import PARTS, load_yaml
 from sweeps.parts import CLEAN, sets_of, whole_list
 from sweeps.rows import first_args
 
+RULES = "shift.json"  # of prepare.shift: what a folder was made with
+
 
 @dataclass(frozen=True)
 class Lists:
@@ -36,9 +38,9 @@ class Lists:
         return whole_list(self.sets[0].folder)
 
     def commands(self):
-        """{folder: words} of what makes the shifted clips, at the size of the model."""
-        size = "{1}x{0}".format(*(self.args.size or geometry_of(self.args).size))
-        frames, found = self.args.anchor + self.args.gen_frames, {}
+        """{folder: words} of what makes the shifted clips, as long and large as the rows need."""
+        size, frames = "{1}x{0}".format(*self.size), self.args.anchor + self.args.gen_frames
+        found = {}
         for each in (each for each in self.sets if each.shift != CLEAN):
             kind, _, severity = each.shift.rpartition("-")
             folder = each.shifted.parent.absolute()
@@ -47,19 +49,36 @@ class Lists:
             found[folder] = [*words, "--min-frames", str(frames), "--out", str(folder)]
         return found
 
+    @property
+    def size(self):
+        """(height, width) of what the model sees."""
+        return self.args.size or geometry_of(self.args).size
+
+    def is_made(self, folder):
+        """Whether a folder has its shifted clips. Raises UsageError where they are of another list,
+        size or length."""
+        made = read_json(folder / RULES)
+        asked = {"size": list(self.size), "min_frames": self.args.anchor + self.args.gen_frames}
+        asked |= {"list": sha256(self.all)}
+        if made and (other := [name for name in asked if made.get(name) != asked[name]]):
+            raise UsageError(
+                f"{folder}: was made with another {' and '.join(other)} (the videos of --videos "
+                "and --limit, size and window of the rows); delete it, or choose another --out"
+            )
+        return bool(made) and (folder / "manifest.csv").is_file()
+
     def make(self):
-        """Writes the list of each set, and the shifted clips that are not there yet. Raises
-        UsageError where there are too few sources, or a shift takes none of a part's clips."""
+        """Writes the list of each set, and the shifted clips that are not there yet: of the videos
+        that --limit leaves. Raises UsageError where there are too few sources, a shift takes none
+        of a part's clips, or those that are there are others."""
         self.all.parent.mkdir(parents=True, exist_ok=True)
         videos, _ = list_videos(self.args.videos, self.args.prompt, allow_empty=True)
+        videos = videos[: self.args.batch_end]  # the sweep's --limit: what is encoded, too
         shares = {each.part: each.share for each in self.sets}
         sources = shared_out({video.source for video in videos}, shares)
         write_list(self.all, videos)
-        digest = sha256(self.all)
         for folder, words in self.commands().items():
-            rules = read_json(folder / "shift.json") or {}
-            made = rules.get("list") == digest and (folder / "manifest.csv").is_file()
-            if not made and subprocess.call(words, cwd=ROOT) not in (0, 3):
+            if not self.is_made(folder) and subprocess.call(words, cwd=ROOT) not in (0, 3):
                 raise UsageError(f"{folder}: its clips were not made; the reason stands above")
         for each in self.sets:
             under, _ = list_videos(each.shifted, allow_empty=True)
@@ -74,7 +93,8 @@ def shared_out(names, shares):
     order of the SHA-256 of their names. Raises UsageError where there are too few."""
     if len(names) < len(PARTS):
         raise UsageError(
-            f"--videos: has {len(names)} source; choose and report need one each (column source)"
+            f"--videos: has {len(names)} source; choose and report need one each (column source), "
+            "among the first of --limit"
         )
     order = sorted(names, key=lambda name: hashlib.sha256(name.encode()).hexdigest())
     count = min(max(1, round(shares["choose"] * len(order))), len(order) - 1)

@@ -109,7 +109,8 @@ def refuse_shared(path, shifts, shares):
 
 
 def without(tokens, flag):
-    """The tokens without a flag and its value."""
+    """The tokens without a flag and its value, also as --flag=value."""
+    tokens = [token for token in tokens if not token.startswith(f"{flag}=")]
     at = [i for i, token in enumerate(tokens) if token == flag]
     gone = {i + k for i in at for k in (0, 1)}
     return [token for i, token in enumerate(tokens) if i not in gone]

@@ -51,9 +51,21 @@ def read_sweep(path, out, before=(), after=()):
     for each in sets:
         flags = [*after, "--videos", str(each.list)]
         rows, misfits = rows_of(path, content, out, before, flags, f"{each.name}_")
+        refuse_prompts(path, rows)
         result += [replace(row, part=each.part) for row in rows]
         unfit |= misfits
     return result, unfit
+
+
+def refuse_prompts(path, rows):
+    """Raises UsageError where a row of lists that the sweep makes wants captions of its own."""
+    for row in rows:
+        if vars(row.args).get("prompt") is not None:
+            raise wrong(
+                path,
+                f"row {row.name!r}: --prompt {row.args.prompt!r}: the clips are the same for all "
+                "rows; give it in shared",
+            )
 
 
 def first_args(path, out, before, after):
@@ -70,6 +82,8 @@ def rows_of(path, content, out, before, after, prefix=""):
     """As read_sweep, of one list of videos; the prefix stands before the names of rows."""
     baseline, shared = content["baseline"], words(path, "shared", content.get("shared") or "")
     rows, baselines, unfit = [], {}, {}
+    if prefix:  # the list is the sweep's own, the prompt is in its captions
+        shared = without(shared, "--prompt")
     for own, script, flags, over, template in expanded(path, content["rows"]):
         tokens, name = [*before, *shared, *flags, *after], f"{prefix}{own}"
         try:

@@ -3,7 +3,7 @@
 from sweeps.files import PARTS
 from sweeps.local import run_here
 from sweeps.slurm import TASKS, submit
-from sweeps.status import is_finished
+from sweeps.status import is_complete, is_finished
 
 
 def start(args, out, rows, compare):
@@ -14,7 +14,7 @@ def start(args, out, rows, compare):
 
 def start_parts(args, out, rows, compare, chosen):
     """First the rows that settings are chosen on, then, when these are done, what chosen() gives:
-    descriptions of the rows that are reported."""
+    descriptions of the rows that are reported. 3 also where the first lack videos."""
     choose, report = ([row for row in rows if row.part == part] for part in PARTS)
     if not all(map(is_finished, choose)):
         code = start(args, out, choose, None)
@@ -23,4 +23,6 @@ def start_parts(args, out, rows, compare, chosen):
         if args.slurm or code not in (0, 3):
             return code
     names = {row["name"] for row in chosen()}
-    return start(args, out, [row for row in report if row.name in names], compare)
+    code = start(args, out, [row for row in report if row.name in names], compare)
+    lacking = not args.slurm and not all(map(is_complete, choose))
+    return 3 if lacking and code == 0 else code

@@ -12,6 +12,8 @@ from sweeps.remembered import go_on, is_started, tokens_of
 from sweeps.rows import read_sweep
 from sweeps.settings import settings
 
+COUNTED = ("done", "running", "skipped", "missing")  # videos of a row
+
 
 def status_table(parser, args, out):
     """A dict a row of the sweep in `out`, those that are left out last; none of one that is not
@@ -25,12 +27,19 @@ def status_table(parser, args, out):
             return []
     rows, unfit = read_sweep(args.file, out, *settings(args))
     shown = [row for row in rows if row.part != "report" or read_config(row.out)]
-    table = [{"row": row.name, **status(row)} for row in shown]
-    nothing = dict.fromkeys(table[0], "-")
+    table = [{"row": row.name, **status(row)} for row in shown if not awaits_list(row)]
+    nothing = dict.fromkeys(("row", *COUNTED, "why"), "-")
+    if any(map(awaits_list, rows)):
+        table.append(nothing | {"row": "lists", "why": "not made yet"})
     if any(row.part for row in rows) and shown[-1].part == "choose":
         table.append(nothing | {"row": "report", "why": "begins when those of choose are done"})
     table += [nothing | {"row": name, "why": left_out(why)} for name, why in unfit.items()]
     return table
+
+
+def awaits_list(row):
+    """Whether the row's list is one that the sweep makes, and has not made yet."""
+    return bool(row.part) and not row.args.videos.is_file()
 
 
 def left_out(why):
@@ -41,7 +50,7 @@ def status(row):
     """Numbers of videos done, running (claimed by a live worker), skipped and missing, and why: of
     the first that was skipped or replaced, or of a folder that holds another run, where nothing
     counts."""
-    counts, reasons = dict(done=0, running=0, skipped=0, missing=0), []
+    counts, reasons = dict.fromkeys(COUNTED, 0), []
     other = other_run(row)
     for video in videos_of(row.args):
         path = row.out / "videos" / f"{video.id}.json"

@@ -102,6 +102,22 @@ def test_the_folder_of_the_models_rate_is_taken(benchmark, tmp_path, monkeypatch
     assert "was made with {'fps': 8.0" in capsys.readouterr().err
 
 
+def test_clips_of_another_source_do_not_get_this_ones_captions(
+    benchmark, tmp_path, monkeypatch, capsys
+):
+    place, quick = tmp_path / "physics-IQ-benchmark", ["--size", "32x32", "--fps", 8]
+    film(place, 1, "left", 1, "ball-falls", rate=8)
+    texts, out = benchmark / "descriptions_original.csv", tmp_path / "out"
+    assert call(monkeypatch, place, out, *quick, texts=texts) == 0
+    kept = manifest_rows(out)
+    film(place, 1, "left", 1, "ball-falls", rate=8, seconds=9)  # another film of that name
+    for source in (benchmark, place):
+        capsys.readouterr()
+        assert call(monkeypatch, source, out, *quick, texts=texts) == 2
+        said = capsys.readouterr().err
+        assert "was made with" in said and said.count("\n") == 1 and manifest_rows(out) == kept
+
+
 def test_bad_input_is_one_line(benchmark, tmp_path, monkeypatch, capsys):
     texts, empty = benchmark / "descriptions_original.csv", tmp_path / "empty"
     empty.mkdir()

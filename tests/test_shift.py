@@ -43,6 +43,14 @@ def test_severities_are_monotone_in_psnr_to_the_clean_clip(kind, name):
     assert 45 > scores[0] and scores[4] < scores[0] - 1
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_frame_depends_on_later_ones(kind):
+    """A run adapts to the first frames; what they look like must not tell what follows."""
+    negative_end = np.concatenate([CLIP[:12], 255 - CLIP[12:] // 2])
+    whole, cut = under(kind, 4, frames=negative_end), under(kind, 4, frames=CLIP[:10])
+    assert np.array_equal(whole[: len(cut)], cut)
+
+
 def test_what_is_drawn_is_the_clips_own_and_the_same_at_every_severity():
     grey = np.full((3, 32, 32, 3), 128, np.uint8)
     mild, strong = (under("noise", s, frames=grey).astype(float) - 128 for s in (1, 2))
@@ -118,6 +126,17 @@ def test_the_manifest_keeps_captions_sources_and_the_clean_truth(listed, tmp_pat
     assert {row["sha256"] for row in manifest_rows(out)}.isdisjoint({"stale"})
     assert call(monkeypatch, listed, out, "noise", 3) == 0  # again: the same bytes
     assert list_videos(out / "manifest.csv")[1] == digest
+
+
+def test_a_second_take_is_not_listed_beside_a_shifted_clip(listed, tmp_path, monkeypatch):
+    """Its path was relative to another folder, and it is not under the shift."""
+    rows = listed.read_text().replace("sha256", "sha256,second_take,second_take_sha256,light")
+    path = listed.parent / "takes.csv"
+    path.write_text(rows.replace("stale", "stale,clips/c2.avi,abc,day"))
+    assert call(monkeypatch, path, tmp_path / "noisy", "noise", 3) == 0
+    for video in list_videos(tmp_path / "noisy" / "manifest.csv")[0]:
+        assert set(video.beside) == {"truth"} and video.beside["truth"].is_file()
+        assert "second_take_sha256" not in video.columns and video.columns["light"] == "day"
 
 
 def in_8_bits(frames):

@@ -1,6 +1,7 @@
 """Sweeps that choose their settings on other shifts and sources than those they report, and whoever
 tries to mix the two."""
 
+import argparse
 import json
 import os
 import shutil
@@ -17,6 +18,7 @@ from common.errors import UsageError
 from report.chosen import reported
 from report.runs import read_rows
 from runs.lists import list_videos
+from sweeps import started
 from sweeps.lists import Lists, shared_out
 from sweeps.rows import read_sweep
 
@@ -35,10 +37,30 @@ rows:
 """
 
 
+ONLY_CLEAN = TWO.replace("noise 2, blur 1", "clean").replace("clean, dark 3", "clean")
+
+
 def write(tmp_path, text=TWO):
     path = tmp_path / "two.yaml"
     path.write_text(text)
     return path
+
+
+def test_a_prompt_of_all_rows_is_in_the_captions_of_the_lists(tmp_path):
+    shutil.copy(DEMO.parent / "scene_0.mp4", tmp_path)
+    shutil.copy(DEMO.parent / "scene_1.mp4", tmp_path)
+    for prompt in ("--prompt 'a toy'", "--prompt='a toy'"):
+        text = ONLY_CLEAN.replace("shared:", f"shared: {prompt}")
+        flags = (), ["--checkpoint", str(NANO), "--videos", str(tmp_path)]
+        path, out = write(tmp_path, text), tmp_path / "out"
+        Lists.of(path, out, *flags).make()
+        rows, _ = read_sweep(path, out, *flags)
+        for row in rows:  # what a run does first
+            (video,), _ = list_videos(row.args.videos, row.args.prompt)
+            assert video.caption == "a toy"
+    own = ONLY_CLEAN.replace("--lr {lr}", "--lr {lr} --prompt toys")
+    with pytest.raises(UsageError, match="--prompt 'toys': the clips are the same for all rows"):
+        read_sweep(write(tmp_path, own), out, *flags)
 
 
 def test_rows_of_a_set_are_its_lists_and_share_its_baseline(tmp_path):
@@ -118,6 +140,19 @@ def test_lists_of_the_parts_share_no_source(tmp_path, capfd):
     lists.make()  # goes on with the clips that are there
     assert "clips" not in capfd.readouterr().out
     assert all(path.read_bytes() == content for path, content in before.items())
+    for more, words in ((["--gen-frames", "10"], "min_frames"), (["--batch-end", "3"], "list")):
+        other = Lists.of(tmp_path / "two.yaml", tmp_path / "out", (), [*flags[1], *more])
+        with pytest.raises(UsageError, match=f"dark-1: was made with another {words} "):
+            other.make()
+
+
+def test_a_limit_is_one_of_the_whole_list(tmp_path):
+    """What is not run is not encoded either."""
+    flags = (), ["--checkpoint", str(NANO), "--videos", str(DEMO), "--batch-end", "3"]
+    lists = Lists.of(write(tmp_path, ONLY_CLEAN), tmp_path / "out", *flags)
+    lists.make()
+    assert len(list_videos(lists.all)[0]) == 3
+    assert [len(list_videos(each.list)[0]) for each in lists.sets] == [1, 2]
 
 
 LISTS = {  # sources and shift of each set
@@ -253,10 +288,12 @@ def test_choosing_on_the_reported_runs_is_refused(tmp_path):
 
 
 def test_status_says_when_the_reported_rows_begin(tmp_path, script, capsys):
-    text = TWO.replace("noise 2, blur 1", "clean").replace("clean, dark 3", "clean")
-    path, out = write(tmp_path, text), tmp_path / "out"
+    path, out = write(tmp_path, ONLY_CLEAN), tmp_path / "out"
     assert script(sweep, path, "--nano", "--dry-run", "--out", out) == 0
     assert capsys.readouterr().out.count(f"{out}/lists/choose_clean.csv") == 4 and not out.exists()
+    assert script(sweep, path, "--nano", "--status", "--out", out) == 0
+    said = capsys.readouterr().out
+    assert "lists" in said and "not made yet" in said and not out.exists()
     flags = ["--checkpoint", str(NANO), "--videos", str(DEMO)]
     Lists.of(path, out, (), flags).make()
     (out / "sweep.json").write_text(json.dumps({"flags": ["--nano"]}))
@@ -268,16 +305,29 @@ def test_status_says_when_the_reported_rows_begin(tmp_path, script, capsys):
 
 def test_the_queue_gets_the_rows_to_choose_on_first(tmp_path, script, monkeypatch, capsys):
     """With a queue that takes everything and runs nothing."""
-    text = TWO.replace("noise 2, blur 1", "clean").replace("clean, dark 3", "clean")
     for name, line in (("sbatch", "echo $RANDOM"), ("squeue", "true")):
         (tmp_path / name).write_text(f"#!/bin/bash\n{line}\n")
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.chdir(ROOT)
-    assert script(sweep, write(tmp_path, text), "--nano", "--slurm", "--out", tmp_path / "out") == 0
+    assert (
+        script(sweep, write(tmp_path, ONLY_CLEAN), "--nano", "--slurm", "--out", tmp_path / "out")
+        == 0
+    )
     said = capsys.readouterr().out
     assert said.count("sbatch --parsable") == 4 == said.count("--job-name=choose_clean_")
     assert "compare.sbatch" not in said and "the same command submits those that are" in said
+
+
+def test_videos_that_the_choice_lacks_show_in_the_exit_code(tmp_path, monkeypatch):
+    """With a machine that does nothing, and all videos of the first rows done or one skipped."""
+    rows, _ = read_sweep(write(tmp_path, ONLY_CLEAN), tmp_path, (), ["--videos", str(DEMO)])
+    args = argparse.Namespace(slurm=False)
+    monkeypatch.setattr(started, "is_finished", lambda row: True)
+    for complete, code, expected in ((True, 0, 0), (True, 3, 3), (False, 0, 3), (False, 1, 1)):
+        monkeypatch.setattr(started, "is_complete", lambda row, complete=complete: complete)
+        monkeypatch.setattr(started, "run_here", lambda *_, code=code: code)
+        assert started.start_parts(args, tmp_path, rows, None, lambda: []) == expected
 
 
 @pytest.mark.slow  # seven runs of nano: two minutes
