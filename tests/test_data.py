@@ -307,6 +307,7 @@ def window(**change):
         "context_latents": 4,
         "gen_frames": 14,
         "stop_every": 0,
+        "gate": None,
     }
     return Window.of(SimpleNamespace(**default | change), geometry({}, 16))
 
@@ -319,11 +320,8 @@ def test_the_default_window():
 @pytest.mark.parametrize(("context_latents", "held_out"), [(1, 1), (3, 1), (6, 1)])
 def test_a_quarter_of_the_targets_is_held_out(context_latents, held_out):
     assert window(context_latents=context_latents).held_out_latents == 0
-    assert (
-        window(context_latents=context_latents, stop_every=5, gate=None).held_out_latents
-        == held_out
-    )
-    assert window(anchor=64, tta_frames=61, stop_every=5, gate=None).held_out_latents == 3  # of 12
+    assert window(context_latents=context_latents, stop_every=5).held_out_latents == held_out
+    assert window(anchor=64, tta_frames=61, stop_every=5).held_out_latents == 3  # of 12
 
 
 @pytest.mark.parametrize(
