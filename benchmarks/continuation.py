@@ -46,9 +46,12 @@ def arguments():
 
 
 def own_scenes(count):
-    """(source, frames, caption) of scenes over photographs that training never shows."""
+    """(source, frames, caption) of scenes over photographs that training never shows, without those
+    that stand still."""
     for seed in range(scenes.UNSEEN, scenes.UNSEEN + count):
-        yield str(seed), *scenes.clip(seed, FRAMES, photos=scenes.HELD_OUT)
+        frames, caption = scenes.clip(seed, FRAMES, photos=scenes.HELD_OUT)
+        if repeated(frames) is not None:
+            yield str(seed), frames, caption
 
 
 def moving(videos, size):

@@ -12,6 +12,7 @@ import adasteer
 from adasteer import AdaSteer
 from benchmarks import (
     adapt_step,
+    continuation,
     end_to_end,
     future_study,
     generate,
@@ -27,6 +28,8 @@ from benchmarks import (
     vjepa_step,
 )
 from common.errors import UsageError
+from common.loading import NANO
+from common.video import write_video
 from runs.identity import ROOT
 from runs.lists import list_videos
 
@@ -154,6 +157,24 @@ def test_what_is_learned_when_the_answer_is_shown(monkeypatch, capsys):
     pairs = [re.search(r": (\d\.\d+) -> (\d\.\d+), ", line).groups() for line in lines]
     assert len(lines) == 4 and all(before != after for before, after in pairs)
     assert pairs[1][0] == pairs[3][0] and pairs[0][0] != pairs[2][0]
+
+
+def test_what_a_checkpoint_is_judged_by(script, tmp_path, capsys):
+    out = tmp_path / "numbers.json"
+    flags = ["--scenes", 2, "--sampling-steps", 2, "--out", out]
+    assert script(continuation, NANO, *flags) == 0
+    said, rows = capsys.readouterr().out, json.loads(out.read_text())["own scenes"]
+    losses = [sum(r[f"loss_{s}"] for s in continuation.SIGMAS) / 5 for r in rows]
+    share = sum(losses) / sum(row["zero"] for row in rows)
+    assert f"loss / loss of predicting zero: {share:.4f}" in said and share < 0.3
+    gain = sum(row["psnr_1"] - row["psnr_repeated"] for row in rows) / 2
+    assert f"in 1 steps: {sum(r['psnr_1'] for r in rows) / 2:.2f} dB, {gain:+.2f}" in said
+    write_video(tmp_path / "still.mp4", torch.full((29, 3, 64, 64), 0.5), 24)
+    write_video(tmp_path / "short.mp4", torch.rand(9, 3, 64, 64), 24)
+    assert script(continuation, NANO, "--scenes", 0, "--videos", tmp_path) == 2
+    end = capsys.readouterr()
+    assert "left out: " in end.out and "has 9 frames" in end.out.replace(" of 9 announced", "")
+    assert f"--videos {tmp_path}: none of its clips moves" in end.err
 
 
 @pytest.mark.slow
