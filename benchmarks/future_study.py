@@ -118,7 +118,7 @@ def measure(row, model, video, texts):
         before = common.future.Future(model, clip, args)
         with sign_flipped(model, row.flipped):
             record = common.adapt(model, method, clip, without_future(args))
-        found = before.record(adapted=True)
+        found = before.record(updated=True)
     return found | {name: record[name] for name in ("losses", "diverged")}
 
 

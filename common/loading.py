@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 import backbones
-from backbones import hub, parts
+from backbones import hub
 from common.errors import MisfitError, UsageError
 from common.values import count_of_blocks, frame_size
 from devices import parallel, ranks
@@ -174,6 +174,8 @@ def check_shared(args):
 def load_model(args):
     """The backbone of args.checkpoint on args.device; its `frame_size` is args.size or its own."""
     device = pick_device(args.device)
+    from backbones import parts  # here: it loads diffusers
+
     ranks.start(device)
     more = {"float8": args.weights == "fp8", "lora": None if ranks.rank() else args.lora}
     # of torchrun's processes the first reads the weights, and sends the others their parts
