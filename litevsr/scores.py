@@ -85,11 +85,11 @@ def no_reference(name):
         if name not in known:
             raise UsageError(f"--quality {name}: pyiqa has {', '.join(known)}")
         return pyiqa.create_metric(name)
+    except UsageError:
+        raise
     except ImportError as error:
         raise UsageError(f"--quality {name}: pip install pyiqa ({error})") from error
     except Exception as error:  # of any kind: it fetches weights
-        if isinstance(error, UsageError):
-            raise
         raise UsageError(f"--quality {name}: pyiqa cannot load it ({error})") from error
 
 
@@ -140,9 +140,9 @@ class Comparison:
         self.others()
         rows = {name: found for name, found in self.found.items() if found}
         yield from itertools.starmap(line, rows.items())
-        if self.args.adapt:
-            plain = rows["not adapted"]
-            pairs = {k: zip(v, plain[k], strict=True) for k, v in rows["adapted"].items()}
+        if rows.keys() >= {"adapted", "not adapted"}:
+            plain = rows["not adapted"]  # shorter or longer where scoring ended early
+            pairs = {k: zip(v, plain[k], strict=False) for k, v in rows["adapted"].items()}
             yield line("adapted - not adapted", {k: differences(v) for k, v in pairs.items()})
         if self.scorer.reason and self.args.truth:
             yield f"LPIPS is not computed: {self.scorer.reason}"

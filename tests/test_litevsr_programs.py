@@ -220,7 +220,7 @@ def test_nothing_beside_the_frames_can_cost_them(restore, clips, tmp_path, monke
 
     monkeypatch.setattr(litevsr.scores, "ssim", fails)
     monkeypatch.setattr(litevsr.video, "join", lambda *_: av.open("no such file"))
-    flags = ["--truth", tmp_path / "truth.mp4"]
+    flags = ["--truth", tmp_path / "truth.mp4", "--adapt", 1]
     assert restore(clips / "0.mp4", tmp_path / "high.mp4", *flags) == 0
     said = capsys.readouterr().err
     assert "not scored beyond this: win_size" in said and "its sound cannot be kept" in said
