@@ -71,11 +71,12 @@ def repeated(frames):
 
 
 @torch.no_grad()
-def measure(model, number, frames, captions, steps):
-    """{name: value} of one clip with its caption and another; the noise is that of its number."""
+def measure(model, number, frames, texts, steps):
+    """{name: value} of one clip with what its caption, another and none become; the noise is that
+    of its number."""
     latents = model.encode(frames.transpose(0, 1)[None])
     context, target = latents[:, :, :LATENTS], latents[:, :, LATENTS:]
-    negative, text, other = model.embed_each(["", *captions])
+    text, other, negative = texts
     generator = torch.Generator().manual_seed(number)
     noise = torch.randn(target.shape, generator=generator)
     found = {f"loss_{s}": loss(model, s, context, target, noise, text) for s in SIGMAS}
@@ -134,15 +135,18 @@ def main():
         sets["moving clips"] = moving(videos, model.geometry.size)
     found = {}
     for name, clips in sets.items():
+        clips = list(clips)
+        if not clips:
+            raise UsageError(f"--videos {args.videos}: none of its clips moves")
+        captions = list({"", *(caption for _, _, caption in clips)})
+        texts = dict(zip(captions, model.embed_each(captions), strict=True))
         rows, sources, said = [], [], {}
         for number, (source, frames, caption) in enumerate(tqdm(clips, name, disable=None)):
             others = [words for other, words in said.items() if other != source]
-            captions = (caption, others[-1] if others else "")
-            rows.append(measure(model, number, frames, captions, args.sampling_steps))
+            words = [texts[each] for each in (caption, others[-1] if others else "", "")]
+            rows.append(measure(model, number, frames, words, args.sampling_steps))
             sources.append(source)
             said[source] = caption
-        if not rows:
-            raise UsageError(f"--videos {args.videos}: none of its clips moves")
         print(f"{name} ({len(rows)}, of {len(set(sources))} sources)", flush=True)
         print("\n".join(summary(rows, sources, args.sampling_steps)), flush=True)
         found[name] = rows
