@@ -2,13 +2,12 @@
 was killed goes on as if it had not been."""
 
 import json
-import os
 import shutil
-import signal
 
 import pytest
 import torch
 from folders import make_run
+from kills import killed_at
 from safetensors.torch import load_file
 from test_run import demo_rows, write_manifest
 from test_vjepa_carried import flat
@@ -105,30 +104,6 @@ def test_a_run_goes_on_where_it_was(run):
     run("parts", "--carry-over", 0.5, "--order", "list", code=2)  # another run
 
 
-def killed_at(replacement, *argv):
-    """Runs adasteer.py in a process that kills itself before its n-th file takes its name; gives
-    whether it was killed."""
-    child = os.fork()
-    if child == 0:
-        replace, count = os.replace, [0]
-
-        def counted(*given):
-            count[0] += 1
-            if count[0] == replacement:
-                os.kill(os.getpid(), signal.SIGKILL)
-            replace(*given)
-
-        os.replace = counted
-        adasteer.runs.start.sys.argv = ["adasteer.py", *map(str, argv)]
-        try:
-            os._exit(adasteer.main())
-        finally:
-            os._exit(99)
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    assert code in (0, -signal.SIGKILL)
-    return code != 0
-
-
 def content_of(path):
     return load_file(path) if path.suffix == ".safetensors" else torch.load(path)
 
@@ -138,7 +113,7 @@ def content_of(path):
 def test_a_run_that_is_killed_anywhere_equals_an_undisturbed_one(flags, run, shared, tmp_path):
     """With kill -9, before each file that it writes: state, adapter, pictures, record, summary."""
     whole, times = run("whole", *flags.split(), frames=True), 2
-    while killed_at(times, *shared, *flags.split(), "--out", tmp_path / "killed"):
+    while killed_at(adasteer, times, *shared, *flags.split(), "--out", tmp_path / "killed"):
         times += 1
     assert times > 5
     assert numbers(tmp_path / "killed") == numbers(whole)
