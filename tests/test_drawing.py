@@ -4,7 +4,8 @@ import math
 
 import pytest
 import torch
-from test_start import adapted, on
+from test_start import adapted, carried_state, on
+from test_vjepa_carried import flat
 from toy import copies, new
 
 import adasteer
@@ -96,6 +97,10 @@ def test_what_a_gate_refuses_does_not_go_on(model, clip):
     start = Start()
     _, record = gated(AdaSteer, model, clip, "--gate 1e6 --carry-over 1", start)
     assert record["kept"] == "baseline" and start.leaves is None
+    left = carried_state(model, clip, 0.1)
+    start, before = Start(left), flat(left)
+    gated(AdaSteer, model, clip, "--gate 1e6 --carry-over 1", start)
+    assert flat(start.leaves) == before
 
 
 def test_a_gate_holds_latents_out(script, tmp_path, capsys):
