@@ -109,6 +109,8 @@ def test_a_gate_holds_latents_out(script, tmp_path, capsys):
     flags = ["--gate", 1, "--stop-draws", 1, "--stop-sigmas", 0.5]
     assert script(adasteer, *flags, "--out", tmp_path) == 2
     assert "--gate 1: one loss has no standard error" in capsys.readouterr().err
+    assert script(adasteer, "--gate", 1, "--adapter", "nano", "--out", tmp_path) == 2
+    assert "--gate 1: with --adapter and --steps 0, its default" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("flags", [["--sigmas", "logit-normal"], ["--recency", 1]])
