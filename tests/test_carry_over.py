@@ -2,7 +2,10 @@
 was killed goes on as if it had not been."""
 
 import json
+import math
+import os
 import shutil
+import signal
 
 import pytest
 import torch
@@ -16,6 +19,7 @@ import adasteer
 import compare as compare_script
 from adasteer import AdaSteer
 from runs import carry
+from runs.scores import Scores
 
 TIMES = ("seconds", "memory", "git_revision")
 WINDOW = "--anchor 9 --tta-frames 9 --cond-frames 5 --context-latents 1 --gen-frames 4"
@@ -148,6 +152,39 @@ def test_what_is_skipped_or_diverges_leaves_nothing(run, tmp_path, monkeypatch):
         one, other = numbers(skipped)[name], diverged[name]
         assert [one[k] for k in one if "loss" in k] == [other[k] for k in one if "loss" in k]
     assert state(skipped) == state(tmp_path / "diverged")
+
+
+@pytest.mark.parametrize("flag", ["--carry-over", "--reptile"])
+def test_a_last_video_that_is_not_scored_leaves_nothing(flag, run, shared, monkeypatch):
+    """Killed before that, and begun again."""
+    given, of, happens = [flag, 0.5, "--order", "list"], Scores.of, []
+    first = run("first", *given, "--limit", 1)
+    folder, given = first.parent / "more", [*given, "--limit", 2]
+
+    def failing(self, clip, *more):
+        if clip.video.id == "scene_1":
+            happens[0]()
+        return of(self, clip, *more)
+
+    def killed():
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def fails():
+        raise ValueError("simulated")
+
+    def starts():
+        """Of the runs that learn one."""
+        found = [sorted(path.glob("start.*")) for path in (first, folder)]
+        return [flat([*map(content_of, paths)]) for paths in found]
+
+    monkeypatch.setattr(Scores, "of", failing)
+    happens[:] = [killed]
+    assert killed_at(adasteer, math.inf, *shared, *given, "--no-generate", "--out", folder)
+    assert starts()[0] == starts()[1] and bool(starts()[0]) == (flag == "--reptile")
+    happens[:] = [fails]
+    run("more", *given, code=3)
+    assert state(folder) == state(first)
+    assert starts()[0] == starts()[1]
 
 
 def test_what_is_carried_survives_a_step_that_runs_out_of_memory(run, monkeypatch):
