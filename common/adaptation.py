@@ -121,7 +121,10 @@ def take_steps(model, method, drawn, stopping, steps, watch, start=None):
         optimizer.zero_grad(set_to_none=True)
         steps.add(loss, penalty, draw.sigma)
         watch(step, loss.item())
-        if not finite or stopping.ends_after(step):
+        ends = not finite or stopping.ends_after(step)
+        if start and stopping.best_step == step:
+            start.mark()
+        if ends:
             return finite
     return True
 

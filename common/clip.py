@@ -176,6 +176,7 @@ class Clip:
     other: "Clip | None" = None  # another video, on which forgetting is measured
     video_file: dict = field(default_factory=dict)  # size and time of the file that was read
     beside: dict = field(default_factory=dict)  # frames like `truth` of other files, by column
+    files: dict = field(default_factory=dict)  # of these, for the record: footage.Footage
     clean_future: torch.Tensor | None = None  # as `future`, of the file in column truth
     start: object = None  # where adaptation begins, as in common.start, where that is not its own
 
@@ -214,6 +215,7 @@ def load_clip(model, video, window, size, text, negative_text, seed, footage=Non
         costs=costs,
         video_file=footage.file,
         beside={name: frames[-window.gen_frames :] for name, frames in footage.beside.items()},
+        files=footage.files,
         clean_future=clean_future,
     )  # fmt: skip
 

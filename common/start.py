@@ -134,6 +134,11 @@ def mapped(state, function):
     return [mapped(x, function) for x in state] if isinstance(state, list | tuple) else state
 
 
+def saved(state):
+    """Copies on the CPU."""
+    return mapped(state, lambda x: x.detach().cpu().clone())
+
+
 def between(first, last, part):
     """first + part (last - first) of tensors by name; at 0 and 1 these themselves, to the bit."""
     return {name: torch.lerp(x, last[name].to(x), part) for name, x in first.items()}
@@ -157,7 +162,7 @@ class Start:
 
     def __init__(self, before=None, adapter=None, **facts):
         self.before = self.left = self.leaves = before
-        self.adapter, self.facts, self.optimizer = adapter, facts, None
+        self.adapter, self.facts, self.moving, self.marked = adapter, facts, None, None
 
     @torch.no_grad()
     def begin(self, model, method, clip, args):
@@ -205,24 +210,32 @@ class Start:
 
     def resume(self, optimizer, schedule):
         """Puts them where the last video left its own, with --carry-over."""
-        self.optimizer, self.schedule = optimizer, schedule
+        self.moving = {"optimizer": optimizer, "schedule": schedule}
         if self.left and not self.args.reptile:
-            optimizer.load_state_dict(self.left["optimizer"])
-            schedule.load_state_dict(self.left["schedule"])
+            for name, each in self.moving.items():
+                each.load_state_dict(self.left[name])
+
+    def mark(self):
+        """Keeps where optimiser and schedule are: called at a step whose parameters are kept."""
+        if carries(self.args) and not self.args.reptile:
+            self.marked = self.moved_on()
+
+    def moved_on(self):
+        """Copies of their states."""
+        return saved({name: each.state_dict() for name, each in self.moving.items()})
 
     @torch.no_grad()
     def end(self, rejected):
         """After the steps. rejected: whether it diverged or no step is kept; that leaves what was
         there before it."""
-        if rejected or self.optimizer is None or not carries(self.args):
+        if rejected or not self.moving or not carries(self.args):
             return
-        state = {"parameters": self.copies()}
         if self.args.reptile:
-            state["parameters"] = between(self.begun, state["parameters"], self.args.reptile)
+            parameters = between(self.begun, self.copies(), self.args.reptile)
+            self.leaves = {"parameters": saved(parameters)}
         else:
-            state["optimizer"] = self.optimizer.state_dict()
-            state["schedule"] = self.schedule.state_dict()
-        self.leaves = mapped(state, lambda x: x.detach().cpu().clone())
+            optimizer = self.marked or self.moved_on()
+            self.leaves = {"parameters": saved(self.parameters)} | optimizer
 
     def kept(self, adapted):
         """What the video is generated with. adapted: whether its steps count."""

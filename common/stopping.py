@@ -50,6 +50,11 @@ def check(args):
         raise UsageError(
             f"--gate {args.gate:g}: one loss has no standard error; give --stop-draws 2 or more"
         )
+    if args.gate is not None and args.adapter and not args.steps:
+        raise UsageError(
+            f"--gate {args.gate:g}: with --adapter and --steps 0, its default, there are no "
+            "updates to keep or not; leave it out, or give --steps of 1 or more"
+        )
     if 0 < args.steps < args.stop_every:
         raise UsageError(
             f"--stop-every {args.stop_every}: no check falls within --steps {args.steps}"

@@ -136,9 +136,8 @@ def coded(pictures, codec, crf, fps, x264="mbtree=0"):
     file = io.BytesIO()
     # one thread and no macroblock tree: the same bytes on every machine
     options = {"threads": "1", "crf": str(crf), "x264-params": x264}
-    if codec == "mpeg4":
-        options = {"threads": "1", "qscale": str(crf // 4), "flags": "+qscale"}
-        options["global_quality"] = str(crf // 4 * 118)  # FF_QP2LAMBDA
+    if codec == "mpeg4":  # qscale is an option of the program ffmpeg, not of the encoder
+        options = {"threads": "1", "qmin": str(crf // 4), "qmax": str(crf // 4)}
     with av.open(file, "w", format="matroska") as container:
         stream = container.add_stream(codec, rate=round(fps), options=options)
         stream.pix_fmt = "yuv420p"

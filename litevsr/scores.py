@@ -106,7 +106,7 @@ class Comparison:
     """Scores of the result, and of what else could have been shown, where they are asked for."""
 
     def __init__(self, args, enlarge):
-        self.args, self.enlarge, self.found = args, enlarge, {}
+        self.args, self.enlarge, self.found, self.told = args, enlarge, {}, False
         self.scorer = Scorer(enlarge.scale, args.quality) if args.truth or args.quality else None
         if args.truth:
             low, sharp = (next(frames_of(path)[0]).shape for path in (args.video, args.truth))
@@ -121,8 +121,22 @@ class Comparison:
         """The frames, scored as they go by."""
         if self.scorer is None:
             return frames
-        truth = frames_of(self.args.truth)[0] if self.args.truth else iter(())
+        truth = self.sharp() if self.args.truth else iter(())
         return self.scorer.watched(frames, truth, self.found.setdefault(name, {}))
+
+    def sharp(self):
+        """The frames of --truth, and a line, once, where more than these are asked for."""
+        count = 0
+        for frame in frames_of(self.args.truth)[0]:
+            count += 1
+            yield frame
+        if not self.told:
+            print(
+                f"--truth {self.args.truth}: ends after {count} frames, the video does not; scores "
+                "against it are of these",
+                file=sys.stderr,
+            )
+        self.told = True
 
     def others(self):
         """Scores what is not written."""

@@ -30,7 +30,14 @@ from backbones.parts import load_weights
 from nano.architecture import new_dit, new_text_encoder
 from nano.dataset import SIZE, prepare, save_whole
 from nano.progress import draw_curve, draw_samples
-from nano.recipe import SHIFT, Optimizers, add_recipe, average, flow_matching_loss
+from nano.recipe import (
+    SHIFT,
+    Optimizers,
+    add_recipe,
+    average,
+    fill_shape,
+    flow_matching_loss,
+)
 
 COOLDOWN = 0.25  # share of the steps over which the rate falls
 TEXT_LENGTH = 64  # tokens
@@ -183,6 +190,7 @@ def main():
     parser.add_argument("--out", type=Path, default=Path("nano/checkpoint"))
     args = parser.parse_args()
     try:
+        fill_shape(args)
         trainer = Trainer(args)
     except backbones.CheckpointError as error:
         parser.error(f"--start: {error}")

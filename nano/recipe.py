@@ -3,7 +3,11 @@
 import torch
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+import backbones
+from backbones.configs import read_config
+
 SHIFT = 3.0  # of the schedule, as in the sampler
+SHAPE = {"width": 128, "depth": 12, "patch": 2, "channels": 16}  # where no flag says otherwise
 
 
 def add_recipe(add):
@@ -11,15 +15,37 @@ def add_recipe(add):
     add("--optimizer", choices=("adamw", "muon"), default="adamw", help="of the blocks' matrices")
     add("--lr", type=float, default=1e-3)
     add("--batch", type=int, default=16)
-    add("--width", type=int, default=128, help="of the DiT, a multiple of 32")
-    add("--depth", type=int, default=12)
-    add("--patch", type=int, choices=(1, 2), default=2, help="latents on a side of a token")
-    add("--channels", type=int, default=16, help="of the linear autoencoder")
+    add("--width", type=int, help="of the DiT, a multiple of 32")
+    add("--depth", type=int)
+    add("--patch", type=int, choices=(1, 2), help="latents on a side of a token")
+    add("--channels", type=int, help="of the linear autoencoder")
     add("--temper", type=float, default=0.5, help="1: channels of unit variance; 0: as they are")
     add("--damp", type=float, default=0.0, help="1: squared errors count as in pixels")
     add("--context-noise", type=float, default=0.0, help="largest sigma of the context")
     add("--no-context", type=float, default=0.0, help="share of steps without context")
     add("--pace", type=float, default=1.0, help="of the motion in the clips")
+
+
+def fill_shape(args):
+    """Puts the shape of --start, or SHAPE, where no flag says one. Raises CheckpointError where a
+    flag says another than --start has."""
+    for name, value in (shape_of(args.start) if args.start else SHAPE).items():
+        asked = getattr(args, name)
+        if args.start and asked not in (None, value):
+            raise backbones.CheckpointError(
+                f"{args.start} has --{name} {value}, got --{name} {asked}; leave it out"
+            )
+        setattr(args, name, value if asked is None else asked)
+
+
+def shape_of(folder):
+    """Of a checkpoint that nano.pretrain made, as SHAPE. Raises CheckpointError."""
+    kind = backbones.geometry(folder).class_name
+    if kind != "LongCatVideoTransformer3DModel":
+        raise backbones.CheckpointError(f"{folder} is a {kind}; give one that nano.pretrain made")
+    config = read_config(folder / "dit" / "config.json")
+    names = zip(SHAPE, ("hidden_size", "depth", "patch_size", "in_channels"), strict=True)
+    return {name: config[key] for name, key in names} | {"patch": config["patch_size"][1]}
 
 
 def average(averages, values, count):

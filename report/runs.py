@@ -11,6 +11,7 @@ from runs.names import printable, unusable
 from runs.results import read_json, read_record
 
 FACTS = ("manifest_sha256", "checkpoint_sha256")  # of config.json: videos and weights
+FILES = {"video_sha256": "file", "truth_sha256": "truth", "second_take_sha256": "second take"}
 TEXT = str | None
 FACTS_ARE = dict.fromkeys(("method", *FACTS), str) | {"lpips_sha256": TEXT, "source_sha256": TEXT}
 FLAGS_ARE = {"steps": int, "seed": int, "script": TEXT, "script_sha256": TEXT}
@@ -235,9 +236,10 @@ def refuse_mismatch(baseline, run):
         if there != here
     ]
     found += [
-        f"the file of video {printable(name)}"
+        f"the {file} of video {printable(name)}"
         for name in sorted(baseline.done.keys() & run.done.keys())
-        if baseline.done[name]["video_sha256"] != run.done[name]["video_sha256"]
+        for key, file in FILES.items()
+        if len({each.done[name].get(key) for each in (baseline, run)} - {None}) > 1
     ]
     if found:
         raise UsageError(

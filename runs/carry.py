@@ -14,6 +14,7 @@ from runs.claims import Claims
 from runs.results import discard, read_record, replace_file
 
 FOLDER = "state"  # beside `videos`
+KINDS = (".pt", ".safetensors", ".adapter", ".tmp")  # of what an item leaves there
 WHY = "what is learned from a clip goes on to the next, so that their order is part of the run"
 
 
@@ -117,9 +118,9 @@ class Carried:
 
     def __init__(self, out, last=None):
         """last: the id of that item. Raises UsageError where its state cannot be read."""
-        self.folder = out / FOLDER
+        self.folder, self.last = out / FOLDER, last
         self.state = None if last is None else self._read(last)
-        self.next = self.state
+        self.take_back()
 
     def _path(self, name):
         return self.folder / f"{name}.pt"
@@ -151,7 +152,16 @@ class Carried:
     def settle(self, name):
         """To be called after the item's record is written: what it has left counts, and earlier
         states are not needed."""
-        self.state = self.next
-        for path in self.folder.iterdir():
-            if path != self._path(name) and path.suffix in (".pt", ".tmp"):
+        self.state, self.last = self.next, name
+        self._clear()
+
+    def take_back(self):
+        """To be called where an item is skipped that had left a state: it leaves none."""
+        self.next = self.state
+        self._clear()
+
+    def _clear(self):
+        """Removes what other items than the last that is done have left."""
+        for path in self.folder.glob("*"):
+            if path.suffix in KINDS and path.stem != self.last:
                 discard(path)

@@ -48,16 +48,32 @@ class Course:
                 self.carried.keep(clip.video.id, clip.start.leaves)
                 if self.args.reptile and clip.start.leaves:
                     clip.start.put(clip.start.leaves["parameters"])
-                    results.save_adapter(self.out / START, method, self.args)
+                    results.save_adapter(self.carried.folder / clip.video.id, method, self.args)
         places = {item.id: place for place, item in enumerate(self.chain.items)}
         return {"place": places[clip.video.id]}
 
     def settle(self, record):
         """To be called after the video's record is written."""
         if self.carried:
+            self.publish(record["id"])
             self.carried.settle(record["id"])
         elif self.bank:
             self.bank.add(record)
+
+    def take_back(self):
+        """To be called where a video is skipped after `keep`."""
+        if self.carried:
+            self.carried.take_back()
+
+    def publish(self, name):
+        """Gives the start that was saved with a video that is done, where there is one, its place
+        in --out."""
+        for kind in ("safetensors", "adapter"):
+            saved, start = self.out / carry.FOLDER / f"{name}.{kind}", self.out / f"{START}.{kind}"
+            with writing(self.out), contextlib.suppress(FileNotFoundError):
+                if saved.is_dir():  # which takes no other's place
+                    results.discard(start)
+                saved.replace(start)
 
 
 class Bank:

@@ -50,6 +50,8 @@ class Run:
         self.scores = Scores(args, self.work.records, self.window, lpips)
         self.baseline = find_baseline(args, self.config)
         check_adapters(args, self.todo)
+        if self.course.chain.last and not args.dry_run:  # one that was killed before it could
+            self.course.publish(self.course.chain.last)
         if not self.ends_here:
             no_lpips = no_lpips and f"LPIPS is not computed: {no_lpips}"
             self.work.open(setting(args, self.geometry, self.window), no_lpips)
@@ -150,7 +152,10 @@ class Run:
             )
         except PROBLEMS as error:  # of this video alone; the next is adapted to already
             why = VideoError(f"not scored: {type(error).__name__}: {error}")
-            self.work.skip(clip.video, why)
+            if self.work.skip(clip.video, why):
+                self.course.take_back()
+            else:
+                self.course.chain.stand_back()
             return
         if not record:
             self.course.chain.stand_back()

@@ -35,6 +35,7 @@ class Scores:
             "status": "done",
             "video_sha256": clip.video_sha256,
             "video_file": clip.video_file,
+            **clip.files,
             "frame_indices": self.window.indices(),
             "preflight": clip.preflight,
             "target_values": clip.target.numel(),

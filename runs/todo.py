@@ -141,17 +141,25 @@ def is_done(video, path):
     record = read_record(path)
     if record is None or record["status"] != "done":
         return False
-    if video.path.is_file() and not same_file(video.path, record):
+    if other := other_file(video, record):
         raise UsageError(
-            f"--videos: {video.path} is not the file that {path} was made from; choose another "
-            "--out"
+            f"--videos: {other} is not the file that {path} was made from; choose another --out"
         )
     return True
 
 
-def same_file(path, record):
+def other_file(video, record):
+    """The first of the video's files, and of those beside it, that is not the record's, or None.
+    One that is not there, or not in the record, passes."""
+    files = {"video": video.path, **video.beside}
+    there = (n for n, path in files.items() if f"{n}_sha256" in record and path.is_file())
+    return next((files[n] for n in there if not same_file(files[n], record, n)), None)
+
+
+def same_file(path, record, name):
     """By size and time where these are the record's, else by content."""
-    return file_facts(path) == record.get("video_file") or sha256(path) == record["video_sha256"]
+    known = record.get(f"{name}_file"), record[f"{name}_sha256"]
+    return file_facts(path) == known[0] or sha256(path) == known[1]
 
 
 def setting(args, geometry, window):

@@ -98,8 +98,8 @@ def in_range(args):
 
 
 def is_same(video, record):
-    """Whether its file, where there is one, is that of the record."""
-    return not video.path.is_file() or todo.same_file(video.path, record)
+    """Whether its files, where there are any, are those of the record."""
+    return todo.other_file(video, record) is None
 
 
 def carries(args):

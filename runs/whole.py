@@ -15,6 +15,7 @@ LATENT_LOSSES = (
     "look_ahead_loss", "untouched_look_ahead_loss", "pre_adapt_loss", "post_adapt_loss",
     "untouched_loss",
 )  # fmt: skip
+HASHED = ("source", "truth", "second_take")  # and the video
 NUMBER = (int, float)
 SCORE = (*NUMBER, type(None))
 LARGEST = 1e60
@@ -76,7 +77,7 @@ def has_details(record):
     return (
         all(map(is_size, sizes))
         and all(isinstance(text, str | None) for text in record["columns"].values())
-        and isinstance(record.get("source_sha256"), str | None)
+        and all(isinstance(record.get(f"{name}_sha256"), str | None) for name in HASHED)
         and isinstance(record.get("stop_step"), int | None)
         and all(is_score(record.get(name)) for name in (*OTHERS, *CLEAN))
         and all(is_curve(record.get(f"{kind}_losses", [])) for kind in ("anchor", "future"))

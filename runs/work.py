@@ -97,11 +97,13 @@ class Work:
         return lost
 
     def skip(self, item, error):
+        """Gives whether it was this worker's to skip."""
         if self.lost(item):
-            return
+            return False
         with writing(self.out):
             self.records.skip(item, error)
         self.claims.release(item.id)
+        return True
 
     def finish(self, item, scored):
         """Writes the record that scored() gives, and gives it; None where the item was lost."""

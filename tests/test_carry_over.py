@@ -2,6 +2,7 @@
 was killed goes on as if it had not been."""
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -9,6 +10,7 @@ import signal
 import pytest
 import torch
 from folders import make_run
+from kills import killed_at
 from safetensors.torch import load_file
 from test_run import demo_rows, write_manifest
 from test_vjepa_carried import flat
@@ -17,6 +19,7 @@ import adasteer
 import compare as compare_script
 from adasteer import AdaSteer
 from runs import carry
+from runs.scores import Scores
 
 TIMES = ("seconds", "memory", "git_revision")
 WINDOW = "--anchor 9 --tta-frames 9 --cond-frames 5 --context-latents 1 --gen-frames 4"
@@ -105,30 +108,6 @@ def test_a_run_goes_on_where_it_was(run):
     run("parts", "--carry-over", 0.5, "--order", "list", code=2)  # another run
 
 
-def killed_at(replacement, *argv):
-    """Runs adasteer.py in a process that kills itself before its n-th file takes its name; gives
-    whether it was killed."""
-    child = os.fork()
-    if child == 0:
-        replace, count = os.replace, [0]
-
-        def counted(*given):
-            count[0] += 1
-            if count[0] == replacement:
-                os.kill(os.getpid(), signal.SIGKILL)
-            replace(*given)
-
-        os.replace = counted
-        adasteer.runs.start.sys.argv = ["adasteer.py", *map(str, argv)]
-        try:
-            os._exit(adasteer.main())
-        finally:
-            os._exit(99)
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    assert code in (0, -signal.SIGKILL)
-    return code != 0
-
-
 def content_of(path):
     return load_file(path) if path.suffix == ".safetensors" else torch.load(path)
 
@@ -138,7 +117,7 @@ def content_of(path):
 def test_a_run_that_is_killed_anywhere_equals_an_undisturbed_one(flags, run, shared, tmp_path):
     """With kill -9, before each file that it writes: state, adapter, pictures, record, summary."""
     whole, times = run("whole", *flags.split(), frames=True), 2
-    while killed_at(times, *shared, *flags.split(), "--out", tmp_path / "killed"):
+    while killed_at(adasteer, times, *shared, *flags.split(), "--out", tmp_path / "killed"):
         times += 1
     assert times > 5
     assert numbers(tmp_path / "killed") == numbers(whole)
@@ -173,6 +152,39 @@ def test_what_is_skipped_or_diverges_leaves_nothing(run, tmp_path, monkeypatch):
         one, other = numbers(skipped)[name], diverged[name]
         assert [one[k] for k in one if "loss" in k] == [other[k] for k in one if "loss" in k]
     assert state(skipped) == state(tmp_path / "diverged")
+
+
+@pytest.mark.parametrize("flag", ["--carry-over", "--reptile"])
+def test_a_last_video_that_is_not_scored_leaves_nothing(flag, run, shared, monkeypatch):
+    """Killed before that, and begun again."""
+    given, of, happens = [flag, 0.5, "--order", "list"], Scores.of, []
+    first = run("first", *given, "--limit", 1)
+    folder, given = first.parent / "more", [*given, "--limit", 2]
+
+    def failing(self, clip, *more):
+        if clip.video.id == "scene_1":
+            happens[0]()
+        return of(self, clip, *more)
+
+    def killed():
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def fails():
+        raise ValueError("simulated")
+
+    def starts():
+        """Of the runs that learn one."""
+        found = [sorted(path.glob("start.*")) for path in (first, folder)]
+        return [flat([*map(content_of, paths)]) for paths in found]
+
+    monkeypatch.setattr(Scores, "of", failing)
+    happens[:] = [killed]
+    assert killed_at(adasteer, math.inf, *shared, *given, "--no-generate", "--out", folder)
+    assert starts()[0] == starts()[1] and bool(starts()[0]) == (flag == "--reptile")
+    happens[:] = [fails]
+    run("more", *given, code=3)
+    assert state(folder) == state(first)
+    assert starts()[0] == starts()[1]
 
 
 def test_what_is_carried_survives_a_step_that_runs_out_of_memory(run, monkeypatch):

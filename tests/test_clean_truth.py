@@ -13,13 +13,15 @@ import adasteer
 import compare
 import runs
 from common.clip import Window
-from common.errors import VideoError
+from common.data import sha256
+from common.errors import UsageError, VideoError
 from common.footage import read_footage
 from common.loading import geometry_of
 from common.metrics import CLEAN, score
 from common.video import read_frames, write_video
 from prepare import shift
 from runs.lists import list_videos, write_list
+from runs.todo import done_among
 
 DEMO = ROOT / "nano" / "demo" / "manifest.csv"
 ONE = [*QUICK, "--limit", 1]
@@ -87,6 +89,7 @@ def test_scores_against_the_clean_truth_stand_beside_those_against_the_shifted(s
 def test_the_clean_truth_changes_no_other_number(scored):
     blind, whole = (record_of(scored / name) for name in ("blind", "adasteer"))
     added = {f"{name}{part}" for name in CLEAN for part in ("", "_before", "_per_frame")}
+    added |= {f"{name}_{part}" for name in ("truth", "second_take") for part in ("sha256", "file")}
     assert {key for key in whole if key not in blind} < added
     same = blind.keys() - {"columns", "video_file", "device"}
     assert all(blind[key] == whole[key] for key in same)
@@ -105,6 +108,19 @@ def test_the_report_has_a_table_of_each_and_the_second_take_as_a_row(scored, tmp
     given = record_of(scored / "baseline")["references"]["second_take"]["psnr_db"]
     first, second = (read_frames(dark_path(scored, i), 32, 46, (64, 64))[0] for i in (0, 1))
     assert given == pytest.approx(score(second, first)["psnr_db"], abs=1e-6)
+
+
+def test_a_truth_that_was_changed_since_is_noticed(scored, dark, tmp_path):
+    """Whatever the list says of its bytes."""
+    video, record = list_videos(dark)[0][0], record_of(scored / "adasteer")
+    folder = scored / "adasteer" / "videos"
+    assert done_among([video], folder) == {"scene_0"}
+    for name, path in video.beside.items():
+        assert record[f"{name}_sha256"] == sha256(path)
+        (tmp_path / f"{name}.mp4").write_bytes(path.read_bytes() + b"more")
+        other = replace(video, beside={name: tmp_path / f"{name}.mp4"})
+        with pytest.raises(UsageError, match=f"{name}.mp4 is not the file that .*scene_0.json was"):
+            done_among([other], folder)
 
 
 def dark_path(scored, index):

@@ -4,7 +4,8 @@ import math
 
 import pytest
 import torch
-from test_start import adapted, on
+from test_start import adapted, carried_state, on
+from test_vjepa_carried import flat
 from toy import copies, new
 
 import adasteer
@@ -96,6 +97,10 @@ def test_what_a_gate_refuses_does_not_go_on(model, clip):
     start = Start()
     _, record = gated(AdaSteer, model, clip, "--gate 1e6 --carry-over 1", start)
     assert record["kept"] == "baseline" and start.leaves is None
+    left = carried_state(model, clip, 0.1)
+    start, before = Start(left), flat(left)
+    gated(AdaSteer, model, clip, "--gate 1e6 --carry-over 1", start)
+    assert flat(start.leaves) == before
 
 
 def test_a_gate_holds_latents_out(script, tmp_path, capsys):
@@ -104,6 +109,8 @@ def test_a_gate_holds_latents_out(script, tmp_path, capsys):
     flags = ["--gate", 1, "--stop-draws", 1, "--stop-sigmas", 0.5]
     assert script(adasteer, *flags, "--out", tmp_path) == 2
     assert "--gate 1: one loss has no standard error" in capsys.readouterr().err
+    assert script(adasteer, "--gate", 1, "--adapter", "nano", "--out", tmp_path) == 2
+    assert "--gate 1: with --adapter and --steps 0, its default" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("flags", [["--sigmas", "logit-normal"], ["--recency", 1]])

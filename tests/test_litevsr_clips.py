@@ -1,5 +1,7 @@
 """LiteVSR's clips: damage, pairs, REDS, windows and tiles."""
 
+import itertools
+
 import imageio.v3 as iio
 import numpy as np
 import pytest
@@ -47,6 +49,14 @@ def test_frames_of_a_clip_are_damaged_alike_but_for_noise():
         low = Degradation.draw(seed)(still)
         between = (low[1:] - low[:-1]).std()
         assert between < 0.08 and psnr(low.mean(0), low[0]) > 20
+
+
+@pytest.mark.parametrize("codec", ["libx264", "mpeg4"])
+def test_a_codec_damages_by_the_quality_that_was_drawn(codec):
+    noise = 0.05 * torch.randn(5, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    clip = (moving() + noise).clamp(0, 1)
+    found = [psnr(Degradation(1, (), codec, crf, 0)(clip), clip) for crf in (20, 24, 28, 32)]
+    assert all(better > worse for better, worse in itertools.pairwise(found))
 
 
 def test_the_kernel_is_a_gaussian_of_that_width_and_angle():

@@ -259,13 +259,18 @@ def test_scores_against_the_sharp_video_and_adaptation(restore, tmp_path, capsys
     write_video(tmp_path / "low.mp4", small, 24)
     flags = ["--truth", tmp_path / "sharp.mp4", "--adapt", 2]
     assert restore(tmp_path / "low.mp4", tmp_path / "high.mp4", *flags) == 0
-    said = capsys.readouterr().out
-    assert "loss on the video damaged again: " in said
-    rows = dict(line.split(": ", 1) for line in said.splitlines() if ": psnr_db" in line)
+    said = capsys.readouterr()
+    assert "loss on the video damaged again: " in said.out
+    rows = dict(line.split(": ", 1) for line in said.out.splitlines() if ": psnr_db" in line)
     assert rows.keys() == {"adapted", "not adapted", "bicubic", "adapted - not adapted"}
     values = [float(rows[name].split(",")[0].split()[1]) for name in rows]
     assert values[3] == pytest.approx(values[0] - values[1], abs=2e-3)
     assert all("warping_error" in row and "luma_ssim" in row for row in rows.values())
+    assert "--truth" not in said.err
+    write_video(tmp_path / "short.mp4", sharp[:4], 24)
+    flags = ["--truth", tmp_path / "short.mp4"]
+    assert restore(tmp_path / "low.mp4", tmp_path / "high.mp4", *flags) == 0
+    assert capsys.readouterr().err.count("short.mp4: ends after 4 frames, the video does not") == 1
     write_video(tmp_path / "other.mp4", moving(6, 32, 48), 24)
     flags = ["--truth", tmp_path / "other.mp4"]
     assert restore(tmp_path / "low.mp4", tmp_path / "high.mp4", *flags) == 2

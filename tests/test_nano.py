@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 import backbones
 from backbones.linear_autoencoder import LinearVideoAutoencoder
 from common.video import read_frames
-from nano import autoencoders, scenes
+from nano import autoencoders, pretrain, scenes
 from runs.identity import ROOT
 
 DIT = "dit/diffusion_pytorch_model.safetensors"
@@ -106,9 +106,24 @@ def test_the_wan_autoencoder_learns(monkeypatch):
     assert error(150) < 0.5 * error(1)
 
 
+@pytest.mark.parametrize("flag, value, there", [
+    ("--width", 64, 128), ("--depth", 2, 12), ("--patch", 1, 2), ("--channels", 8, 16),
+])  # fmt: skip
+def test_another_shape_than_that_of_the_start_is_refused(
+    flag, value, there, monkeypatch, capsys, tmp_path
+):
+    words = ["pretrain", "--start", "nano/checkpoint", flag, str(value), "--work", f"{tmp_path}/w"]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit) as end:
+        pretrain.main()
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert end.value.code == 2 and not (tmp_path / "w").exists()
+    assert f"nano/checkpoint has {flag} {there}, got {flag} {value}" in said
+
+
 @pytest.mark.slow
 def test_pretraining_resumes_and_its_checkpoint_runs(tmp_path):
-    flags = ["-m", "nano.pretrain", "--clips", 100, "--batch", 4]
+    flags = ["-m", "nano.pretrain", "--clips", 100, "--batch", 4, "--width", 64, "--depth", 2]
     flags += ["--work", tmp_path / "work", "--out", tmp_path / "out"]
     flags += ["--optimizer", "muon", "--no-context", 0.2, "--context-noise", 0.1]
     for steps in (8, 12):

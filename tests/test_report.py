@@ -110,6 +110,11 @@ def test_other_data_or_weights_are_refused(fact, runs):
     run.done["v000"]["video_sha256"] = "0" * 64
     with pytest.raises(UsageError, match="the file of video v000"):
         compare([base, run])
+    run.done["v000"]["video_sha256"] = base.done["v000"]["video_sha256"]
+    for each, digest in ((base, "a"), (run, "b")):
+        each.done["v000"]["truth_sha256"] = digest * 64
+    with pytest.raises(UsageError, match="differ in the truth of video v000"):
+        compare([base, run])
 
 
 def test_one_baseline_is_needed(runs):

@@ -14,6 +14,7 @@ from adasteer import AdaSteer
 from common.adaptation import adapt
 from common.loss import Draw
 from common.start import Start
+from common.stopping import EarlyStopping
 from lora_tta import LoRA
 
 each_method = pytest.mark.parametrize("name", SCRIPTS)
@@ -54,6 +55,23 @@ def test_keeping_all_is_one_adaptation_without_a_break(name, model, clip):
     assert record["kept"] == "adapted"
     once, _ = adapted(cls, "", model, clip, draws[2:])
     assert any(not torch.equal(x, expected[key]) for key, x in copies(once).items())
+
+
+def test_the_optimiser_goes_on_from_the_step_that_is_kept(model, clip):
+    """Of four the second: what goes on is as if no more had been made."""
+
+    def left(losses):
+        start, flags = Start(), "--carry-over 1 --future-draws 0"
+        method, args = new(AdaSteer, flags, model, clip)
+        draw = Draw(clip, torch.tensor([0.5]), torch.ones_like(clip.target))
+        method.draws = lambda: [draw] * (len(losses) - 1)
+        parameters = method.named_parameters().values()
+        stopping = EarlyStopping(parameters, iter(losses).__next__, every=1)
+        with method.attached():
+            adapt(model, method, on(clip, start), args, stopping=stopping)
+        return flat(start.leaves)
+
+    assert left([3.0, 2.0, 1.0, 4.0, 5.0]) == left([3.0, 2.0, 1.0])
 
 
 @each_method

@@ -2,12 +2,11 @@
 was killed goes on as if it had not been."""
 
 import json
-import os
 import shutil
-import signal
 
 import pytest
 import torch
+from kills import killed_at
 from latent_folders import make_clips, make_predictor
 from test_vjepa_run import records
 
@@ -82,34 +81,10 @@ def test_a_share_goes_on(run):
     assert before[0] > before[1] > before[2]  # the clips are alike
 
 
-def killed_at(replacement, *argv):
-    """Runs vjepa_tta.py in a process that kills itself before its n-th file takes its name; gives
-    whether it was killed."""
-    child = os.fork()
-    if child == 0:
-        replace, count = os.replace, [0]
-
-        def counted(*given):
-            count[0] += 1
-            if count[0] == replacement:
-                os.kill(os.getpid(), signal.SIGKILL)
-            replace(*given)
-
-        os.replace = counted
-        vjepa_tta.runs.start.sys.argv = ["vjepa_tta.py", *map(str, argv)]
-        try:
-            os._exit(vjepa_tta.main())
-        finally:
-            os._exit(99)
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    assert code in (0, -signal.SIGKILL)
-    return code != 0
-
-
 def test_a_run_that_is_killed_anywhere_equals_an_undisturbed_one(run, data, tmp_path):
     """Between state and record, between record and the next, within each."""
     whole, times = run("whole"), 2
-    while killed_at(times, *data, "--out", tmp_path / "killed"):
+    while killed_at(vjepa_tta, times, *data, "--out", tmp_path / "killed"):
         times += 1
     assert times > 5
     assert numbers(tmp_path / "killed") == numbers(whole)
