@@ -226,17 +226,14 @@ def test_clean_may_be_in_both_parts_and_is_said(tmp_path):
 def test_a_control_is_reported_at_the_setting_of_what_it_is_a_control_of(tmp_path):
     """However well another setting of its own does."""
     rows = read_rows(swept(tmp_path))
-    for row in [row for row in rows if row["baseline"]]:
+    for row in [row for row in rows if row["baseline"] and row["part"] == "report"]:
         own = row["name"].replace("lr", "random")
         folder = shutil.copytree(tmp_path / row["name"], tmp_path / own)
         change(folder / "config.json", lambda config: config["arguments"].update(control="random"))
         for path in (folder / "videos").glob("*.json"):
             lr = row["over"]["lr"]
             change(path, lambda record, lr=lr: record.update(psnr_db=30 + 100 * lr))
-        rows.append(row | {"name": own, "template": "random{lr}"})
-    for row in rows:
-        config = json.loads((tmp_path / row["name"] / "config.json").read_text())
-        row["arguments"] = config["arguments"]
+        rows.append(row | {"name": own, "template": "random{lr}", "control_of": row["name"]})
     kept, notes = reported(tmp_path, rows)
     names = [f"{part}_{own}0.001" for own in ("lr", "random") for part in [*LISTS][2:]]
     assert [row["name"] for row in kept if row["baseline"]] == names
@@ -322,7 +319,7 @@ def test_the_queue_gets_the_rows_to_choose_on_first(tmp_path, script, monkeypatc
 def test_videos_that_the_choice_lacks_show_in_the_exit_code(tmp_path, monkeypatch):
     """With a machine that does nothing, and all videos of the first rows done or one skipped."""
     rows, _ = read_sweep(write(tmp_path, ONLY_CLEAN), tmp_path, (), ["--videos", str(DEMO)])
-    args = argparse.Namespace(slurm=False)
+    args = argparse.Namespace(slurm=False, jobs=None)
     monkeypatch.setattr(started, "is_finished", lambda row: True)
     for complete, code, expected in ((True, 0, 0), (True, 3, 3), (False, 0, 3), (False, 1, 1)):
         monkeypatch.setattr(started, "is_complete", lambda row, complete=complete: complete)
