@@ -181,7 +181,7 @@ def swept(folder, lists=None, gains=None):
             row = {"name": own, "baseline": None, "over": {}, "template": ""}
             if lr is not None:
                 row |= {"baseline": f"{name}_baseline", "over": {"lr": lr}, "template": "lr{lr}"}
-            rows.append(row | {"part": name.partition("_")[0]})
+            rows.append(row | dict(zip(("part", "shift"), name.split("_"), strict=True)))
     (folder / "sweep.json").write_text(json.dumps({"rows": rows}))
     return folder
 
@@ -213,6 +213,12 @@ def test_the_setting_is_chosen_on_one_part_and_reported_on_the_other(tmp_path, s
     assert [row["method"] for row in tables][:2] == names[2:]
     assert tables[1]["gain"] == pytest.approx(0.2)
     assert found["notes"] == notes
+    (gains,) = found["shifts"].values()
+    assert {k: v["gain"] for k, v in gains.items()} == pytest.approx({"clean": 0.1, "dark-3": 0.2})
+    assert (
+        "| lr0.001 | +0.10 (too few) | +0.20 (too few) |"
+        in (tmp_path / "report" / "table.md").read_text()
+    )
 
 
 def test_clean_may_be_in_both_parts_and_is_said(tmp_path):
