@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from report.metrics import main_metric, title, unit
 from report.table import TOO_FEW
-from report.verdict import HELPS, outcome
+from report.verdict import HELPS, counted, outcome
 from runs.names import printable
 
 KEPT = ("gain", "low", "high", "sources")  # of a method's row in the table of a comparison
@@ -21,8 +21,12 @@ class Across:
     cells: dict  # {method: {shift: {gain, low, high, sources, beats}}}
 
     @property
-    def shifts(self):
-        return list(dict.fromkeys(shift for found in self.cells.values() for shift in found))
+    def columns(self):
+        """{shift: the head of its column}."""
+        counts = {
+            shift: cell["sources"] for each in self.cells.values() for shift, cell in each.items()
+        }
+        return {shift: f"{shift}, {counted(count, 'source')}" for shift, count in counts.items()}
 
     @property
     def heading(self):
@@ -33,12 +37,14 @@ class Across:
         """The rows as strings for people."""
         return [
             {"method": method}
-            | {s: self.words(found[s]) if s in found else "" for s in self.shifts}
+            | {head: self.words(found.get(shift)) for shift, head in self.columns.items()}
             for method, found in self.cells.items()
         ]
 
     def words(self, cell):
-        """As "+2.10 % (+1.00 to +3.20), beats random, other"."""
+        """As "+2.10 % (+1.00 to +3.20), beats random, other"; "" of what is not there."""
+        if cell is None:
+            return ""
         ends = TOO_FEW if cell["low"] is None else f"{cell['low']:+.2f} to {cell['high']:+.2f}"
         said = f"{cell['gain']:+.2f}{unit(self.metric)} ({ends})"
         if cell["beats"] is None:

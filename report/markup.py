@@ -50,8 +50,10 @@ def shifts_table(across):
     """Methods down, shifts across, each gain with its colour."""
     rows = escaped(across.readable)
     for row, found in zip(rows, across.cells.values(), strict=True):
-        for shift, cell in found.items():
-            row[shift] = f'<span class="{KINDS.get(outcome(cell), "")}">{row[shift]}</span>'
+        for shift, head in across.columns.items():
+            if shift in found:
+                kind, words = outcome(found[shift]), row[head].replace(", beats", "<br>beats")
+                row[head] = f'<span class="{KINDS.get(kind, "")}">{words}</span>'
     heading = f"<h2>{escape(across.heading)}</h2>"
     return f"{heading}{wide(html_table(rows, 'shifts'))}{LEGEND}<p>{escape(ABOUT)}</p>"
 

@@ -76,7 +76,8 @@ def first_of_all(tables, controls, shifts):
     found = sentences(said(tables, controls))
     if shifts is None:
         return found
-    return f"{shifts_table(shifts)}<details><summary>in words</summary>{found}</details>"
+    folded = f"<details><summary>the same in words, method by method</summary>{found}</details>"
+    return f"{shifts_table(shifts)}{folded}"
 
 
 def said(tables, controls):

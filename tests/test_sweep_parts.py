@@ -215,10 +215,11 @@ def test_the_setting_is_chosen_on_one_part_and_reported_on_the_other(tmp_path, s
     assert found["notes"] == notes
     (gains,) = found["shifts"].values()
     assert {k: v["gain"] for k, v in gains.items()} == pytest.approx({"clean": 0.1, "dark-3": 0.2})
-    assert (
-        "| lr0.001 | +0.10 (too few) | +0.20 (too few) |"
-        in (tmp_path / "report" / "table.md").read_text()
-    )
+    text = (tmp_path / "report" / "table.md").read_text()
+    assert "| method | clean, 3 sources | dark-3, 3 sources |" in text
+    assert "| lr0.001 | +0.10 (too few) | +0.20 (too few) |" in text
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert page.index("+0.20 (too few)") < page.index("the same in words")
 
 
 def test_clean_may_be_in_both_parts_and_is_said(tmp_path):
