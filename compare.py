@@ -20,6 +20,7 @@ import runs  # first: signals, and how torch's threads wait
 
 # isort: split
 import common
+from report.across import across
 from report.beside import beside_controls
 from report.chosen import reported
 from report.comparison import compare, table
@@ -131,8 +132,10 @@ def main():
     tables = {name: tables_of(comparison) for name, comparison in comparisons.items()}
     found = {n: predictions_of(c) for n, c in comparisons.items()} if args.predict else {}
     controls = {name: beside_controls(comparison) for name, comparison in comparisons.items()}
-    write_tables(args.out, comparisons, tables, controls, found, notes)
-    write_page(args.out, comparisons, tables, controls, notes, rows, found, args.show)
+    shifts = across(comparisons, tables, controls, rows)
+    write_tables(args.out, comparisons, tables, controls, found, notes, shifts)
+    write_page(args.out, comparisons, tables, controls, notes, rows, found, args.show, shifts)
+    print(*([shifts.heading, as_text(shifts.readable), ""] if shifts else []), sep="\n")
     print_verdicts(tables, controls, found)  # what is printed last may be cut off, as by head
     print_tables(comparisons, tables, notes)
     print(f"{args.out}/index.html")

@@ -15,7 +15,11 @@ where nothing started. A sweep file has the keys
     rows:     a list of {name, script, flags, over}; over: {key: [values]} makes a row of every
               combination, with {key} in name and flags replaced
     choose, report: {shifts, sources} of the videos that settings are chosen and reported on, as in
-              sweeps/shifts.yaml; the shifted clips are made first (prepare.shift)
+              sweeps/answer.yaml; the shifted clips are made first (prepare.shift)
+
+In flags {results}NAME is the folder of the row NAME, of the same part and shift: a row with
+--adapter {results}NAME/videos runs after it. Rows with --control choose no setting: they run on
+the sets of report alone.
 """
 
 import argparse
@@ -44,7 +48,7 @@ def parser_of():
     parser = Parser(__doc__, "%(prog)s FILE [flags]")
     parser.add_argument("file", type=Path, metavar="FILE", help="a sweep, as in sweeps/")
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--local", action="store_true", help="run the rows here, one after the other")
+    what.add_argument("--local", action="store_true", help="run the rows here, --jobs at a time")
     what.add_argument("--slurm", action="store_true", help="submit an array of jobs for each row")
     what.add_argument(
         "--status", action="store_true", help="videos done, running, skipped, missing"
@@ -64,6 +68,10 @@ def parser_of():
     parser.add_argument(
         "--out", type=folder, metavar="FOLDER",
         help="of the rows' folders; results/<file>, with nano_ before it",
+    )  # fmt: skip
+    parser.add_argument(
+        "--jobs", type=common.at_least(1), metavar="N",
+        help="rows at once, for --local, each with one thread if several (default: 1)",
     )  # fmt: skip
     parser.add_argument(
         "--array", type=common.at_least(1), metavar="N",
@@ -99,6 +107,8 @@ def run(args, out):
             print(shlex.join(words))
         return 0
     if not args.dry_run:
+        if lists:
+            lists.shared_out()  # or what is wrong with --videos and --limit, before they are kept
         write_sweep(args, out, rows, unfit)
     compare = ["--sweep", str(out), "--out", str(out / "report")]
     if not lists:

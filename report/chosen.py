@@ -21,31 +21,15 @@ def reported(folder, rows):
     if not to_choose and not to_report:
         return rows, []
     chosen_on = runs_of(folder, to_choose)
-    methods = [row for row in to_choose if original_of(row, to_choose) is None]
-    gains, metric = grid(folder, methods, chosen_on)
+    gains, metric = grid(folder, to_choose, chosen_on)
     best = {template: max(found, key=found.get) for template, found in gains.items()}
     own = [r for r in to_report if r["baseline"] and best.get(r["template"]) == setting(r)]
-    own += [row for row in to_report if original_of(row, to_report) in own]
-    bases = {row["baseline"] for row in own}
-    kept = [row for row in to_report if row["name"] in bases or row in own]
+    names = {row["name"] for row in own} | {row["baseline"] for row in own}
+    kept = [row for row in to_report if names & {row["name"], row.get("control_of")}]
     reported_on = runs_of(folder, kept)
     refuse_leak(folder, chosen_on, reported_on)
     lines = [line(template, found, metric) for template, found in gains.items()]
     return kept, [basis(chosen_on, reported_on), *lines]
-
-
-def original_of(row, rows):
-    """The row that this one is a control of: that with its flags but for --control. None of a row
-    that is none, or of what is not among the rows."""
-
-    def rest(row):
-        arguments = row.get("arguments", {}).items()
-        return {name: value for name, value in arguments if name not in ("control", "out")}
-
-    if not row.get("arguments", {}).get("control"):
-        return None
-    others = (each for each in rows if not each["arguments"].get("control"))
-    return next((each for each in others if rest(each) == rest(row)), None)
 
 
 def runs_of(folder, rows):

@@ -3,6 +3,7 @@
 import html
 import re
 
+from report.across import ABOUT
 from report.beside import MEANING as WITH_CONTROLS
 from report.comparison import unmeasured
 from report.metrics import gain_label, title
@@ -43,6 +44,18 @@ def sentences(found):
     ]
     unbroken = re.sub(r"(?<=\d) (?=%|dB)", "&nbsp;", "".join(lines))
     return f'<ul class="verdicts">{unbroken}</ul>'
+
+
+def shifts_table(across):
+    """Methods down, shifts across, each gain with its colour."""
+    rows = escaped(across.readable)
+    for row, found in zip(rows, across.cells.values(), strict=True):
+        for shift, head in across.columns.items():
+            if shift in found:
+                kind, words = outcome(found[shift]), row[head].replace(", beats", "<br>beats")
+                row[head] = f'<span class="{KINDS.get(kind, "")}">{words}</span>'
+    heading = f"<h2>{escape(across.heading)}</h2>"
+    return f"{heading}{wide(html_table(rows, 'shifts'))}{LEGEND}<p>{escape(ABOUT)}</p>"
 
 
 def result_tables(comparison, tables, shown, name):
@@ -96,13 +109,13 @@ def escaped(rows):
     return [{key: escape(value) for key, value in row.items()} for row in rows]
 
 
-def html_table(rows):
+def html_table(rows, kind=""):
     rows = list(rows)
     head = "".join(f"<th>{escape(key)}</th>" for key in rows[0])
     body = "".join(
         "<tr>" + "".join(cell_of(key, cell) for key, cell in row.items()) + "</tr>" for row in rows
     )
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return f'<table class="{kind}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
 
 
 def cell_of(key, content):

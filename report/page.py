@@ -16,6 +16,7 @@ from report.markup import (
     html_table,
     result_tables,
     sentences,
+    shifts_table,
     video_table,
     wide,
 )
@@ -31,10 +32,11 @@ from report.verdict import verdicts
 HERE = Path(__file__).parent
 
 
-def write_page(out, comparisons, tables, controls, notes, rows, predictions, count):
+def write_page(out, comparisons, tables, controls, notes, rows, predictions, count, shifts=None):
     """Writes index.html and media/ into `out`. comparisons by name, and the tables of each by
     metric; controls: methods beside theirs, by name; rows: those of a sweep;
-    predictions by name, then method; count: clips of each comparison to show side by side."""
+    predictions by name, then method; count: clips of each comparison to show side by side; shifts:
+    an Across, or None."""
     (out / "media").mkdir(parents=True, exist_ok=True)
     parts, links = [], []
     shown = main_metric(*comparisons.values())
@@ -61,7 +63,7 @@ def write_page(out, comparisons, tables, controls, notes, rows, predictions, cou
         "title": "Does the adaptation help?",
         "style": (HERE / "page.css").read_text(encoding="utf-8"),
         "script": (HERE / "page.js").read_text(encoding="utf-8"),
-        "verdicts": sentences(said(tables, controls)),
+        "verdicts": first_of_all(tables, controls, shifts),
         "navigation": " ".join(links),
         "body": "\n".join(parts),
     }
@@ -69,8 +71,17 @@ def write_page(out, comparisons, tables, controls, notes, rows, predictions, cou
     (out / "index.html").write_text(page, encoding="utf-8")
 
 
+def first_of_all(tables, controls, shifts):
+    """The verdicts; of a sweep on several shifts its one table, with the verdicts folded below."""
+    found = sentences(said(tables, controls))
+    if shifts is None:
+        return found
+    folded = f"<details><summary>the same in words, method by method</summary>{found}</details>"
+    return f"{shifts_table(shifts)}{folded}"
+
+
 def said(tables, controls):
-    """What stands first: the verdict on each method, and what can be claimed beside controls."""
+    """The verdict on each method, and what can be claimed beside controls."""
     for name, each in tables.items():
         yield from verdicts(each)
         yield from (found.claim for found in controls[name])

@@ -194,13 +194,16 @@ def read_rows(folder):
 
 
 def is_row(row):
-    """name, over and template, perhaps arguments; the name is that of a folder in the sweep's."""
+    """name, over and template, perhaps more; the name is that of a folder in the sweep's."""
     if not isinstance(row, dict):
         return False
     texts = [row.get("name"), row.get("template")]
     dicts = [row.get("over"), row.get("arguments", {})]
     return (
-        all(isinstance(text, str) for text in texts)
+        all(
+            isinstance(text, str)
+            for text in [*texts, row.get("control_of") or "", row.get("shift", "")]
+        )
         and all(isinstance(found, dict) for found in dicts)
         and all(is_plain(value) for found in dicts for value in found.values())
         and unusable(row["name"]) is None

@@ -18,7 +18,8 @@ def swept_figures(comparisons, rows, metric):
         for method in comparison.methods:
             names = {run.name for run in method.runs}
             for row in rows:
-                if videos and row["over"] and printable(row["name"]) in names:
+                swept = row["over"] and not row.get("control_of")
+                if videos and swept and printable(row["name"]) in names:
                     gain = clustered_interval(comparison.gains(method, metric, videos), sources)
                     values = {k: label(str(v)) for k, v in row["over"].items() if k != "seed"}
                     points.setdefault(row["template"], []).append((values, gain))

@@ -11,6 +11,7 @@ from runs.names import printable
 PARTS = ("choose", "report")  # see parts.py
 KEYS = {"baseline", "shared", "rows", *PARTS}
 ROW_KEYS = {"name", "script", "flags", "over"}
+RESULTS = "results"  # {results} in flags: the folder of results, with what begins a set's names
 SIZE = 200_000  # bytes of a file
 NODES, DEPTH = 50_000, 12  # values in it, aliases written out; of one within the other
 ROWS = 10_000  # of a sweep
@@ -140,6 +141,8 @@ def check_over(path, where, over):
     for key, value in ((key, value) for point in points for key, value in point.items()):
         if not isinstance(key, str):
             raise wrong(path, f"{where}: a key of over must be text, got {short(key)}")
+        if key == RESULTS:
+            raise wrong(path, f"{where}: {RESULTS} is a name of ours; call the key of over other")
         several = isinstance(value, list) and isinstance(over, dict)
         if several and not value:
             raise wrong(path, f"{where}: over has no values of {key[:60]!r}")

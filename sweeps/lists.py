@@ -67,15 +67,20 @@ class Lists:
             )
         return bool(made) and (folder / "manifest.csv").is_file()
 
-    def make(self):
-        """Writes the list of each set, and the shifted clips that are not there yet: of the videos
-        that --limit leaves. Raises UsageError where there are too few sources, a shift takes none
-        of a part's clips, or those that are there are others."""
-        self.all.parent.mkdir(parents=True, exist_ok=True)
+    def shared_out(self):
+        """The videos that --limit leaves, and each part's sources. Raises UsageError where there
+        are too few."""
         videos, _ = list_videos(self.args.videos, self.args.prompt, allow_empty=True)
         videos = videos[: self.args.batch_end]  # the sweep's --limit: what is encoded, too
         shares = {each.part: each.share for each in self.sets}
-        sources = shared_out({video.source for video in videos}, shares)
+        return videos, shared_out({video.source for video in videos}, shares)
+
+    def make(self):
+        """Writes the list of each set, and the shifted clips that are not there yet. Raises
+        UsageError where there are too few sources, a shift takes none of a part's clips, or those
+        that are there are others."""
+        videos, sources = self.shared_out()
+        self.all.parent.mkdir(parents=True, exist_ok=True)
         write_list(self.all, videos)
         for folder, words in self.commands().items():
             if not self.is_made(folder) and subprocess.call(words, cwd=ROOT) not in (0, 3):

@@ -1,53 +1,81 @@
-"""Runs the rows of a sweep on this machine, one after the other, and compares them."""
+"""Runs the rows of a sweep on this machine, some at a time, and compares them."""
 
-import importlib
-import os
 import shlex
-import signal
-import subprocess
 import sys
-from pathlib import Path
+import time
 
 import runs
-from runs.identity import ROOT
+from runs.names import printable
+from sweeps.controls import lenders
+from sweeps.processes import launch, processes, wait
+from sweeps.rows import COMPARE
 from sweeps.status import is_complete
 
+LAST = 1 << 12  # bytes at the end of a log, of which the last line is shown
 
-def run_here(rows, compare=None):
-    """Runs what is not complete, then compares, if with words. 1 where a row failed, 3 where one
+
+def run_here(rows, compare=None, jobs=1, logs=None):
+    """Runs what is not complete, `jobs` rows at a time, then compares, if with words. Of several at
+    a time each writes what it has to say into a file in `logs`. 1 where a row failed, 3 where one
     lacks videos."""
-    codes = {}
     for row in rows:  # once, for all the forks
         row.args.kind.import_model(row.args.checkpoint)
-    for number, row in enumerate(rows, 1):
-        print(f"[{number}/{len(rows)}] {row.name}: {row.script} {shlex.join(row.flags)}")
-        codes[row.name] = (
-            0 if is_complete(row) else call(row.script, *row.flags, "--out", str(row.out))
-        )
-        if codes[row.name] == runs.STOPPED:
-            return runs.STOPPED
+    if logs := logs if jobs > 1 else None:
+        logs.mkdir(parents=True, exist_ok=True)
+    codes = run_rows(rows, jobs, logs)
+    if runs.STOPPED in codes.values():
+        return runs.STOPPED
     if compare:
-        codes["compare.py"] = call("compare.py", *compare)
+        with processes() as running:
+            launch(running, COMPARE, COMPARE, compare)
+            codes[COMPARE] = wait(running)[1]
     for name, code in codes.items():
         if code not in (0, 3):
-            print(f"{name} failed with exit code {code}; its message stands above", file=sys.stderr)
+            message = "its message stands above"
+            print(f"{name} failed with exit code {code}; {message}", file=sys.stderr)
     return 1 if set(codes.values()) - {0, 3} else max(codes.values())
 
 
-def call(script, *flags):
-    """The exit code of a script, in a process of its own: a fork, which has everything imported,
-    where forks are safe."""
-    if sys.platform != "linux":
-        return subprocess.call([sys.executable, str(ROOT / script), *flags])
-    sys.stdout.flush()
-    child = os.fork()
-    if child == 0:
-        sys.argv = [script, *flags]
-        runs.run_script(importlib.import_module(Path(script).stem).main)
-    try:
-        _, status = os.waitpid(child, 0)
-    except BaseException:  # a signal: the row ends as well, and keeps what it has
-        os.kill(child, signal.SIGTERM)
-        os.waitpid(child, 0)
-        raise
-    return os.waitstatus_to_exitcode(status)
+def run_rows(rows, jobs, logs):
+    """{name: exit code} of the rows, begun in their order, one that takes the adapters of another
+    after that. Ends early where a row was stopped."""
+    waiting, lent, codes, began = list(rows), lenders(rows), {}, {}
+    with processes() as running:
+        while waiting or running:
+            ready = (r for r in waiting if r.name not in lent or lent[r.name] in codes)
+            row = next(ready, None) if len(running) < jobs else None
+            if row is None:
+                name, code = wait(running)
+                codes[name] = code
+                if logs:
+                    print(said(name, code, time.monotonic() - began[name], logs), flush=True)
+                if code == runs.STOPPED:
+                    break
+                continue
+            waiting.remove(row)
+            number = len(rows) - len(waiting)
+            print(f"[{number}/{len(rows)}] {row.name}: {row.script} {shlex.join(row.flags)}")
+            began[row.name] = time.monotonic()
+            if codes.get(lent.get(row.name), 0) not in (0, 3):
+                print(f"{row.name}: not run, it takes the adapters of {lent[row.name]}")
+                codes[row.name] = 1
+            elif is_complete(row):
+                codes[row.name] = 0
+            else:
+                words = [*row.flags, "--out", str(row.out)]
+                launch(running, row.name, row.script, words, logs and logs / f"{row.name}.txt")
+    return codes
+
+
+def said(name, code, seconds, logs):
+    """A line on a row that has ended; of one that failed with the last that it has said."""
+    path = logs / f"{name}.txt"
+    if code == 0:
+        return f"{name}: done in {seconds:.0f} s"
+    if code == 3:
+        return f"{name}: done in {seconds:.0f} s but for some videos, {path} says why"
+    with open(path, "rb") as file:
+        file.seek(max(0, path.stat().st_size - LAST))
+        lines = file.read().decode(errors="replace").split("\n")
+    last = next((line for line in reversed(lines) if line.strip()), "")
+    return printable(f"{name}: ended with {code}: {last} ({path})")

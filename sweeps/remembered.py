@@ -8,9 +8,11 @@ from common.data import real
 from common.errors import UsageError
 from runs.identity import plain_arguments
 from runs.results import read_json, write_json
+from sweeps.controls import originals
+from sweeps.files import PARTS, load_yaml
 
 SWITCHES = ("nano", "local", "slurm")
-VALUES = ("checkpoint", "videos", "limit", "array")
+VALUES = ("checkpoint", "videos", "limit", "array", "jobs")
 SETTLED = ("nano", "checkpoint", "videos")  # what another value of is another sweep
 
 
@@ -45,7 +47,7 @@ def go_on(parser, args, out):
     old = remembered(parser, args.file, out)
     if old is None:
         return False
-    for name in SETTLED:
+    for name in settled(args.file):
         given, before = getattr(args, name), getattr(old, name)
         if given and not same(given, before):
             then = spelt(name, before) if before else shlex.join(tokens_of(old))
@@ -54,7 +56,7 @@ def go_on(parser, args, out):
                 "with that, or give another folder with --out"
             )
         setattr(args, name, before)
-    for name in ("limit", "array"):
+    for name in ("limit", "array", "jobs"):
         if getattr(args, name) is None:
             setattr(args, name, getattr(old, name))
     if not (args.local or args.slurm or args.status or args.dry_run):
@@ -62,11 +64,17 @@ def go_on(parser, args, out):
     return True
 
 
+def settled(file):
+    """Names of the flags that stay: where the sources are shared out also which these are."""
+    return (*SETTLED, "limit") if any(part in load_yaml(file) for part in PARTS) else SETTLED
+
+
 def write_sweep(args, out, rows, unfit):
     """sweep.json: what the rows are, and with which flags it goes on."""
-    keys = ("name", "baseline", "over", "template", "part")
+    keys, controls = ("name", "baseline", "over", "template", "part", "shift"), originals(rows)
     described = [
-        {key: getattr(row, key) for key in keys} | {"arguments": plain_arguments(row.args)}
+        {key: getattr(row, key) for key in keys}
+        | {"control_of": controls.get(row.name), "arguments": plain_arguments(row.args)}
         for row in rows
     ]
     out.mkdir(parents=True, exist_ok=True)

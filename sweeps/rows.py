@@ -14,8 +14,10 @@ from common.errors import MisfitError, UsageError
 from runs.cli import kind_of
 from runs.flags import kept_by_baseline
 from runs.identity import ROOT, is_baseline, plain_arguments
-from runs.names import printable, unusable, usable
-from sweeps.files import LONGEST, load_yaml, short, wrong
+from runs.names import printable, unusable
+from sweeps.baselines import baseline_names, setting_of
+from sweeps.controls import refuse_lent, refuse_lost
+from sweeps.files import LONGEST, RESULTS, load_yaml, short, wrong
 from sweeps.parts import sets_of, without
 
 COMPARE = "compare.py"  # stands beside the rows where jobs and exit codes are listed
@@ -31,10 +33,16 @@ class Row:
     baseline: str | None = None  # name of the row it is compared with; None: it is one
     template: str = ""  # the name as the file has it
     part: str = ""  # of a sweep that chooses its settings, see parts.py
+    shift: str = ""  # of the part
 
     @property
     def out(self):
         return self.args.out
+
+    @property
+    def control(self):
+        """What it takes in place of what was learned, or None."""
+        return vars(self.args).get("control")
 
 
 def read_sweep(path, out, before=(), after=()):
@@ -52,7 +60,9 @@ def read_sweep(path, out, before=(), after=()):
         flags = [*after, "--videos", str(each.list)]
         rows, misfits = rows_of(path, content, out, before, flags, f"{each.name}_")
         refuse_prompts(path, rows)
-        result += [replace(row, part=each.part) for row in rows]
+        refuse_lost(path, rows)
+        rows = [row for row in rows if each.part != "choose" or not row.control]
+        result += [replace(row, part=each.part, shift=each.shift) for row in rows]
         unfit |= misfits
     return result, unfit
 
@@ -85,6 +95,7 @@ def rows_of(path, content, out, before, after, prefix=""):
     if prefix:  # the list is the sweep's own, the prompt is in its captions
         shared = without(shared, "--prompt")
     for own, script, flags, over, template in expanded(path, content["rows"]):
+        flags = [token.replace(f"{{{RESULTS}}}", f"{out}/{prefix}") for token in flags]
         tokens, name = [*before, *shared, *flags, *after], f"{prefix}{own}"
         try:
             args = parse(path, name, script, [*tokens, "--out", str(out / name)])
@@ -107,6 +118,7 @@ def rows_of(path, content, out, before, after, prefix=""):
         result.append(Row(names[setting], baseline, flags, args))
     result += [replace(row, baseline=names[setting]) for row, setting in rows]
     refuse_duplicates(path, result)
+    refuse_lent(path, result, out)
     return result, unfit
 
 
@@ -128,7 +140,8 @@ def expanded(path, rows):
                     f"the name {name[:60]!r} cannot name a folder: it "
                     f"{why or 'has other characters than letters, digits and _.,=+-'}",
                 )
-            flags = words(path, where, filled(path, where, row.get("flags", ""), values))
+            kept = values | {RESULTS: f"{{{RESULTS}}}"}  # until the row's own folder is known
+            flags = words(path, where, filled(path, where, row.get("flags", ""), kept))
             yield name, row["script"], flags, values, row["name"]
 
 
@@ -201,37 +214,6 @@ def method_of(path, module_name):
     if len(found) != 1:
         raise wrong(path, f"{module_name}.py has no method to run")
     return found[0]
-
-
-def setting_of(args):
-    """What rows that share a baseline agree in: (name, value) of all that it depends on."""
-    return tuple(
-        (name, as_text(getattr(args, name)))
-        for name, said in args.flags.items()
-        if said["changes"] == "generation"
-    )
-
-
-def baseline_names(settings):
-    """ "baseline", or where there are several that with what tells them apart."""
-    if len(settings) == 1:
-        return ["baseline"]
-    shared = set.intersection(*map(set, settings))
-    differ = [[pair for pair in setting if pair not in shared] for setting in settings]
-    return [
-        usable("baseline_" + "_".join(f"{name}-{as_name(value)}" for name, value in pairs))
-        for pairs in differ
-    ]
-
-
-def as_text(value):
-    if isinstance(value, dict):
-        return ",".join(f"{key}={each}" for key, each in value.items())
-    return str(value)
-
-
-def as_name(value):
-    return re.sub(r"[^\w.,=+-]+", "-", value)[-40:]
 
 
 def refuse_duplicates(path, rows):

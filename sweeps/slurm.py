@@ -8,6 +8,7 @@ import common
 from runs.identity import ROOT
 from runs.names import printable
 from runs.results import read_json, write_json
+from sweeps.controls import lenders
 from sweeps.rows import COMPARE
 from sweeps.status import is_complete, videos_of
 
@@ -15,15 +16,15 @@ TASKS = 8  # of a row's array
 
 
 def submit(rows, out, tasks, compare, dry_run):
-    """One array of at most `tasks` tasks per row that is not complete nor in the queue already; the
-    numbers of the jobs go into jobs.json."""
+    """One array of at most `tasks` tasks per row that is not complete nor in the queue already,
+    after that of the row whose adapters it takes; the numbers of the jobs go into jobs.json."""
     if Path.cwd() != ROOT:
         raise common.UsageError(f"--slurm: the jobs start where this is run; cd {ROOT} first")
     sizes = {row.name: tasks_of(row) for row in rows}  # all checked before any starts
     files = {row.name: batch_file(row) for row in rows}
     jobs = read_jobs(out / "jobs.json")
     queued = set() if dry_run else set(slurm("squeue", "--me", "--noheader", "--format=%F").split())
-    waits_for = []
+    waits_for, lent = {}, lenders(rows)
     for row in rows:
         if jobs.get(row.name) in queued:
             print(f"{row.name}: in the queue as job {jobs[row.name]}")
@@ -32,18 +33,24 @@ def submit(rows, out, tasks, compare, dry_run):
             continue
         else:
             options = [f"--array=0-{min(tasks, sizes[row.name]) - 1}", f"--job-name={row.name}"]
+            lender = waits_for.get(lent.get(row.name))
+            options += after([lender] if lender else [])
             flags = [*row.flags, "--out", str(row.out)]
             jobs[row.name] = sbatch(options, files[row.name], flags, dry_run)
             keep(out, jobs, dry_run)
-        waits_for.append(jobs[row.name])
+        waits_for[row.name] = jobs[row.name]
     if not compare:
         return 0
     if jobs.get(COMPARE) in queued:
         slurm("scancel", jobs[COMPARE])  # it would not wait for all of these
-    after = [f"--dependency=afterany:{':'.join(waits_for)}"] if waits_for else []
-    jobs[COMPARE] = sbatch(after, "compare.sbatch", compare, dry_run)
+    jobs[COMPARE] = sbatch(after(waits_for.values()), "compare.sbatch", compare, dry_run)
     keep(out, jobs, dry_run)
     return 0
+
+
+def after(jobs):
+    """The option by which a job waits for others to end."""
+    return [f"--dependency=afterany:{':'.join(jobs)}"] if jobs else []
 
 
 def tasks_of(row):

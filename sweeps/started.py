@@ -9,7 +9,7 @@ from sweeps.status import is_complete, is_finished
 def start(args, out, rows, compare):
     if args.slurm:
         return submit(rows, out, args.array or TASKS, compare, args.dry_run)
-    return run_here(rows, compare)
+    return run_here(rows, compare, args.jobs or 1, out / "logs")
 
 
 def start_parts(args, out, rows, compare, chosen):

@@ -181,7 +181,7 @@ def swept(folder, lists=None, gains=None):
             row = {"name": own, "baseline": None, "over": {}, "template": ""}
             if lr is not None:
                 row |= {"baseline": f"{name}_baseline", "over": {"lr": lr}, "template": "lr{lr}"}
-            rows.append(row | {"part": name.partition("_")[0]})
+            rows.append(row | dict(zip(("part", "shift"), name.split("_"), strict=True)))
     (folder / "sweep.json").write_text(json.dumps({"rows": rows}))
     return folder
 
@@ -213,6 +213,13 @@ def test_the_setting_is_chosen_on_one_part_and_reported_on_the_other(tmp_path, s
     assert [row["method"] for row in tables][:2] == names[2:]
     assert tables[1]["gain"] == pytest.approx(0.2)
     assert found["notes"] == notes
+    (gains,) = found["shifts"].values()
+    assert {k: v["gain"] for k, v in gains.items()} == pytest.approx({"clean": 0.1, "dark-3": 0.2})
+    text = (tmp_path / "report" / "table.md").read_text()
+    assert "| method | clean, 3 sources | dark-3, 3 sources |" in text
+    assert "| lr0.001 | +0.10 (too few) | +0.20 (too few) |" in text
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert page.index("+0.20 (too few)") < page.index("the same in words")
 
 
 def test_clean_may_be_in_both_parts_and_is_said(tmp_path):
@@ -226,17 +233,14 @@ def test_clean_may_be_in_both_parts_and_is_said(tmp_path):
 def test_a_control_is_reported_at_the_setting_of_what_it_is_a_control_of(tmp_path):
     """However well another setting of its own does."""
     rows = read_rows(swept(tmp_path))
-    for row in [row for row in rows if row["baseline"]]:
+    for row in [row for row in rows if row["baseline"] and row["part"] == "report"]:
         own = row["name"].replace("lr", "random")
         folder = shutil.copytree(tmp_path / row["name"], tmp_path / own)
         change(folder / "config.json", lambda config: config["arguments"].update(control="random"))
         for path in (folder / "videos").glob("*.json"):
             lr = row["over"]["lr"]
             change(path, lambda record, lr=lr: record.update(psnr_db=30 + 100 * lr))
-        rows.append(row | {"name": own, "template": "random{lr}"})
-    for row in rows:
-        config = json.loads((tmp_path / row["name"] / "config.json").read_text())
-        row["arguments"] = config["arguments"]
+        rows.append(row | {"name": own, "template": "random{lr}", "control_of": row["name"]})
     kept, notes = reported(tmp_path, rows)
     names = [f"{part}_{own}0.001" for own in ("lr", "random") for part in [*LISTS][2:]]
     assert [row["name"] for row in kept if row["baseline"]] == names
@@ -322,7 +326,7 @@ def test_the_queue_gets_the_rows_to_choose_on_first(tmp_path, script, monkeypatc
 def test_videos_that_the_choice_lacks_show_in_the_exit_code(tmp_path, monkeypatch):
     """With a machine that does nothing, and all videos of the first rows done or one skipped."""
     rows, _ = read_sweep(write(tmp_path, ONLY_CLEAN), tmp_path, (), ["--videos", str(DEMO)])
-    args = argparse.Namespace(slurm=False)
+    args = argparse.Namespace(slurm=False, jobs=None)
     monkeypatch.setattr(started, "is_finished", lambda row: True)
     for complete, code, expected in ((True, 0, 0), (True, 3, 3), (False, 0, 3), (False, 1, 1)):
         monkeypatch.setattr(started, "is_complete", lambda row, complete=complete: complete)

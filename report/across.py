@@ -1,0 +1,82 @@
+"""A sweep that reports on several shifts in one table: methods down, shifts across."""
+
+from dataclasses import dataclass
+
+from report.metrics import main_metric, title, unit
+from report.table import TOO_FEW
+from report.verdict import HELPS, counted, outcome
+from runs.names import printable
+
+KEPT = ("gain", "low", "high", "sources")  # of a method's row in the table of a comparison
+ABOUT = (
+    "The gain over the baseline, with its 95 % interval over sources. A gain that is told beats a "
+    "control where its lead over that is told too: random, a random change of the same norm; "
+    "other, what was learned on a video of another source. What is carried over has no controls."
+)
+
+
+@dataclass(frozen=True)
+class Across:
+    metric: str  # of the gains
+    cells: dict  # {method: {shift: {gain, low, high, sources, beats}}}
+
+    @property
+    def columns(self):
+        """{shift: the head of its column}."""
+        counts = {
+            shift: cell["sources"] for each in self.cells.values() for shift, cell in each.items()
+        }
+        return {shift: f"{shift}, {counted(count, 'source')}" for shift, count in counts.items()}
+
+    @property
+    def heading(self):
+        return title(self.metric)
+
+    @property
+    def readable(self):
+        """The rows as strings for people."""
+        return [
+            {"method": method}
+            | {head: self.words(found.get(shift)) for shift, head in self.columns.items()}
+            for method, found in self.cells.items()
+        ]
+
+    def words(self, cell):
+        """As "+2.10 % (+1.00 to +3.20), beats random, other"; "" of what is not there."""
+        if cell is None:
+            return ""
+        ends = TOO_FEW if cell["low"] is None else f"{cell['low']:+.2f} to {cell['high']:+.2f}"
+        said = f"{cell['gain']:+.2f}{unit(self.metric)} ({ends})"
+        if cell["beats"] is None:
+            return said
+        return f"{said}, beats {', '.join(cell['beats']) or 'no control'}"
+
+
+def across(comparisons, tables, controls, rows):
+    """None of a sweep that reports on no shifts. comparisons by name, and the tables of each by
+    metric; controls: methods beside theirs, by name; rows: those of the sweep."""
+    shifts = {printable(row["name"]): row["shift"] for row in rows if row.get("shift")}
+    metric, cells = main_metric(*comparisons.values()), {}
+    for name, comparison in comparisons.items():
+        shift = shifts.get(comparison.baseline.runs[0].name)
+        for row in tables[name][metric] if shift else ():
+            if row["gain"] is not None and not row["control"]:
+                own = row["method"].replace(f"report_{shift}_", "")
+                beats = beaten(row, controls[name], metric)
+                cell = {key: row[key] for key in KEPT} | {"beats": beats}
+                cells.setdefault(own, {})[shift] = cell
+    return Across(metric, cells) if cells else None
+
+
+def beaten(row, controls, metric):
+    """Of a method that helps the controls that it is told to be ahead of; None where there is no
+    gain to explain, or nothing to explain it by."""
+    leads = {}
+    for each in controls:
+        for other in each.rows[2:] if each.method == row["method"] else ():
+            lead = dict(zip(("gain", "low", "high"), other["ahead"][metric], strict=True))
+            kind = other["control"].removeprefix("--control ")
+            leads.setdefault(kind, []).append(outcome(lead))
+    if not leads or outcome(row) != HELPS:
+        return None
+    return [kind for kind, told in leads.items() if set(told) == {HELPS}]
