@@ -171,29 +171,52 @@ def test_claims_are_kept_fresh(tmp_path, monkeypatch):
     assert not kept.exists() and lost.exists()
 
 
-def start(*flags):
-    command = [sys.executable, ROOT / "adasteer.py", *QUICK, *flags]
-    return subprocess.Popen([*map(str, command)], stderr=subprocess.PIPE, text=True)
+def processes():
+    """Copies of one that has imported all that a worker needs."""
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["adasteer", "backbones.longcat"])
+    return context
+
+
+def start(said, *flags):
+    """A worker, which writes what it says into the file `said`."""
+    flags = [*map(str, [*QUICK, *flags])]
+    process = processes().Process(target=work_aloud, args=(said, flags))
+    process.start()
+    return process
+
+
+def work_aloud(said, flags):
+    file = os.open(said, os.O_CREAT | os.O_WRONLY)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    torch.set_num_threads(1)
+    sys.argv = ["adasteer.py", *flags]
+    runs.run_script(adasteer.main)
 
 
 def test_two_workers_share_a_folder(tmp_path, script):
     """Each video is done by one of them, and the one that ends first waits for the other."""
-    workers = [start("--out", tmp_path / "both") for _ in range(2)]
-    said = [worker.communicate(timeout=120)[1] for worker in workers]
-    assert [worker.returncode for worker in workers] == [0, 0], said
-    assert script(adasteer, *QUICK, "--out", tmp_path / "one") == 0
+    out, flags = tmp_path / "both", ["--limit", 3]
+    worker = start(tmp_path / "said", "--out", out, *flags)
+    assert wait_for(lambda: list(out.rglob("*.claim")), 300)
+    assert script(adasteer, *QUICK, "--out", out, *flags) == 0
+    worker.join(300)
+    assert worker.exitcode == 0, (tmp_path / "said").read_text()
+    assert script(adasteer, *QUICK, "--out", tmp_path / "one", *flags) == 0
     assert results(tmp_path / "both") == results(tmp_path / "one")
     assert not list(tmp_path.rglob("*.claim")) and not list(tmp_path.rglob("*.tmp"))
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM, signal.SIGINT])
-def test_a_signal_drops_the_video_and_keeps_the_rest(number, tmp_path, script):
-    worker = start("--steps", 200, "--out", tmp_path)
-    assert wait_for(lambda: list(tmp_path.rglob("*.claim")), 60)
+def test_a_signal_drops_the_video_and_keeps_the_rest(number, tmp_path):
+    worker = start(tmp_path / "said", "--steps", 200, "--out", tmp_path)
+    assert wait_for(lambda: list(tmp_path.rglob("*.claim")), 300)
     time.sleep(0.5)
-    worker.send_signal(number)
-    said = worker.communicate(timeout=120)[1]
-    assert worker.returncode == 75 and f"stopped by {number.name}" in said
+    os.kill(worker.pid, number)
+    worker.join(300)
+    said = (tmp_path / "said").read_text()
+    assert worker.exitcode == 75 and f"stopped by {number.name}" in said
     assert "Traceback" not in said
     assert not list(tmp_path.rglob("*.claim")) and not list(tmp_path.rglob("*.tmp"))
 
@@ -301,8 +324,7 @@ BLOWS = [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1]
 def test_storm(tmp_path):
     """30 rounds over two workers, on one machine or on two with clocks that disagree: killed,
     stopped, halted at random moments; then a clean finish."""
-    context = get_context("forkserver")  # imports once, not at every start
-    context.set_forkserver_preload(["adasteer", "backbones.longcat"])
+    context = processes()
     listed = ["--videos", SHARED / "clips" / "metadata.csv"]
 
     def worker(out, host="one", skew=0):
