@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from multiprocessing import get_context
 from types import SimpleNamespace
 
 import pytest
@@ -16,6 +15,7 @@ import torch
 from cluster import wait_for
 from oracles import SHARED
 from test_run import QUICK, ROOT, results
+from workers import processes, start_worker
 
 import adasteer
 import common
@@ -171,34 +171,10 @@ def test_claims_are_kept_fresh(tmp_path, monkeypatch):
     assert not kept.exists() and lost.exists()
 
 
-def processes():
-    """Copies of one that has imported all that a worker needs."""
-    context = get_context("forkserver")
-    context.set_forkserver_preload(["adasteer", "backbones.longcat"])
-    return context
-
-
-def start(said, *flags):
-    """A worker, which writes what it says into the file `said`."""
-    flags = [*map(str, [*QUICK, *flags])]
-    process = processes().Process(target=work_aloud, args=(said, flags))
-    process.start()
-    return process
-
-
-def work_aloud(said, flags):
-    file = os.open(said, os.O_CREAT | os.O_WRONLY)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
-    torch.set_num_threads(1)
-    sys.argv = ["adasteer.py", *flags]
-    runs.run_script(adasteer.main)
-
-
 def test_two_workers_share_a_folder(tmp_path, script):
     """Each video is done by one of them, and the one that ends first waits for the other."""
     out, flags = tmp_path / "both", ["--limit", 3]
-    worker = start(tmp_path / "said", "--out", out, *flags)
+    worker = start_worker(tmp_path / "said", *QUICK, "--out", out, *flags)
     assert wait_for(lambda: list(out.rglob("*.claim")), 300)
     assert script(adasteer, *QUICK, "--out", out, *flags) == 0
     worker.join(300)
@@ -210,7 +186,7 @@ def test_two_workers_share_a_folder(tmp_path, script):
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM, signal.SIGINT])
 def test_a_signal_drops_the_video_and_keeps_the_rest(number, tmp_path):
-    worker = start(tmp_path / "said", "--steps", 200, "--out", tmp_path)
+    worker = start_worker(tmp_path / "said", *QUICK, "--steps", 200, "--out", tmp_path)
     assert wait_for(lambda: list(tmp_path.rglob("*.claim")), 300)
     time.sleep(0.5)
     os.kill(worker.pid, number)

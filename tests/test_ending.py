@@ -12,8 +12,10 @@ import sys
 import av
 import numpy as np
 import pytest
+from cluster import wait_for
 from folders import change
 from test_run import QUICK, ROOT, demo_rows, results, write_manifest
+from workers import start_worker
 
 import adasteer
 import compare
@@ -186,14 +188,12 @@ def test_a_skipped_video_is_said_once(tmp_path, script, capsys):
 
 
 def test_a_stopped_run_has_a_summary(tmp_path):
-    command = [sys.executable, ROOT / "adasteer.py", "--out", tmp_path, "--sampling-steps", 5]
-    run = subprocess.Popen([*map(str, command)], stdout=subprocess.PIPE, text=True)
-    for line in run.stdout:
-        if line.startswith("scene_0: loss"):
-            run.send_signal(signal.SIGINT)
-            break
-    run.communicate()
-    assert run.returncode == 75
+    said = tmp_path / "said"
+    worker = start_worker(said, "--out", tmp_path, "--sampling-steps", 5)
+    assert wait_for(lambda: said.is_file() and "scene_0: loss" in said.read_text(), 300)
+    os.kill(worker.pid, signal.SIGINT)
+    worker.join(300)
+    assert worker.exitcode == 75
     done = len([r for r in results(tmp_path).values() if r["status"] == "done"])
     assert json.loads((tmp_path / "summary.json").read_text())["videos_done"] == done >= 1
 

@@ -4,7 +4,6 @@ import csv
 import importlib
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from oracles import SHARED
+from workers import start_worker
 
 import adasteer
 import backbones
@@ -83,24 +83,22 @@ def test_a_run_writes_what_it_promises(whole):
     assert not [p for p in out.rglob("*") if p.name.endswith(".tmp")]
 
 
-def kill_after(command, out, videos, delay):
+def kill_after(process, out, videos, delay):
     """kill -9 once `videos` results are there and `delay` seconds have passed."""
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while len(list((out / "videos").glob("*.json"))) < videos and process.poll() is None:
+    while len(list((out / "videos").glob("*.json"))) < videos and process.is_alive():
         time.sleep(0.02)
     time.sleep(delay)
-    process.send_signal(signal.SIGKILL)
-    process.wait(timeout=60)
+    process.kill()
+    process.join(60)
 
 
 def test_killed_and_started_again_equals_uninterrupted(whole, tmp_path, script):
-    out = tmp_path / "out"
-    command = [sys.executable, str(ROOT / "adasteer.py"), *map(str, QUICK), "--out", str(out)]
+    out, flags = tmp_path / "out", [*QUICK, "--out", tmp_path / "out"]
     for videos, delay in ((1, 0.0), (2, 0.25)):  # between two videos, and in the middle of one
-        kill_after(command, out, videos, delay)
+        kill_after(start_worker(tmp_path / "said", *flags), out, videos, delay)
     kept = {p: p.stat().st_mtime_ns for p in (out / "videos").glob("*.json")}
     assert len(kept) >= 2  # all four where this process waited long for its turn
-    assert script(adasteer, *command[2:]) == 0
+    assert script(adasteer, *flags) == 0
     assert results(out) == results(whole[0])
     assert all(p.stat().st_mtime_ns == then for p, then in kept.items())
 
