@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import SafetensorError
-from test_run import QUICK, ROOT, demo_rows, results, write_manifest
+from test_run import QUICK, ROOT, demo_rows, finished_run, results, write_manifest
 
 import adasteer
 import lora_tta
@@ -185,12 +185,7 @@ def test_a_full_disk_is_no_fault_of_the_videos(tmp_path):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """The folder of a run over three clips."""
-    out = tmp_path_factory.mktemp("finished") / "out"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["adasteer.py", *THREE, "--out", str(out)])
-        assert adasteer.main() == 0
-    return out
+    return finished_run(tmp_path_factory.mktemp("finished") / "out", *THREE)
 
 
 @pytest.mark.parametrize("key", ["ssim", "psnr_db", "references"])

@@ -2,12 +2,11 @@
 
 import json
 import shutil
-import sys
 
 import pytest
 import torch
 from safetensors.torch import save_file
-from test_run import QUICK, results
+from test_run import QUICK, finished_run, results
 
 import adasteer
 import compare
@@ -44,11 +43,7 @@ def test_a_saved_adapter_gives_the_same_frames(module, tmp_path, script):
 @pytest.fixture(scope="module")
 def adapted(tmp_path_factory):
     out = tmp_path_factory.mktemp("adapted") / "out"
-    flags = [*TWO, "--lr", 1e-2, "--save-adapter", "--no-generate", "--out", out]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["adasteer.py", *map(str, flags)])
-        assert adasteer.main() == 0
-    return out
+    return finished_run(out, *TWO, "--lr", 1e-2, "--save-adapter", "--no-generate")
 
 
 @pytest.fixture

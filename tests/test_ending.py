@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from cluster import wait_for
 from folders import change
-from test_run import QUICK, ROOT, demo_rows, results, write_manifest
+from test_run import QUICK, ROOT, demo_rows, finished_run, results, write_manifest
 from workers import start_worker
 
 import adasteer
@@ -26,11 +26,7 @@ TWO = [*QUICK, "--limit", 2]
 @pytest.fixture(scope="module")
 def unadapted(tmp_path_factory):
     out = tmp_path_factory.mktemp("unadapted") / "out"
-    flags = [*TWO, "--steps", 0, "--save-frames", "--out", out]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["adasteer.py", *map(str, flags)])
-        assert adasteer.main() == 0
-    return out
+    return finished_run(out, *TWO, "--steps", 0, "--save-frames")
 
 
 @pytest.fixture

@@ -53,6 +53,14 @@ def demo_rows():
         ]
 
 
+def finished_run(out, *flags):
+    """The folder of a run in this process, for a fixture that several tests read."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["adasteer.py", *map(str, flags), "--out", str(out)])
+        assert adasteer.main() == 0
+    return out
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """One uninterrupted run over the four demo clips."""
