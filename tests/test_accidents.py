@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import SafetensorError
-from test_run import QUICK, ROOT, demo_rows, results, whole, write_manifest  # noqa: F401
+from test_run import QUICK, ROOT, demo_rows, finished_run, results, write_manifest
 
 import adasteer
 import lora_tta
@@ -24,6 +24,7 @@ from runs import results as files
 from runs.summary import summarise
 
 SCRIPT = [sys.executable, str(ROOT / "adasteer.py")]
+THREE = [*map(str, QUICK), "--limit", "3"]
 
 
 def run(*flags, **more):
@@ -70,13 +71,17 @@ def test_importing_the_package_leaves_signals_alone():
 
 
 @pytest.mark.parametrize("set_by_user", [None, "ACTIVE"])
-def test_threads_wait_passively_unless_told_otherwise(set_by_user):
-    code = "import os, runs; print(os.environ['OMP_WAIT_POLICY'])"
+def test_threads_wait_passively_unless_told_otherwise(set_by_user, tmp_path):
+    """What is set when torch is imported."""
+    (tmp_path / "torch.py").write_text(
+        "import os\nprint(os.environ.get('OMP_WAIT_POLICY'), flush=True)\nos._exit(0)\n"
+    )
     environment = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
     environment |= {"OMP_WAIT_POLICY": set_by_user} if set_by_user else {}
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=environment
-    )
+        [sys.executable, "-c", f"import sys; sys.path[:0] = [{str(tmp_path)!r}]; import runs"],
+        capture_output=True, text=True, cwd=ROOT, env=environment,
+    )  # fmt: skip
     assert done.stdout.strip() == (set_by_user or "PASSIVE")
 
 
@@ -150,11 +155,12 @@ def test_a_full_disk_with_save_adapter(module, error, tmp_path, script, monkeypa
     def full(*given):
         raise error
 
-    assert script(module, *QUICK, "--limit", 1, "--save-adapter", "--out", tmp_path) == 0
+    flags = [*QUICK, "--no-generate", "--save-adapter", "--out", tmp_path]
+    assert script(module, *flags, "--limit", 1) == 0
     before = results(tmp_path)
     writer = files if module is adasteer else module
     monkeypatch.setattr(writer, "save_file", full)
-    assert script(module, *QUICK, "--save-adapter", "--out", tmp_path) == 1
+    assert script(module, *flags) == 1
     assert f"{module.__name__}.py: stopped: " in capsys.readouterr().err
     assert results(tmp_path) == before and not list(tmp_path.rglob("*.tmp"))
 
@@ -177,16 +183,20 @@ def test_a_full_disk_is_no_fault_of_the_videos(tmp_path):
     assert run(*flags).returncode == 0 and len(results(tmp_path)) == 2
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    return finished_run(tmp_path_factory.mktemp("finished") / "out", *THREE)
+
+
 @pytest.mark.parametrize("key", ["ssim", "psnr_db", "references"])
-def test_a_summary_of_what_was_not_measured(key, tmp_path, script, capsys):
-    flags = [*QUICK, "--limit", 1, "--out", tmp_path]
-    assert script(adasteer, *flags) == 0
-    (path,) = (tmp_path / "videos").glob("*.json")
-    record = json.loads(path.read_text())
-    record[key] = {k: {} for k in record[key]} if key == "references" else None
-    path.write_text(json.dumps(record))
-    assert script(adasteer, *flags) == 0
-    assert "1 video done" in capsys.readouterr().out
+def test_a_summary_of_what_was_not_measured(key, finished, tmp_path, script, capsys):
+    out = shutil.copytree(finished, tmp_path / "out")
+    for path in (out / "videos").glob("*.json"):
+        record = json.loads(path.read_text())
+        record[key] = {k: {} for k in record[key]} if key == "references" else None
+        path.write_text(json.dumps(record))
+    assert script(adasteer, *THREE, "--out", out) == 0
+    assert "3 videos done" in capsys.readouterr().out
 
 
 json_values = st.recursive(
@@ -199,10 +209,10 @@ FILES = ["config.json", "videos/scene_0.json", "videos/scene_2.json"]
 
 @settings(max_examples=60)
 @given(data=st.data())
-def test_any_content_of_a_run_is_resumed_or_refused(data, whole, tmp_path_factory):  # noqa: F811
+def test_any_content_of_a_run_is_resumed_or_refused(data, finished, tmp_path_factory):
     """A key taken out or replaced, or the whole file: what is not whole is done again."""
     out = tmp_path_factory.mktemp("damaged") / "out"
-    shutil.copytree(whole[0], out)
+    shutil.copytree(finished, out)
     path = out / data.draw(st.sampled_from(FILES))
     content = json.loads(path.read_text())
     how = data.draw(st.sampled_from(["whole", "cut", "key", "missing"]))
@@ -215,10 +225,7 @@ def test_any_content_of_a_run_is_resumed_or_refused(data, whole, tmp_path_factor
             content[key] = data.draw(json_values)
     text = json.dumps(content)
     path.write_text(text[: len(text) // 2] if how == "cut" else text)
-    args = runs.parse_args(None, adasteer.AdaSteer, [*map(str, QUICK), "--out", str(out)])
-    args.script_sha256 = json.loads((whole[0] / "config.json").read_text())["arguments"][
-        "script_sha256"
-    ]
+    args = runs.parse_args(None, adasteer.AdaSteer, [*THREE, "--out", str(out)])
     try:
         todo = runs.Run(args).todo
     except UsageError as error:

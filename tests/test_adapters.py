@@ -1,11 +1,12 @@
 """Saved adapters, used again."""
 
 import json
+import shutil
 
 import pytest
 import torch
 from safetensors.torch import save_file
-from test_run import QUICK, results
+from test_run import QUICK, finished_run, results
 
 import adasteer
 import compare
@@ -26,7 +27,7 @@ SCORES = ("psnr_db", "ssim", "future_loss", "fixed_loss_after")
 
 @pytest.mark.parametrize("module", METHODS, ids=lambda module: module.__name__)
 def test_a_saved_adapter_gives_the_same_frames(module, tmp_path, script):
-    flags, first = [*TWO, *METHODS[module]], tmp_path / "first"
+    flags, first = [*QUICK, "--limit", 1, *METHODS[module]], tmp_path / "first"
     assert script(module, *flags, "--lr", 1e-2, "--save-adapter", "--out", first) == 0
     again = [*flags[2:], "--adapter", first / "videos", "--out", tmp_path / "again"]
     assert script(module, *again) == 0
@@ -39,11 +40,16 @@ def test_a_saved_adapter_gives_the_same_frames(module, tmp_path, script):
         assert record["references"] == {}
 
 
+@pytest.fixture(scope="module")
+def adapted(tmp_path_factory):
+    out = tmp_path_factory.mktemp("adapted") / "out"
+    return finished_run(out, *TWO, "--lr", 1e-2, "--save-adapter", "--no-generate")
+
+
 @pytest.fixture
-def saved(tmp_path, script):
-    flags = ["--lr", 1e-2, "--save-adapter", "--no-generate", "--out", tmp_path / "first"]
-    assert script(adasteer, *TWO, *flags) == 0
-    return tmp_path / "first" / "videos"
+def saved(adapted, tmp_path):
+    """A copy, which a test may change."""
+    return shutil.copytree(adapted, tmp_path / "first") / "videos"
 
 
 def test_one_file_serves_all_videos(saved, tmp_path, script):

@@ -28,7 +28,7 @@ def test_every_method_from_the_command_line(name, model, checkpoint_of, script, 
     """The columns of the README's table of methods but the first, which is in test_scripts.py."""
     row = BACKBONES[model]
     flags = ["--checkpoint", checkpoint_of(model), "--videos", CLIPS, "--limit", row.clips]
-    flags += ["--steps", 2, "--sampling-steps", 2, "--save-adapter"]
+    flags += ["--steps", 2, "--sampling-steps", 2, "--future-draws", 1, "--save-adapter"]
     flags += ["--sampling", row.sampling] if row.sampling else []
     assert script(importlib.import_module(name), *flags, "--out", tmp_path) == 0
     records = records_of(tmp_path)

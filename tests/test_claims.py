@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from multiprocessing import get_context
 from types import SimpleNamespace
 
 import pytest
@@ -16,6 +15,7 @@ import torch
 from cluster import wait_for
 from oracles import SHARED
 from test_run import QUICK, ROOT, results
+from workers import processes, start_worker
 
 import adasteer
 import common
@@ -171,29 +171,28 @@ def test_claims_are_kept_fresh(tmp_path, monkeypatch):
     assert not kept.exists() and lost.exists()
 
 
-def start(*flags):
-    command = [sys.executable, ROOT / "adasteer.py", *QUICK, *flags]
-    return subprocess.Popen([*map(str, command)], stderr=subprocess.PIPE, text=True)
-
-
 def test_two_workers_share_a_folder(tmp_path, script):
     """Each video is done by one of them, and the one that ends first waits for the other."""
-    workers = [start("--out", tmp_path / "both") for _ in range(2)]
-    said = [worker.communicate(timeout=120)[1] for worker in workers]
-    assert [worker.returncode for worker in workers] == [0, 0], said
-    assert script(adasteer, *QUICK, "--out", tmp_path / "one") == 0
+    out, flags = tmp_path / "both", ["--limit", 3]
+    worker = start_worker(tmp_path / "said", *QUICK, "--out", out, *flags)
+    assert wait_for(lambda: list(out.rglob("*.claim")), 300)
+    assert script(adasteer, *QUICK, "--out", out, *flags) == 0
+    worker.join(300)
+    assert worker.exitcode == 0, (tmp_path / "said").read_text()
+    assert script(adasteer, *QUICK, "--out", tmp_path / "one", *flags) == 0
     assert results(tmp_path / "both") == results(tmp_path / "one")
     assert not list(tmp_path.rglob("*.claim")) and not list(tmp_path.rglob("*.tmp"))
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM, signal.SIGINT])
-def test_a_signal_drops_the_video_and_keeps_the_rest(number, tmp_path, script):
-    worker = start("--steps", 200, "--out", tmp_path)
-    assert wait_for(lambda: list(tmp_path.rglob("*.claim")), 60)
+def test_a_signal_drops_the_video_and_keeps_the_rest(number, tmp_path):
+    worker = start_worker(tmp_path / "said", *QUICK, "--steps", 200, "--out", tmp_path)
+    assert wait_for(lambda: list(tmp_path.rglob("*.claim")), 300)
     time.sleep(0.5)
-    worker.send_signal(number)
-    said = worker.communicate(timeout=120)[1]
-    assert worker.returncode == 75 and f"stopped by {number.name}" in said
+    os.kill(worker.pid, number)
+    worker.join(300)
+    said = (tmp_path / "said").read_text()
+    assert worker.exitcode == 75 and f"stopped by {number.name}" in said
     assert "Traceback" not in said
     assert not list(tmp_path.rglob("*.claim")) and not list(tmp_path.rglob("*.tmp"))
 
@@ -301,8 +300,7 @@ BLOWS = [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1]
 def test_storm(tmp_path):
     """30 rounds over two workers, on one machine or on two with clocks that disagree: killed,
     stopped, halted at random moments; then a clean finish."""
-    context = get_context("forkserver")  # imports once, not at every start
-    context.set_forkserver_preload(["adasteer", "backbones.longcat"])
+    context = processes()
     listed = ["--videos", SHARED / "clips" / "metadata.csv"]
 
     def worker(out, host="one", skew=0):

@@ -28,7 +28,7 @@ from report.runs import read_run
 from runs.results import save_adapter
 
 BIAS = torch.linspace(-0.3, 0.5, 16).view(1, 16, 1, 1, 1)
-NO_TRUTH = ["--no-generate", "--sampling-steps", 1]
+NO_TRUTH = ["--no-generate", "--sampling-steps", 1, "--future-draws", 1]
 
 
 def of_video(clip, name, source=None):

@@ -12,20 +12,27 @@ import sys
 import av
 import numpy as np
 import pytest
+from cluster import wait_for
 from folders import change
-from test_run import QUICK, ROOT, demo_rows, results, write_manifest
+from test_run import QUICK, ROOT, demo_rows, finished_run, results, write_manifest
+from workers import start_worker
 
 import adasteer
+import compare
 
 TWO = [*QUICK, "--limit", 2]
 
 
+@pytest.fixture(scope="module")
+def unadapted(tmp_path_factory):
+    out = tmp_path_factory.mktemp("unadapted") / "out"
+    return finished_run(out, *TWO, "--steps", 0, "--save-frames")
+
+
 @pytest.fixture
-def baseline(tmp_path, script):
-    assert (
-        script(adasteer, *TWO, "--steps", 0, "--save-frames", "--out", tmp_path / "baseline") == 0
-    )
-    return tmp_path / "baseline"
+def baseline(unadapted, tmp_path):
+    """A copy, which a test may change."""
+    return shutil.copytree(unadapted, tmp_path / "baseline")
 
 
 def commands(text):
@@ -35,12 +42,11 @@ def commands(text):
 
 def test_the_commands_it_ends_with_lead_to_a_report(tmp_path, script, capsys):
     script(adasteer, *TWO, "--lr", 1e-2, "--out", tmp_path / "mine")
-    base, compare = commands(capsys.readouterr().out)
+    base, report = commands(capsys.readouterr().out)
     assert base[0] == "adasteer.py" and "--lr" not in base  # which is the adaptation's
     assert base[base.index("--steps") :] == ["--steps", "0", "--out", str(tmp_path / "baseline")]
-    for words in (base, compare):
-        done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+    assert report[0] == "compare.py"
+    assert script(adasteer, *base[1:]) == script(compare, *report[1:]) == 0
     assert (tmp_path / "report" / "index.html").is_file()
 
 
@@ -72,8 +78,8 @@ def test_of_a_baseline_it_says_how_to_adapt(baseline, tmp_path, script, capsys):
     script(adasteer, *TWO, "--steps", 0, "--out", baseline)  # all is done
     said = capsys.readouterr().out
     assert "repeating the last frame" in said
-    adapt, compare = commands(said)
-    assert "--steps" not in adapt and adapt[-1] == compare[2] == str(tmp_path / "adasteer")
+    adapt, report = commands(said)
+    assert "--steps" not in adapt and adapt[-1] == report[2] == str(tmp_path / "adasteer")
     assert script(adasteer, *map(str, adapt[1:])) == 0
 
 
@@ -155,8 +161,8 @@ def test_a_run_that_adapts_is_no_baseline(baseline, tmp_path, script, capsys):
 
 def test_losses_before_and_after_are_of_the_same_draws(tmp_path, script, capsys):
     """Before: the preflight's. Where nothing moves they are equal to the last bit."""
-    script(adasteer, *TWO, "--lr", 1e-30, "--out", tmp_path / "still")
-    script(adasteer, *TWO, "--lr", 1e-1, "--out", tmp_path / "moved")
+    for name, rate in (("still", 1e-30), ("moved", 1e-1)):
+        script(adasteer, *TWO, "--no-generate", "--lr", rate, "--out", tmp_path / name)
     said = capsys.readouterr().out
     for name, record in results(tmp_path / "still").items():
         assert record["fixed_loss_before"] == record["preflight"]["loss"]
@@ -178,14 +184,12 @@ def test_a_skipped_video_is_said_once(tmp_path, script, capsys):
 
 
 def test_a_stopped_run_has_a_summary(tmp_path):
-    command = [sys.executable, ROOT / "adasteer.py", "--out", tmp_path, "--sampling-steps", 5]
-    run = subprocess.Popen([*map(str, command)], stdout=subprocess.PIPE, text=True)
-    for line in run.stdout:
-        if line.startswith("scene_0: loss"):
-            run.send_signal(signal.SIGINT)
-            break
-    run.communicate()
-    assert run.returncode == 75
+    said = tmp_path / "said"
+    worker = start_worker(said, "--out", tmp_path, "--sampling-steps", 5)
+    assert wait_for(lambda: said.is_file() and "scene_0: loss" in said.read_text(), 300)
+    os.kill(worker.pid, signal.SIGINT)
+    worker.join(300)
+    assert worker.exitcode == 75
     done = len([r for r in results(tmp_path).values() if r["status"] == "done"])
     assert json.loads((tmp_path / "summary.json").read_text())["videos_done"] == done >= 1
 
@@ -201,14 +205,11 @@ def test_the_mp4_has_words_and_is_long_enough_to_see(baseline):
     assert generated and not given
 
 
-def test_a_notebook_runs_what_the_readme_says(tmp_path):
+def test_a_notebook_runs_what_the_readme_says(tmp_path, monkeypatch):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     (code,) = [block for block in blocks if "runs.parse_args" in block]
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    monkeypatch.chdir(tmp_path)
+    exec(code, {"__name__": "__main__"})
     (record,) = results(tmp_path / "results" / "notebook").values()
     assert record["kept"] == "adapted" and record["psnr_db"] > 10
 

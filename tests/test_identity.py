@@ -18,6 +18,7 @@ from common.errors import UsageError
 from runs import identity
 
 NANO = ROOT / "nano" / "checkpoint"
+FAST = [*QUICK, "--no-generate"]
 
 
 @pytest.fixture
@@ -36,7 +37,7 @@ def copied(tmp_path, monkeypatch):
 
 
 def test_a_script_that_was_edited_is_another_run(copied, script, tmp_path, capsys):
-    flags = [*QUICK, "--out", tmp_path / "out"]
+    flags = [*FAST, "--out", tmp_path / "out"]
     assert script(copied(), *flags, "--limit", 1) == 0
     edited = copied(lambda text: text.replace("return e + F.pad", "return e - F.pad"))
     capsys.readouterr()
@@ -66,7 +67,7 @@ def test_a_script_whose_base_was_edited_is_another_run(copied, script, tmp_path,
 
 
 def test_code_under_a_script_that_was_edited_is_said(script, tmp_path, capsys, monkeypatch):
-    flags = [*QUICK, "--out", tmp_path]
+    flags = [*FAST, "--out", tmp_path]
     assert script(adasteer, *flags, "--limit", 1) == 0
     (first,) = (tmp_path / "videos").glob("*.json")
     monkeypatch.setattr(identity, "source_sha256", lambda: "0" * 64)
@@ -112,7 +113,7 @@ def test_a_part_behind_a_link_is_part_of_a_checkpoint(linked, script, tmp_path, 
         shutil.copytree(store, checkpoint, copy_function=os.symlink)
     (checkpoint / "loop").symlink_to(checkpoint)
     assert identity.fingerprint(checkpoint) == identity.fingerprint(NANO)
-    flags = [*QUICK, "--checkpoint", checkpoint, "--out", tmp_path / "out"]
+    flags = [*FAST, "--checkpoint", checkpoint, "--out", tmp_path / "out"]
     assert script(adasteer, *flags, "--limit", 1) == 0
     (file,) = (store / "dit").glob("*.safetensors")
     weights = load_file(file)
@@ -123,10 +124,14 @@ def test_a_part_behind_a_link_is_part_of_a_checkpoint(linked, script, tmp_path, 
 
 
 def alexnet(path, seed):
-    torch.manual_seed(seed)
+    """The convolutions alone, which LPIPS reads: the rest is 200 MB."""
     import torchvision
 
-    torch.save(torchvision.models.alexnet(weights=None).state_dict(), path)
+    torch.manual_seed(seed)
+    with torch.device("meta"):
+        shapes = torchvision.models.alexnet(weights=None).features.state_dict()
+    drawn = {f"features.{name}": 0.03 * torch.randn(p.shape) for name, p in shapes.items()}
+    torch.save(drawn, path)
     return path
 
 
@@ -146,7 +151,7 @@ def test_another_caption_beside_a_video_is_another_run(script, tmp_path, capsys)
     videos.mkdir()
     shutil.copy(demo_rows()[0][0], videos / "ball.mp4")
     (videos / "ball.txt").write_text("A ball rolls.")
-    flags = [*QUICK, "--videos", videos, "--out", tmp_path / "out"]
+    flags = [*FAST, "--videos", videos, "--out", tmp_path / "out"]
     assert script(adasteer, *flags) == 0
     record = json.loads((tmp_path / "out" / "videos" / "ball.json").read_text())
     assert record["caption"] == "A ball rolls."
@@ -161,7 +166,7 @@ def test_other_clips_to_forget_are_another_run(script, tmp_path, capsys):
     videos.mkdir()
     other = write_manifest(videos / "list.csv", [("other.mp4", "a ball"), (rows[3][0], "a ring")])
     shutil.copy(rows[1][0], videos / "other.mp4")
-    flags = [*QUICK, "--forgetting", other, "--out", tmp_path / "out"]
+    flags = [*FAST, "--forgetting", other, "--out", tmp_path / "out"]
     assert script(adasteer, *flags, "--limit", 1) == 0
     shutil.copy(rows[2][0], videos / "other.mp4")
     assert script(adasteer, *flags) == 2
@@ -215,7 +220,7 @@ def test_the_file_of_a_finished_video_is_known_by_content(script, tmp_path, caps
     rows = demo_rows()
     shutil.copy(rows[0][0], tmp_path / "scene.mp4")
     listed = write_manifest(tmp_path / "list.csv", [("scene.mp4", "a ball")])
-    flags = [*QUICK, "--videos", listed, "--out", tmp_path / "out"]
+    flags = [*FAST, "--videos", listed, "--out", tmp_path / "out"]
     assert script(adasteer, *flags) == 0
     os.utime(tmp_path / "scene.mp4", (0, 0))
     assert script(adasteer, *flags) == 0
@@ -231,7 +236,7 @@ def test_a_file_that_is_replaced_meanwhile_is_not_the_one_that_was_read(
     rows, path = demo_rows(), tmp_path / "scene.mp4"
     shutil.copy(rows[0][0], path)
     listed = write_manifest(tmp_path / "list.csv", [("scene.mp4", "a ball")])
-    flags = [*QUICK, "--videos", listed]
+    flags = [*FAST, "--videos", listed]
     read = runs.clips.read_footage
 
     def replaced(*given):
@@ -261,7 +266,7 @@ def test_a_file_that_changes_while_it_is_read_is_skipped(script, tmp_path, monke
         return found
 
     monkeypatch.setattr(common.footage, "read_frames", replaced)
-    assert script(adasteer, *QUICK, "--videos", listed, "--out", tmp_path / "out") == 3
+    assert script(adasteer, *FAST, "--videos", listed, "--out", tmp_path / "out") == 3
     found = [json.loads((tmp_path / f"out/videos/{i}.json").read_text()) for i in (0, 1)]
     assert "was changed while it was read" in found[0]["reason"]
     assert "cannot be read" in found[1]["reason"]

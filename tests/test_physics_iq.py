@@ -49,10 +49,10 @@ def benchmark(tmp_path_factory):
     return folder
 
 
-def call(monkeypatch, folder, out, *flags, texts=None):
+def call(monkeypatch, folder, out, *flags, texts=None, processes=False):
     texts = texts or folder / "descriptions_original.csv"
     words = [folder, "--descriptions", texts, "--out", out, *flags]
-    return prepared(physics_iq, monkeypatch, *words)
+    return prepared(physics_iq, monkeypatch, *words, processes=processes)
 
 
 def levels(path, count):
@@ -64,7 +64,7 @@ def test_clips_are_three_seconds_and_five_at_the_asked_rate(
     benchmark, tmp_path, monkeypatch, capsys
 ):
     out = tmp_path / "out"
-    assert call(monkeypatch, benchmark, out, *QUICK) == 3  # one has no description
+    assert call(monkeypatch, benchmark, out, *QUICK, processes=True) == 3  # one has no description
     said = capsys.readouterr().out.splitlines()
     name = "0007_perspective-left_trimmed-not-described"
     assert said[0] == f"skipped {name}: --descriptions has no scenario of that name"

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -20,7 +21,7 @@ from oracles import SHARED
 
 from common.data import sha256
 from common.video import read_frames, write_video
-from prepare import check, make, ucf101
+from prepare import check, make, ucf101, workers
 from prepare.make import Candidate, Rules, make_clip
 from prepare.select import judged
 from runs.captions import caption_shares, poor_captions
@@ -76,8 +77,11 @@ def ucf(tmp_path_factory):
     return source
 
 
-def prepared(module, monkeypatch, *flags):
-    """Runs a preparation in this process; gives its exit code."""
+def prepared(module, monkeypatch, *flags, processes=False):
+    """Runs a preparation in this process, its workers too unless they shall be processes, each of
+    which imports torch first; gives its exit code."""
+    if not processes:
+        monkeypatch.setattr(workers, "ProcessPoolExecutor", lambda n, *_: ThreadPoolExecutor(n))
     monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, flags)])
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     try:
@@ -96,7 +100,8 @@ def manifest_rows(out):
 
 def test_ucf101(ucf, tmp_path, monkeypatch, capsys):
     out = tmp_path / "ucf"
-    assert prepared(ucf101, monkeypatch, ucf, "--out", out, "--count", 7, *QUICK) == 0
+    flags = ["--out", out, "--count", 7, *QUICK]
+    assert prepared(ucf101, monkeypatch, ucf, *flags, processes=True) == 0
     rows, said = manifest_rows(out), capsys.readouterr().out
     assert len(rows) == 7 and len({row["source"] for row in rows}) == 7
     counts = {name: sum(r["category"] == name for r in rows) for name in ("YoYo", "TaiChi")}

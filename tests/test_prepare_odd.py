@@ -136,7 +136,7 @@ def test_sources_are_not_overwritten(tmp_path, monkeypatch, capsys):
     assert (out / "manifest.csv").read_text() == rows
 
 
-def test_a_full_disk_is_one_line_and_no_verdict(tmp_path):
+def test_a_full_disk_is_one_line_and_no_verdict(tmp_path, monkeypatch):
     """With a limit on the size of files, which is met where a disk would be full."""
     write_avi(tmp_path / "UCF" / "YoYo" / "v_YoYo_g01_c01.avi", pan(1, 24))
 
@@ -149,9 +149,8 @@ def test_a_full_disk_is_one_line_and_no_verdict(tmp_path):
     assert process.returncode == 1 and "Traceback" not in said[1], said
     assert said[1].splitlines()[-1].startswith("ucf101.py: stopped: ")
     assert "File too large" in said[1] and "rejected" not in said[0]
-    process = started(*flags)
-    process.communicate(timeout=120)
-    assert process.returncode == 0 and len(manifest_rows(tmp_path / "out")) == 1
+    assert prepared(ucf101, monkeypatch, *flags, *QUICK) == 0
+    assert len(manifest_rows(tmp_path / "out")) == 1
 
 
 def test_an_out_that_cannot_be_is_one_line(tmp_path, monkeypatch, capsys):

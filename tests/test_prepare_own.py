@@ -36,12 +36,12 @@ def videos(tmp_path_factory):
     return folder
 
 
-def cut(videos, out, *flags, processors=2):
-    """What it prints, and its exit code."""
+def cut(videos, out, *flags, processors=None):
+    """What it prints, and its exit code; in processes where it is said for how many processors."""
     flags = [videos, "--out", out, "--prompt", "It moves.", *FLAGS, *flags]
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as said:
-        patch.setattr(os, "cpu_count", lambda: processors)
-        code = prepared(clips, patch, *flags)
+        patch.setattr(os, "cpu_count", lambda: processors or 2)
+        code = prepared(clips, patch, *flags, processes=bool(processors))
     return said.getvalue(), code
 
 

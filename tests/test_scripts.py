@@ -8,6 +8,7 @@ import pytest
 import torch
 from oracles import SHARED
 from peft import PeftModel
+from test_run import QUICK
 
 import common
 import lora_tta
@@ -56,7 +57,7 @@ def test_help_names_the_methods_own_flags(name, script, capsys):
 @each_script
 def test_two_real_clips(name, script, tmp_path):
     flags = ["--videos", SHARED / "clips" / "metadata.csv", "--limit", 2, "--save-adapter"]
-    flags += ["--steps", 2, "--sampling-steps", 2, "--sampling=enhance_hf=false", "--out", tmp_path]
+    flags += [*QUICK, "--out", tmp_path]
     assert script(importlib.import_module(name), *flags) == 0
     records = [json.loads(path.read_text()) for path in (tmp_path / "videos").glob("*.json")]
     assert len(records) == 2
@@ -71,7 +72,7 @@ def test_two_real_clips(name, script, tmp_path):
 
 def test_peft_loads_what_lora_saves(script, tmp_path):
     """The same velocity from peft's own model with the saved folder as from ours."""
-    flags = ["--save-adapter", "--limit", 1, "--steps", 2, "--lr", 1e-2, "--sampling-steps", 2]
+    flags = [*QUICK, "--save-adapter", "--limit", 1, "--lr", 1e-2, "--no-generate"]
     assert script(lora_tta, *flags, "--out", tmp_path) == 0
     (folder,) = (tmp_path / "videos").glob("*.adapter")
     checkpoint = ROOT / "nano" / "checkpoint"
