@@ -13,7 +13,8 @@ SHAPE = {"width": 128, "depth": 12, "patch": 2, "channels": 16}  # where no flag
 def add_recipe(add):
     add("--steps", type=int, default=20000, help="in all, resumed runs included")
     add("--optimizer", choices=("adamw", "muon"), default="adamw", help="of the blocks' matrices")
-    add("--lr", type=float, default=1e-3)
+    add("--lr", type=float, default=1e-3, help="of AdamW")
+    add("--muon-lr", type=float, default=3e-3, help="of Muon, which has the matrices")
     add("--batch", type=int, default=16)
     add("--width", type=int, help="of the DiT, a multiple of 32")
     add("--depth", type=int)
@@ -23,6 +24,7 @@ def add_recipe(add):
     add("--damp", type=float, default=0.0, help="1: squared errors count as in pixels")
     add("--context-noise", type=float, default=0.0, help="largest sigma of the context")
     add("--no-context", type=float, default=0.0, help="share of steps without context")
+    add("--no-caption", type=float, default=0.1, help="share of clips without their caption")
     add("--pace", type=float, default=1.0, help="of the motion in the clips")
 
 
@@ -79,7 +81,8 @@ def flow_matching_loss(dit, text_encoder, latents, ids, mask, args):
 class Optimizers:
     """torch's Muon for the matrices of the blocks, AdamW for the rest, as one optimiser."""
 
-    def __init__(self, models, lr, muon):
+    def __init__(self, models, lr, muon_lr=None):
+        muon = muon_lr is not None
         blocks = models["dit"].blocks.parameters() if muon else ()
         if muon and not hasattr(torch.optim, "Muon"):
             raise SystemExit(f"--optimizer muon: needs torch 2.9, this is {torch.__version__}")
@@ -88,14 +91,16 @@ class Optimizers:
         rest = [p for p in models.parameters() if p not in known]
         self.parts = [torch.optim.AdamW(rest, lr, betas=(0.9, 0.99), weight_decay=0.01)]
         if muon:
-            # updates as large as AdamW's, so that one rate serves both
+            # updates as large as AdamW's of that rate
             options = {"weight_decay": 0.01, "adjust_lr_fn": "match_rms_adamw"}
-            self.parts.append(torch.optim.Muon(matrices, lr, **options))
+            self.parts.append(torch.optim.Muon(matrices, muon_lr, **options))
+        self.rates = [lr, muon_lr]
 
-    def step(self, lr):
-        for part in self.parts:
+    def step(self, share):
+        """An update at that share of the rates."""
+        for part, rate in zip(self.parts, self.rates, strict=False):
             for group in part.param_groups:
-                group["lr"] = lr
+                group["lr"] = rate * share
             part.step()
             part.zero_grad()
 
