@@ -200,8 +200,7 @@ class CogVideoX:
         shown = self._shown(cond_latents, x_t.shape[2]).expand(1 + guided, -1, -1, -1, -1)
         if guided:
             text = {name: torch.cat([negative_text[name], text[name]]) for name in text}
-        kind = type(self.scheduler) if dpm is None else SCHEDULERS[dpm]
-        step, timesteps = stepper(kind, self.scheduler.config, steps, generator_of(noise))
+        step, timesteps = self._stepper(steps, dpm, generator_of(noise))
         for t in timesteps:
             sigma = self.sigmas[t].view(1)
             scale = dynamic(guidance_scale, t, steps) if dynamic_guidance else guidance_scale
@@ -210,3 +209,11 @@ class CogVideoX:
             v = v[:1] + scale * (v[1:] - v[:1]) if guided else v
             x_t = step(vprediction.v_of(v, x_t, sigma), t, x_t)
         return x_t[:, :, beside:]
+
+    def _stepper(self, steps, dpm, generator=None):
+        kind = type(self.scheduler) if dpm is None else SCHEDULERS[dpm]
+        return stepper(kind, self.scheduler.config, steps, generator)
+
+    def sampling_sigmas(self, steps, shape, dpm=None, **others):
+        """Those (S,) of `generate`'s timesteps."""
+        return self.sigmas[self._stepper(steps, dpm)[1]].float().cpu()

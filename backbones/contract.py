@@ -157,6 +157,12 @@ class Backbone(Protocol):
         """Latents (1, C, T, h, w) that follow cond_latents (1, C, T_cond, h, w), from noise of
         their shape. sampling: any of the geometry's options."""
 
+    def sampling_sigmas(
+        self, steps: int, shape: tuple[int, int, int], **sampling: Any
+    ) -> torch.Tensor:
+        """(S,), float32 on the CPU: the sigma at which `generate` with these steps and options asks
+        for each velocity, in its order. shape: (T, h, w) of context and new latents together."""
+
     # Sites: a context manager each, in which the function acts, in training, recomputed blocks and
     # sampling alike, and after which it does not
 

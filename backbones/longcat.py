@@ -155,7 +155,7 @@ class LongCat:
         latents = noise.to(self.device, torch.float32)
         cond_latents = next(contexts(cond_latents, noise, context_noise))
         cache = self.context_cache(cond_latents, context_noise) if use_cache else None
-        sigmas = schedule(self.scheduler, steps, enhance_hf and not distilled, distilled)
+        sigmas = self._schedule(steps, enhance_hf, distilled)
         for sigma, sigma_next in itertools.pairwise(sigmas.to(self.device)):
             x = latents if use_cache else torch.cat([cond_latents, latents], dim=2)
             v = self._branches(x, sigma, text, cond_latents.shape[2], cache, context_noise)
@@ -165,6 +165,13 @@ class LongCat:
             if on_step:
                 on_step(v, latents)
         return latents
+
+    def _schedule(self, steps, enhance_hf, distilled):
+        return schedule(self.scheduler, steps, enhance_hf and not distilled, distilled)
+
+    def sampling_sigmas(self, steps, shape, enhance_hf=True, distilled=False, **others):
+        """Those (S,) of `generate`'s evaluations."""
+        return self._schedule(steps, enhance_hf, distilled)[:-1]
 
     def _branches(self, x, sigma, text, context, cache, context_noise):
         """Velocity of x (1, C, T, h, w) for each row of text; without cache it holds context."""

@@ -17,6 +17,7 @@ for all videos of a size, so that what two methods made is decoded alike.
 """
 
 import itertools
+import math
 
 import torch
 from diffusers import AutoencoderKLLTXVideo, FlowMatchEulerDiscreteScheduler
@@ -147,9 +148,9 @@ class LTX:
             text = {name: torch.cat([negative_text[name], text[name]]) for name in TEXT}
         latents, known = noise.to(self.device, torch.float32), cond_latents.shape[2]
         context_at = held(cond_latents, noise, strength, image_cond_noise_scale)
-        places = noise[0, 0, 0].numel() * (known + noise.shape[2])
+        sigmas = self._schedule(steps, (known + noise.shape[2], *noise.shape[3:]))
         level, denoised_along = 1 - strength, False
-        for sigma, following in itertools.pairwise(schedule(self.scheduler, steps, places)):
+        for sigma, following in itertools.pairwise(sigmas):
             if not denoised_along:
                 context = context_at(sigma)
                 if sigma - 1e-6 < level:  # from now on of one timestep with the rest
@@ -159,6 +160,13 @@ class LTX:
             v = v[:1] + guidance_scale * (v[1:] - v[:1]) if len(v) > 1 else v
             latents = latents + (following - sigma) * v
         return latents[:, :, -noise.shape[2] :]
+
+    def _schedule(self, steps, shape):
+        return schedule(self.scheduler, steps, math.prod(shape))
+
+    def sampling_sigmas(self, steps, shape, **others):
+        """Those (S,) of `generate`'s evaluations."""
+        return self._schedule(steps, shape)[:-1]
 
     def _branches(self, latents, sigma, context, text, level):
         """Velocity of latents (1, C, T, h, w) for each row of text."""

@@ -201,9 +201,16 @@ class OpenSora13:
             max(guidance_scale, 1.0), guidance_img, oscillation, oscillation, temporal_scaling,
             rescale=guidance_scale > 1,  # as officially, acts where there is no condition
         )  # fmt: skip
-        size = (SPACE_STRIDE * side for side in x.shape[3:])
-        times = transform_time(schedule(steps), *size, self.geometry.frames_of(x.shape[2]))
-        return sample(branches, x, times, guidance)[:, :, known:]
+        return sample(branches, x, self._times(steps, x.shape[2:]), guidance)[:, :, known:]
+
+    def _times(self, steps, shape):
+        latents, *sides = shape
+        size = (SPACE_STRIDE * side for side in sides)
+        return transform_time(schedule(steps), *size, self.geometry.frames_of(latents))
+
+    def sampling_sigmas(self, steps, shape, **others):
+        """Those (S,) of `generate`'s evaluations."""
+        return self._times(steps, shape)[:-1] / 1000
 
     def _branches(self, shape, cond_latents, text, negative_text):
         """Masks and other arguments of the branches for latents of `shape`, and their number."""

@@ -210,5 +210,14 @@ class OpenSora2:
         guidance = Guidance(
             scale, guidance_img, oscillation, oscillation, temporal_scaling and known == 1
         )
-        times = schedule(steps, shift_of(noise[0, 0, 0].numel(), start.shape[2]))
+        times = self._times(steps, start.shape[2:])
         return sample(branches, start, times, guidance)[:, :, known:]
+
+    def _times(self, steps, shape):
+        latents, height, width = shape
+        return schedule(steps, shift_of(height * width, latents))
+
+    def sampling_sigmas(self, steps, shape, bf16_time=False, **others):
+        """Those (S,) that the network is told in `generate`."""
+        times = self._times(steps, shape)[:-1]
+        return times.bfloat16().float() if bf16_time else times

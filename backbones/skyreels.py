@@ -103,15 +103,19 @@ class SkyReels:
         half of the memory. shift moves the sigmas up. context_noise is the sigma of noise on the
         context, drawn anew for every step (its authors' addnoise_condition / 1000).
         """
-        scheduler, latents = self._scheduler(steps, shift), noise.to(self.device, torch.float32)
+        scheduler, sigmas = self._schedule(steps, shift)
+        latents = noise.to(self.device, torch.float32)
         texts = [text] if guidance_scale <= 1 else [negative_text, text]
         noisy_contexts = contexts(cond_latents, noise, context_noise)
-        sigmas = scheduler.sigmas[:-1]  # not timesteps, which UniPC rounds down: sampling and
-        given = scheduler, sigmas, latents, noisy_contexts, texts  # adapting see one network
+        given = scheduler, sigmas, latents, noisy_contexts, texts
         return denoise(self, *given, guidance_scale, context_noise)
 
-    def _scheduler(self, steps, shift):
-        """A new one of the checkpoint's kind, of so many sigmas from 1 on."""
+    def sampling_sigmas(self, steps, shape, shift=SHIFT, **others):
+        """Those (S,) of `generate`'s evaluations."""
+        return self._schedule(steps, shift)[1].cpu()
+
+    def _schedule(self, steps, shift):
+        """A new scheduler of the checkpoint's kind, and so many sigmas from 1 on."""
         kind, config = type(self.scheduler), self.scheduler.config
         if kind is UniPCMultistepScheduler:
             scheduler = kind.from_config(config, flow_shift=shift)
@@ -121,4 +125,5 @@ class SkyReels:
             sigmas = torch.linspace(1, 0.001, steps + 1)[:-1]  # as UniPC's before the shift
             scheduler.set_timesteps(sigmas=sigmas.tolist(), device=self.device)
         scheduler.set_begin_index(0)  # else looked up by a timestep, which several steps may share
-        return scheduler
+        # not timesteps, which UniPC rounds down: sampling and adapting see one network
+        return scheduler, scheduler.sigmas[:-1]

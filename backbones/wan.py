@@ -104,18 +104,22 @@ class Wan:
         whole_timesteps: UniPC's rounded down for the network, as in diffusers' pipelines; else
         sampling and adapting see one network.
         """
-        scheduler = self._scheduler(steps, shift or self.geometry.sampling["shift"])
-        sigmas = scheduler.timesteps / 1000 if whole_timesteps else scheduler.sigmas[:-1]
+        scheduler, sigmas = self._schedule(steps, shift, whole_timesteps)
         texts = [text] if guidance_scale <= 1 else [negative_text, text]
         contexts = itertools.repeat(cond_latents)
         latents = noise.to(self.device, torch.float32)
         given = scheduler, sigmas, latents, contexts, texts
         return per_frame.denoise(self, *given, guidance_scale)
 
-    def _scheduler(self, steps, shift):
-        """A new one of the checkpoint's kind, of so many sigmas from 1 on."""
-        kind = type(self.scheduler)
+    def sampling_sigmas(self, steps, shape, shift=None, whole_timesteps=False):
+        """Those (S,) of `generate`'s evaluations."""
+        return self._schedule(steps, shift, whole_timesteps)[1].cpu()
+
+    def _schedule(self, steps, shift, whole_timesteps):
+        """A new scheduler of the checkpoint's kind, and so many sigmas from 1 on."""
+        kind, shift = type(self.scheduler), shift or self.geometry.sampling["shift"]
         scheduler = kind.from_config(self.scheduler.config, **{SHIFT[kind]: shift})
         scheduler.set_timesteps(steps, device=self.device)
         scheduler.set_begin_index(0)  # else looked up by a timestep, which several steps may share
-        return scheduler
+        sigmas = scheduler.timesteps / 1000 if whole_timesteps else scheduler.sigmas[:-1]
+        return scheduler, sigmas

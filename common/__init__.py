@@ -2,6 +2,7 @@
 
 from common.adaptation import adapt, constant, warm_up
 from common.adapters import load_adapter
+from common.drawing import refuse_other_draws
 from common.errors import MisfitError, UsageError
 from common.generation import generate
 from common.groups import add_groups, check_groups, chosen_blocks, laid_over, number_of_groups
@@ -15,7 +16,6 @@ from common.loss import (
     fixed_draw,
     flow_matching_loss,
     random_stream,
-    refuse_other_draws,
     stratified_sigmas,
 )
 from common.masters import Masters

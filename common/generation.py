@@ -40,8 +40,8 @@ def add_arguments(group):
     )  # fmt: skip
     group.add_argument(
         "--sampling", nargs="+", action="extend", metavar="KEY=VALUE", changes="generation",
-        help="options of the continuation that this model has; no loss is taken with them. "
-        "--dry-run prints them, with their defaults",
+        help="options of the continuation that this model has; no loss depends on them but by "
+        "--sigmas sampler. --dry-run prints them, with their defaults",
     )  # fmt: skip
 
 

@@ -10,8 +10,6 @@ import torch
 import torch.nn.functional as F
 
 from common import drawing
-from common.errors import UsageError
-from common.values import at_least, not_negative
 from devices.placement import within_memory
 
 PREFLIGHT_SIGMAS, PREFLIGHT_DRAWS = (0.25, 0.5, 0.75), 2
@@ -23,32 +21,10 @@ def add_arguments(group):
         help="of every random stream, with the video's id",
     )  # fmt: skip
     group.add_argument(
-        "--draws", type=at_least(1, 1024), default=1, metavar="K", changes="adaptation",
-        help="draws of (sigma, noise) per step, in one batch: less noise in the update, K times "
-        "the activations",
-    )  # fmt: skip
-    group.add_argument(
-        "--antithetic", action="store_true", changes="adaptation",
-        help="draws in pairs of one sigma, the second with the noise negated",
-    )  # fmt: skip
-    group.add_argument(
-        "--context", choices=("fixed", "varying"), default="fixed", changes="adaptation",
-        help="varying: each step keeps another number of leading latents clean",
-    )  # fmt: skip
-    group.add_argument(
-        "--temporal-loss", type=not_negative, default=0.0, metavar="W", changes="adaptation",
-        help="adds W times the error of the differences between successive predicted latents",
-    )  # fmt: skip
-    group.add_argument(
         "--no-preflight", dest="preflight", action="store_false",
         changes="adaptation", baseline=True,  # which videos there are
         help="adapt even where the model does not beat predicting zero",
     )  # fmt: skip
-
-
-def check(args):
-    if args.antithetic and args.draws % 2:
-        raise UsageError(f"--antithetic needs an even number of --draws, got {args.draws}")
 
 
 @dataclass(frozen=True)
@@ -102,25 +78,31 @@ def flow_matching_loss(model, problem, sigma, noise, temporal_loss=0.0):
 
     noisy = (1 - sigma) * latents + sigma * noise, target = noise - latents (oracles/longcat,
     "Adaptation", sign `consistent`). temporal_loss weighs the error of the differences between
-    successive latents that the velocity implies, the last of the context included.
+    successive latents that the velocity implies, the last of the context included. Where the
+    problem weighs its latents, a difference weighs as the later of its two.
     """
     noisy = add_noise(problem.target, noise, sigma)
     velocity = model.velocity(noisy, sigma, problem.context, problem.text)
     error = velocity - velocity_target(problem.target, noise)
-    weights, squares = getattr(problem, "weights", None), error.square()
-    loss = (squares if weights is None else weights * squares).mean()
+    weights = getattr(problem, "weights", None)
+    loss = mean_square(error, weights)
     if temporal_loss:
         of_latents = sigma.view(-1, 1, 1, 1, 1) * error  # latents = noisy - sigma * velocity
         steps = F.pad(of_latents, (0, 0, 0, 0, 1, 0)).diff(dim=2)
-        loss = loss + temporal_loss * steps.square().mean()
+        loss = loss + temporal_loss * mean_square(steps, weights)
     return loss
+
+
+def mean_square(error, weights=None):
+    squares = error.square()
+    return (squares if weights is None else weights * squares).mean()
 
 
 def draws(model, clip, args):
     """For each step the Draw of args.draws noises that its loss is taken of.
 
     They are the video's own: the same for every method, and for every number of steps where a step
-    has one draw.
+    has one draw or the sigmas are the sampler's.
     """
     sigmas = all_sigmas(model, clip, args)
     for (problem, noise), sigma in zip(noises(clip, args), sigmas, strict=True):
@@ -136,26 +118,19 @@ def fixed_draw(model, clip, count):
     return Draw(clip, sigma.to(clip.target.device), noise)
 
 
-def refuse_other_draws(args):
-    """For a method that learns on a `fixed_draw`."""
-    if args.draws > 1 or args.context == "varying" or args.temporal_loss or drawing.given(args):
-        flag = drawing.given(args)
-        raise UsageError(
-            f"{flag or '--draws, --context varying and --temporal-loss'} are for draws at every "
-            "step; here --cached-draws are drawn once"
-        )
-
-
 def all_sigmas(model, clip, args):
     """From model.sigma_min to 1 as args.sigmas says, shaped (steps, draws); with several draws
-    stratified over the whole run. Antithetic pairs have one sigma."""
+    stratified over the whole run, those of the sampler always. Antithetic pairs have one sigma."""
     generator = random_stream(clip.seed, clip.video.id, "adaptation sigma")
-    if args.draws == 1:
-        uniform = torch.rand(args.steps, generator=generator)
-        return drawing.spread(args.sigmas, uniform, model.sigma_min).view(args.steps, 1)
     times = 2 if args.antithetic else 1
     count = args.steps * args.draws // times
-    sigmas = stratified_sigmas(count, generator, model.sigma_min, args.sigmas)
+    if args.sigmas == "sampler":
+        sigmas = drawing.in_turn(drawing.of_sampler(model, clip, args), count, generator)
+    elif args.draws == 1:
+        uniform = torch.rand(count, generator=generator)
+        sigmas = drawing.spread(args.sigmas, uniform, model.sigma_min)
+    else:
+        sigmas = stratified_sigmas(count, generator, model.sigma_min, args.sigmas)
     return sigmas.repeat_interleave(times).view(args.steps, args.draws)
 
 

@@ -3,20 +3,20 @@
 import contextlib
 import importlib
 import itertools
-from types import SimpleNamespace
 
 import pytest
 import torch
 from backbone_rows import BACKBONES
 from oracles import assert_near
 from test_methods import CASES
-from toy import copies, loss_of, new, sample, toy_clip
+from toy import asked_at, copies, loss_of, new, sample, toy_clip, windowed
 
 import backbones
 from adasteer import AdaSteer
 from backbones import contract
 from common.adaptation import adapt
 from common.generation import generate
+from common.loss import all_sigmas
 from devices.paths import all_paths
 from film_tta import FiLM
 
@@ -305,6 +305,10 @@ def test_where_the_weights_wait_changes_no_number(checkpoint, clip, plan):
     assert all(torch.equal(a, b) for a, b in zip(tensors, others, strict=True))
 
 
+def other(value):
+    return not value if isinstance(value, bool) else value + 0.3
+
+
 def test_its_own_sampling_options_are_taken(model, clip):
     own = model.geometry.sampling
     plain = sample(model, clip, 12, **own)  # past the first ten, which one option is about
@@ -312,10 +316,32 @@ def test_its_own_sampling_options_are_taken(model, clip):
         *own
     }
     for name, value in own.items():
-        other = not value if isinstance(value, bool) else value + 0.3
-        assert not torch.equal(sample(model, clip, 12, **{name: other}), plain)
+        assert not torch.equal(sample(model, clip, 12, **{name: other(value)}), plain)
     with pytest.raises(TypeError):
         sample(model, clip, no_option_of_anyone=1)
+
+
+def test_sampling_asks_at_the_sigmas_that_it_says(model, clip):
+    shape = (clip.cond_latents.shape[2] + clip.target.shape[2], *clip.target.shape[3:])
+    others = [{name: other(value)} for name, value in model.geometry.sampling.items()]
+    for steps, options in ((1, {}), (12, model.geometry.sampling), *((5, each) for each in others)):
+        told = Only(model).sampling_sigmas(steps, shape, **options)
+        with asked_at(model) as found:
+            sample(model, clip, steps, guidance_scale=1.0, **options)
+        assert found == pytest.approx(told.tolist(), abs=1e-6)
+        assert told.dtype == torch.float32 and len(told) >= steps
+        assert told[0] > 0.99 and (told.diff() <= 0).all() and told[-1] > 0
+
+
+def test_adaptation_may_see_the_sigmas_of_the_continuation(model, clip):
+    given = windowed(model, clip)
+    args = new(AdaSteer, "--sigmas sampler --sampling-steps 4 --guidance-scale 1", model, given)[1]
+    args.sampling = dict(model.geometry.sampling)
+    with asked_at(model) as found:
+        generate(Only(model), given, args, {})
+    args.steps = len(found)
+    drawn = all_sigmas(Only(model), given, args).flatten()
+    assert sorted(drawn.tolist(), reverse=True) == pytest.approx(found, abs=1e-6)
 
 
 def test_noise_on_the_context_is_said_by_its_timestep(model, clip):
@@ -336,22 +362,17 @@ def test_noise_on_the_context_is_said_by_its_timestep(model, clip):
     ("method", "flags"), CASES, ids=lambda x: x.__name__ if isinstance(x, type) else x
 )
 def test_every_method_needs_the_contract_alone(model, clip, method, flags):
-    geometry = model.geometry
-    known, more = clip.cond_latents.shape[2], clip.target.shape[2]
-    cond_frames = geometry.frames_of(known)
-    gen_frames = geometry.frames_of(known + more) - cond_frames
-    window = SimpleNamespace(new_latents=more, cond_frames=cond_frames, gen_frames=gen_frames)
-    given = SimpleNamespace(**vars(clip) | {"window": window})
+    given = windowed(model, clip)
     if "cross" not in model.norms:
         flags = flags.replace("cross", "qk")
     adapted, args = new(method, f"--sampling-steps 2 {flags}", Only(model), given)
-    args.sampling = dict(geometry.sampling)
+    args.sampling = dict(model.geometry.sampling)
     start = copies(adapted)
     with adapted.attached():
         record = adapt(Only(model), adapted, given, args)
         frames = generate(Only(model), given, args, record)
     assert record["kept"] == "adapted" and all(record["distances"].values())
-    assert frames.shape[:3] == (1, gen_frames, 3) and frames.isfinite().all()
+    assert frames.shape[:3] == (1, given.window.gen_frames, 3) and frames.isfinite().all()
     moved = adapted.named_parameters()
     assert all(not torch.equal(moved[name], start[name]) for name in start)
 

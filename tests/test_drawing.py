@@ -1,9 +1,11 @@
 """Sigmas that are spread otherwise, noise on the context, weights of the latents, and the gate."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
+from oracles import arguments
 from test_start import adapted, carried_state, on
 from test_vjepa_carried import flat
 from toy import copies, new
@@ -36,6 +38,53 @@ def test_logit_normal_sigmas(draws, model, clip):
     even = new(AdaSteer, f"--steps 20000 {draws}", model, clip)[1]
     even = (all_sigmas(Model, clip, even).flatten() - 0.1) / 0.9
     assert even[found.argsort()].diff().min() > -1e-5  # the same draws, spread otherwise
+
+
+class Asked(Model):
+    """Its continuation is asked at 0.05 too, which is below what is drawn."""
+
+    def sampling_sigmas(self, steps, shape, **options):
+        return torch.linspace(1, 0.05, steps)
+
+
+def of_sampler(model, clip, flags, video="toy"):
+    """(steps, draws); the clip's continuation is three latents."""
+    more = {"window": SimpleNamespace(new_latents=3), "video": SimpleNamespace(id=video)}
+    args = arguments(AdaSteer, f"--sigmas sampler {flags}")
+    return all_sigmas(model, SimpleNamespace(**vars(clip) | more), args)
+
+
+@pytest.mark.parametrize("draws", [1, 4])
+@pytest.mark.parametrize("steps", [2, 8, 51])
+def test_the_sampler_s_sigmas_come_in_turn(steps, draws, clip):
+    """As many draws in a row as it has sigmas are all of these, and four are never all high or all
+    low; a longer run begins with the same ones, another video does not."""
+    asked = [s for s in torch.linspace(1, 0.05, steps).tolist() if s >= Asked.sigma_min]
+    found = of_sampler(Asked(), clip, f"--steps 60 --draws {draws} --sampling-steps {steps}")
+    assert found.shape == (60, draws)
+    flat = found.flatten()
+    for turn in flat.unfold(0, len(asked), 1):
+        assert sorted(turn.tolist(), reverse=True) == pytest.approx(asked)
+    if len(asked) > 4:
+        middle = asked[len(asked) // 2]
+        few = flat.unfold(0, 4, 1)
+        assert ((few <= middle).any(1) & (few >= middle).any(1)).all()
+        assert not (few == few[0]).all(1)[1:4].any()
+    fewer = of_sampler(Asked(), clip, f"--steps 3 --draws {draws} --sampling-steps {steps}")
+    assert torch.equal(fewer, found[:3])
+
+
+def test_where_they_begin_is_the_video_s_own(clip):
+    firsts = [of_sampler(Asked(), clip, "", str(i))[0, 0].item() for i in range(20)]
+    assert len({*firsts}) > 10
+
+
+def test_they_are_of_this_run_s_sampling_and_pairs_share_them(model, clip):
+    flags = "--sampling-steps 5 --sampling enhance_hf=false"
+    found = of_sampler(model, clip, f"--steps 5 --draws 2 --antithetic {flags}")
+    assert torch.equal(found[:, 0], found[:, 1])
+    asked = model.sampling_sigmas(5, (5, 4, 6), enhance_hf=False)
+    assert found[:, 0].sort(descending=True).values.tolist() == asked.tolist()
 
 
 def test_noise_on_the_context_is_the_steps_own(model, clip):
@@ -113,9 +162,12 @@ def test_a_gate_holds_latents_out(script, tmp_path, capsys):
     assert "--gate 1: with --adapter and --steps 0, its default" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("flags", [["--sigmas", "logit-normal"], ["--recency", 1]])
+@pytest.mark.parametrize("flags", [["--sigmas", "sampler"], ["--recency", 1]])
 def test_a_method_with_draws_of_its_own_refuses_them(flags, script, tmp_path, capsys):
     import last_layer_tta
 
     assert script(last_layer_tta, *flags, "--out", tmp_path) == 2
-    assert f"{flags[0]} are for draws at every step" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert (
+        f"{flags[0]} are for draws at every step" in said and f"leave {flags[0]} {flags[1]}" in said
+    )

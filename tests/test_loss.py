@@ -8,7 +8,7 @@ from oracles import arguments
 
 from adasteer import AdaSteer
 from common.adaptation import adapt, constant
-from common.loss import all_sigmas, draws, flow_matching_loss, noises
+from common.loss import Problem, all_sigmas, draws, flow_matching_loss, noises
 from common.stopping import early_stopping
 
 
@@ -99,10 +99,14 @@ def test_the_right_velocity_has_no_loss_and_the_negated_one_has(clip):
 
 def test_the_temporal_loss_is_that_of_differences(clip):
     """A velocity that is off by the same everywhere shifts all latents by -sigma * off: of the
-    differences only that to the last context latent is wrong."""
+    differences only that to the last context latent is wrong, which weighs as the first target."""
     sigma, noise = torch.tensor([0.3]), torch.ones_like(clip.target)
     loss = flow_matching_loss(Truthful(clip.latents, 0.5), clip, sigma, noise, temporal_loss=2.0)
     assert loss.item() == pytest.approx(0.25 + 2 * (0.3 * 0.5) ** 2 / 3, rel=1e-5)
+    weights = torch.tensor([0.3, 0.9, 1.8]).view(1, 1, 3, 1, 1)
+    weighed = Problem(clip.context, clip.target, clip.text, weights)
+    loss = flow_matching_loss(Truthful(clip.latents, 0.5), weighed, sigma, noise, temporal_loss=2.0)
+    assert loss.item() == pytest.approx(0.25 + 0.3 * 2 * (0.3 * 0.5) ** 2 / 3, rel=1e-5)
 
 
 def test_held_out_latents_are_predicted_at_their_own_place(clip):

@@ -1,5 +1,6 @@
 """Small random models and clips for tests."""
 
+import contextlib
 import json
 from types import SimpleNamespace
 
@@ -297,6 +298,16 @@ def toy_clip(model):
     )  # fmt: skip
 
 
+def windowed(model, clip):
+    """The clip, whose continuation is as long as its target."""
+    geometry = model.geometry
+    known, more = clip.cond_latents.shape[2], clip.target.shape[2]
+    cond_frames = geometry.frames_of(known)
+    gen_frames = geometry.frames_of(known + more) - cond_frames
+    window = SimpleNamespace(new_latents=more, cond_frames=cond_frames, gen_frames=gen_frames)
+    return SimpleNamespace(**vars(clip) | {"window": window})
+
+
 def new(method, flags, model, clip):
     """The method at its start, and three steps' arguments."""
     args = arguments(method, f"--steps 3 {flags}")
@@ -313,6 +324,17 @@ def sample(model, clip, steps=2, **options):
     return model.generate(
         clip.cond_latents, clip.text, clip.negative_text, noise, steps=steps, **options
     )
+
+
+@contextlib.contextmanager
+def asked_at(model):
+    """A list of the sigma of the last latent at every velocity."""
+    embedded, found = [], []
+    with (
+        model.timestep_embedding(lambda i, e, sigma: embedded.append(sigma[0, -1].item()) or e),
+        model.predicted_velocity(lambda v: found.append(embedded[-1]) or v),
+    ):
+        yield found
 
 
 @torch.no_grad()
