@@ -25,6 +25,7 @@ def add_recipe(add):
     add("--context-noise", type=float, default=0.0, help="largest sigma of the context")
     add("--no-context", type=float, default=0.0, help="share of steps without context")
     add("--no-caption", type=float, default=0.1, help="share of clips without their caption")
+    add("--babble", type=float, default=0.0, help="share of captions with random tokens")
     add("--pace", type=float, default=1.0, help="of the motion in the clips")
 
 
@@ -53,6 +54,17 @@ def shape_of(folder):
 def average(averages, values, count):
     """Into the averages of the weights: exponential, over at most the last thousand steps."""
     get_ema_multi_avg_fn(min(0.999, (1 + count) / (10 + count)))(averages, values, count)
+
+
+def babbled(ids, mask, share, vocabulary):
+    """Token ids and mask (B, L), a share of them with random tokens up to a random length: behind
+    their own or, for half of these, in their place. So words that no caption has say nothing."""
+    draw = torch.rand(len(ids), 1)
+    own = mask.bool() & (draw >= share / 2).to(mask.device)
+    length = torch.randint(1, ids.shape[1] + 1, (len(ids), 1))
+    more = ((torch.arange(ids.shape[1]) < length) & (draw < share)).to(mask.device) & ~own
+    noise = torch.randint(2, vocabulary, ids.shape).to(ids)  # below 2: padding and the end
+    return torch.where(more, noise, ids * own), (own | more).to(mask)
 
 
 def draw_sigma(batch, device):

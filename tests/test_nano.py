@@ -14,6 +14,7 @@ import backbones
 from backbones.linear_autoencoder import LinearVideoAutoencoder
 from common.video import read_frames
 from nano import autoencoders, pretrain, scenes
+from nano.recipe import babbled
 from runs.identity import ROOT
 
 DIT = "dit/diffusion_pytorch_model.safetensors"
@@ -104,6 +105,18 @@ def test_the_wan_autoencoder_learns(monkeypatch):
             return (vae.decode(z).sample - clips).square().mean()
 
     assert error(150) < 0.5 * error(1)
+
+
+def test_babble_follows_a_caption_or_takes_its_place():
+    ids = torch.tensor([[5, 6, 7, 1, 0, 0, 0, 0]]).repeat(2000, 1)
+    mask = (ids > 0).long()
+    torch.manual_seed(0)
+    found, shown = babbled(ids, mask, 0.5, 1024)
+    assert ((found > 0) == shown.bool()).all() and found.max() < 1024
+    own, longer = (found[:, :4] == ids[:, :4]).all(1), shown.sum(1) > 4
+    assert (own & ~longer).float().mean() == pytest.approx(0.5 + 0.25 / 2, abs=0.05)
+    assert (own & longer).float().mean() == pytest.approx(0.25 / 2, abs=0.03)
+    assert torch.equal(babbled(ids, mask, 0.0, 1024)[0], ids)
 
 
 @pytest.mark.parametrize("flag, value, there", [
