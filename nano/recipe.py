@@ -14,7 +14,7 @@ def add_recipe(add):
     add("--steps", type=int, default=20000, help="in all, resumed runs included")
     add("--optimizer", choices=("adamw", "muon"), default="adamw", help="of the blocks' matrices")
     add("--lr", type=float, default=1e-3, help="of AdamW")
-    add("--muon-lr", type=float, default=3e-3, help="of Muon, which has the matrices")
+    add("--muon-lr", type=float, default=3e-3, help="of the matrices, with --optimizer muon")
     add("--batch", type=int, default=16)
     add("--width", type=int, help="of the DiT, a multiple of 32")
     add("--depth", type=int)
@@ -25,7 +25,12 @@ def add_recipe(add):
     add("--context-noise", type=float, default=0.0, help="largest sigma of the context")
     add("--no-context", type=float, default=0.0, help="share of steps without context")
     add("--no-caption", type=float, default=0.1, help="share of clips without their caption")
-    add("--babble", type=float, default=0.0, help="share of captions with random tokens")
+    add(
+        "--babble",
+        type=float,
+        default=0.0,
+        help="share of captions with random tokens, up to a random length",
+    )
     add("--pace", type=float, default=1.0, help="of the motion in the clips")
 
 

@@ -46,7 +46,8 @@ def in_order(items, args):
 
 def passed(items, folder):
     """How many items, in their order, are behind this run: up to the last that is done, with those
-    between that were skipped. Raises UsageError where the record of one of them is gone."""
+    between that were skipped. Raises UsageError where the record of one of them is gone, or some
+    are to do that others, which are not among the items, were adapted without."""
     records = [read_record(folder / f"{item.id}.json") for item in items]
     count = max((i for i, r in enumerate(records, 1) if r and r["status"] == "done"), default=0)
     for item, record in zip(items[:count], records, strict=False):
@@ -56,7 +57,20 @@ def passed(items, folder):
                 f"adapted after: {WHY}; choose another folder (--order seed mixes all of the "
                 "range, so that another --limit is another order)"
             )
+    if count < len(items):
+        refuse_beyond(items, folder)
     return count
+
+
+def refuse_beyond(items, folder):
+    """Raises UsageError where items that are not among these are done."""
+    known = {f"{item.id}.json" for item in items}
+    for path in folder.glob("*.json"):
+        if path.name not in known and (read_record(path) or {}).get("status") == "done":
+            raise UsageError(
+                f"--out {folder.parent}: {path.stem} is done, is not in this range, and began "
+                f"without those that are to do: {WHY}; give the range that it had, or more"
+            )
 
 
 @contextlib.contextmanager

@@ -105,9 +105,9 @@ def in_range(args):
     return chosen(args)[0]
 
 
-def is_same(item, record):
-    """Whether its files are those of the record."""
-    return item.is_that_of(record)
+def other_file(item, record):
+    """Its path where its files are not those of the record, or None."""
+    return None if item.is_that_of(record) else item.path
 
 
 def import_model(checkpoint):

@@ -123,7 +123,8 @@ class Run:
         JSON, all but the adapter in the background."""
         tensors = results.whole_tensors(method) if self.args.save_adapter else None
         if frames is not None and not frames.isfinite().all():
-            self.work.skip(clip.video, VideoError("the generated frames are not finite"))
+            if not self.work.skip(clip.video, VideoError("the generated frames are not finite")):
+                self.course.chain.stand_back()
             return
         if self.work.lost(clip.video):
             self.course.chain.stand_back()

@@ -97,9 +97,9 @@ def in_range(args):
     return todo.in_range(lists.list_videos(args.videos, args.prompt, allow_empty=True)[0], args)
 
 
-def is_same(video, record):
-    """Whether its files, where there are any, are those of the record."""
-    return todo.other_file(video, record) is None
+def other_file(video, record):
+    """The first of its files, where there are any, that is not that of the record, or None."""
+    return todo.other_file(video, record)
 
 
 def carries(args):

@@ -56,9 +56,9 @@ def status(row):
         path = row.out / "videos" / f"{video.id}.json"
         record = None if other else read_record(path)
         state = record["status"] if record else "missing"
-        if state == "done" and not row.args.kind.is_same(video, record):
+        if state == "done" and (other_file := row.args.kind.other_file(video, record)):
             state = "missing"
-            reasons.append(f"{video.path} is another file than there")
+            reasons.append(f"{other_file} is another file than there")
         running = state != "done" and is_live(path.with_name(f"{video.id}.claim"))
         counts["running" if running else state] += 1
         if state == "skipped":

@@ -108,6 +108,15 @@ def test_a_run_goes_on_where_it_was(run):
     run("parts", "--carry-over", 0.5, "--order", "list", code=2)  # another run
 
 
+def test_a_smaller_range_takes_no_state_away(run, tmp_path, capsys):
+    """Its one video is skipped and would be tried again; what was done after it stands."""
+    given = ["--videos", with_damaged(tmp_path, "scene_0"), *ONE, "--order", "list"]
+    found = state(run("out", *given, "--limit", 2, code=3))
+    run("out", *given, "--limit", 1, code=2)
+    assert "scene_1 is done, is not in this range" in capsys.readouterr().err
+    assert state(tmp_path / "out") == found
+
+
 def content_of(path):
     return load_file(path) if path.suffix == ".safetensors" else torch.load(path)
 

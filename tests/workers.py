@@ -18,7 +18,7 @@ def processes():
 
 def start_worker(said, *flags):
     """adasteer.py with these flags, which writes what it says into the file `said`."""
-    process = processes().Process(target=work, args=(said, [*map(str, flags)]))
+    process = processes().Process(target=work, args=(said, [*map(str, flags)]), daemon=True)
     process.start()
     return process
 
