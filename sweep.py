@@ -63,7 +63,8 @@ def parser_of():
     )
     parser.add_argument(
         "--limit", type=common.at_least(1), metavar="N",
-        help="first N videos only; a larger one later goes on with more, without choose and report",
+        help="first N videos only; a larger one later goes on with more, but of a file with choose "
+        "or {results}",
     )  # fmt: skip
     parser.add_argument(
         "--out", type=folder, metavar="FOLDER",

@@ -18,7 +18,7 @@ ABOUT = (
 @dataclass(frozen=True)
 class Across:
     metric: str  # of the gains
-    cells: dict  # {method: {shift: {gain, low, high, sources, beats}}}
+    cells: dict  # {method: {shift: {gain, low, high, sources, beats, level}}}
 
     @property
     def columns(self):
@@ -49,7 +49,9 @@ class Across:
         said = f"{cell['gain']:+.2f}{unit(self.metric)} ({ends})"
         if cell["beats"] is None:
             return said
-        return f"{said}, beats {', '.join(cell['beats']) or 'no control'}"
+        lost = ", ".join(cell["level"])
+        won = ", ".join(cell["beats"]) or "no control"
+        return f"{said}, beats {won}" + (f", not {lost}" if lost and cell["beats"] else "")
 
 
 def across(comparisons, tables, controls, rows):
@@ -63,14 +65,14 @@ def across(comparisons, tables, controls, rows):
             if row["gain"] is not None and not row["control"]:
                 own = row["method"].replace(f"report_{shift}_", "")
                 beats = beaten(row, controls[name], metric)
-                cell = {key: row[key] for key in KEPT} | {"beats": beats}
+                cell = {key: row[key] for key in KEPT} | beats
                 cells.setdefault(own, {})[shift] = cell
     return Across(metric, cells) if cells else None
 
 
 def beaten(row, controls, metric):
-    """Of a method that helps the controls that it is told to be ahead of; None where there is no
-    gain to explain, or nothing to explain it by."""
+    """Of a method that helps the controls that it is told to be ahead of, `beats`, and the others
+    that were run, `level`; None where there is no gain to explain, or nothing to explain it by."""
     leads = {}
     for each in controls:
         for other in each.rows[2:] if each.method == row["method"] else ():
@@ -78,5 +80,6 @@ def beaten(row, controls, metric):
             kind = other["control"].removeprefix("--control ")
             leads.setdefault(kind, []).append(outcome(lead))
     if not leads or outcome(row) != HELPS:
-        return None
-    return [kind for kind, told in leads.items() if set(told) == {HELPS}]
+        return {"beats": None, "level": None}
+    ahead = [kind for kind, told in leads.items() if set(told) == {HELPS}]
+    return {"beats": ahead, "level": [kind for kind in leads if kind not in ahead]}

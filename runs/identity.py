@@ -68,6 +68,20 @@ def lent(args):
     return {"control_of": {key: found[key] for key in LENT if key in found}}
 
 
+def refuse_unfinished(args, config, videos):
+    """Raises UsageError where a control takes what a run of the same list has learned, and that has
+    not been at all of these videos: what is taken would depend on when it is."""
+    folder = args.adapter
+    if config.get("control_of", {}).get("manifest_sha256") != config["manifest_sha256"]:
+        return
+    missing = [v.id for v in videos if read_record(folder / f"{v.id}.json") is None]
+    if missing:
+        raise UsageError(
+            f"--adapter {folder}: its run has not been at {missing[0]} yet ({len(missing)} of "
+            f"{len(videos)} videos); finish it first"
+        )
+
+
 def script_sha256(method, file):
     """Of a script, or of it and those that its method inherits from; None where there is none."""
     modules = [sys.modules[each.__module__] for each in method.__mro__]

@@ -50,6 +50,7 @@ class Run:
         self.scores = Scores(args, self.work.records, self.window, lpips)
         self.baseline = find_baseline(args, self.config)
         check_adapters(args, self.todo)
+        identity.refuse_unfinished(args, self.config, self.todo)
         if self.course.chain.last and not args.dry_run:  # one that was killed before it could
             self.course.publish(self.course.chain.last)
         if not self.ends_here:

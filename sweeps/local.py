@@ -1,5 +1,6 @@
 """Runs the rows of a sweep on this machine, some at a time, and compares them."""
 
+import contextlib
 import shlex
 import sys
 import time
@@ -74,8 +75,9 @@ def said(name, code, seconds, logs):
         return f"{name}: done in {seconds:.0f} s"
     if code == 3:
         return f"{name}: done in {seconds:.0f} s but for some videos, {path} says why"
-    with open(path, "rb") as file:
+    last = ""
+    with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
         file.seek(max(0, path.stat().st_size - LAST))
         lines = file.read().decode(errors="replace").split("\n")
-    last = next((line for line in reversed(lines) if line.strip()), "")
+        last = next((line for line in reversed(lines) if line.strip()), "")
     return printable(f"{name}: ended with {code}: {last} ({path})")

@@ -25,9 +25,11 @@ def processes():
         yield running
     finally:
         for pid in running:
-            os.kill(pid, signal.SIGTERM)
+            with contextlib.suppress(ProcessLookupError):  # seen to end as the signal came
+                os.kill(pid, signal.SIGTERM)
         for pid in running:
-            os.waitpid(pid, 0)
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, 0)
 
 
 def launch(running, name, script, flags, log=None):

@@ -9,7 +9,7 @@ from common.errors import UsageError
 from runs.identity import plain_arguments
 from runs.results import read_json, write_json
 from sweeps.controls import originals
-from sweeps.files import PARTS, load_yaml
+from sweeps.files import PARTS, RESULTS, load_yaml
 
 SWITCHES = ("nano", "local", "slurm")
 VALUES = ("checkpoint", "videos", "limit", "array", "jobs")
@@ -65,8 +65,12 @@ def go_on(parser, args, out):
 
 
 def settled(file):
-    """Names of the flags that stay: where the sources are shared out also which these are."""
-    return (*SETTLED, "limit") if any(part in load_yaml(file) for part in PARTS) else SETTLED
+    """Names of the flags that stay: where sources are shared out, or rows take what others have
+    learned, also which videos these are."""
+    content = load_yaml(file)
+    flags = [content.get("shared") or "", *(row.get("flags", "") for row in content["rows"])]
+    taken = any(f"{{{RESULTS}}}" in each for each in flags)
+    return (*SETTLED, "limit") if taken or any(part in content for part in PARTS) else SETTLED
 
 
 def write_sweep(args, out, rows, unfit):

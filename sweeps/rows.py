@@ -95,8 +95,8 @@ def rows_of(path, content, out, before, after, prefix=""):
     if prefix:  # the list is the sweep's own, the prompt is in its captions
         shared = without(shared, "--prompt")
     for own, script, flags, over, template in expanded(path, content["rows"]):
-        flags = [token.replace(f"{{{RESULTS}}}", f"{out}/{prefix}") for token in flags]
         tokens, name = [*before, *shared, *flags, *after], f"{prefix}{own}"
+        tokens = [token.replace(f"{{{RESULTS}}}", f"{out}/{prefix}") for token in tokens]
         try:
             args = parse(path, name, script, [*tokens, "--out", str(out / name)])
         except MisfitError as error:

@@ -24,14 +24,18 @@ def submit(rows, out, tasks, compare, dry_run):
     files = {row.name: batch_file(row) for row in rows}
     jobs = read_jobs(out / "jobs.json")
     queued = set() if dry_run else set(slurm("squeue", "--me", "--noheader", "--format=%F").split())
-    waits_for, lent = {}, lenders(rows)
+    waits_for, lent, begun = {}, lenders(rows), set()
     for row in rows:
-        if jobs.get(row.name) in queued:
+        is_queued, waits = jobs.get(row.name) in queued, lent.get(row.name) in begun
+        if is_queued and not waits:
             print(f"{row.name}: in the queue as job {jobs[row.name]}")
         elif is_complete(row):
             print(f"{row.name}: complete")
             continue
         else:
+            if is_queued:  # it would not wait for the row whose adapters it takes
+                slurm("scancel", jobs[row.name])
+            begun.add(row.name)
             options = [f"--array=0-{min(tasks, sizes[row.name]) - 1}", f"--job-name={row.name}"]
             lender = waits_for.get(lent.get(row.name))
             options += after([lender] if lender else [])

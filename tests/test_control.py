@@ -192,6 +192,10 @@ def test_controls_of_a_run_are_runs_of_their_own(tmp_path, script, capsys):
     capsys.readouterr()
     assert script(adasteer, *flags, *learned, "--out", tmp_path / "random") == 2
     assert "another run (--control is random there, None here)" in capsys.readouterr().err
+    (tmp_path / "run" / "videos" / "scene_1.json").unlink()  # as of a run that is under way
+    assert script(adasteer, *flags, *of["again"], "--out", tmp_path / "early") == 2
+    said = capsys.readouterr().err
+    assert "its run has not been at scene_1 yet (1 of 2 videos); finish it first" in said
 
 
 @pytest.fixture(scope="module")

@@ -75,15 +75,18 @@ def test_methods_down_shifts_across(sweep):
 
 
 def test_the_pages_cells_have_the_colour_of_the_gain():
-    ends = {"sources": 12, "beats": None}
+    ends = {"sources": 12, "beats": None, "level": None}
     cells = {
-        "a<b": {"clean": ends | {"gain": 2, "low": 1, "high": 3, "beats": ["random", "other"]}},
+        "a<b": {
+            "clean": ends
+            | {"gain": 2, "low": 1, "high": 3, "beats": ["random"], "level": ["other"]}
+        },
         "film": {"clean": ends | {"gain": -2, "low": -3, "high": -1}},
         "lora": {"dark-3": ends | {"gain": 2, "low": -1, "high": 3}},
     }
     metric = next(m for m in COMPARED if m == "future_loss")
     html = shifts_table(Across(metric, cells))
-    good = "+2.00 % (+1.00 to +3.00)<br>beats random, other"
+    good = "+2.00 % (+1.00 to +3.00)<br>beats random, not other"
     assert f'a&lt;b</td><td><span class="good">{good}</span></td><td></td>' in html
     assert '<span class="bad">-2.00 % (-3.00 to -1.00)</span>' in html
     assert '<td></td><td><span class="">+2.00 % (-1.00 to +3.00)</span></td>' in html

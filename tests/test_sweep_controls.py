@@ -108,17 +108,19 @@ def test_a_job_waits_for_that_of_the_adapters(tmp_path, script, monkeypatch, cap
     assert last.count(":") == len(jobs) - 1
 
 
-@pytest.mark.parametrize("parts", [True, False])
-def test_another_limit_than_the_sources_were_shared_out_of_is_not_remembered(
-    parts, tmp_path, script, capsys
+@pytest.mark.parametrize("file", ["parts", "controls", "neither"])
+def test_another_limit_than_was_shared_out_or_learned_on_is_not_remembered(
+    file, tmp_path, script, capsys
 ):
-    path, out = write(tmp_path, WITH_PARTS if parts else PLAIN), tmp_path / "out"
+    neither = "baseline: adasteer.py\nrows: [{name: a, script: adasteer.py, flags: --steps 1}]\n"
+    text = {"parts": WITH_PARTS, "controls": PLAIN, "neither": neither}[file]
+    path, out = write(tmp_path, text), tmp_path / "out"
     out.mkdir()
     flags = ["--nano", "--local", "--limit", "3"]
     (out / "sweep.json").write_text(json.dumps({"flags": flags}))
     code = script(sweep, path, "--limit", 4, "--dry-run", "--out", out)
     said = capsys.readouterr().err
-    if parts:
+    if file != "neither":
         assert code == 2 and "--limit 4: " in said and "was started with --limit 3" in said
         assert script(sweep, path, "--limit", 4, "--local", "--out", out) == 2
         assert json.loads((out / "sweep.json").read_text()) == {"flags": flags}
