@@ -28,7 +28,8 @@ from report.files import write_tables
 from report.metrics import main_metric, title
 from report.page import write_page
 from report.predict import headline, lines, predict
-from report.runs import read_row, read_rows, read_runs
+from report.rows import read_row, read_rows
+from report.runs import read_runs
 from report.table import MEANING, as_text, readable
 from report.verdict import verdicts
 from runs.names import printable

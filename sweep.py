@@ -32,7 +32,7 @@ import runs  # first: signals, and how torch's threads wait
 # isort: split
 import common
 from report.chosen import reported
-from report.runs import read_rows
+from report.rows import read_rows
 from report.table import as_text
 from runs.parser import Parser
 from sweeps.lists import Lists

@@ -60,8 +60,7 @@ class Trainer:
         torch.manual_seed(1)
         self.models = self.first_models().to(self.device)
         self.average = AveragedModel(self.models, multi_avg_fn=average)
-        muon_lr = args.muon_lr if args.optimizer == "muon" else None
-        self.optimizer = Optimizers(self.models, args.lr, muon_lr)
+        self.optimizer = Optimizers(self.models, args.lr, args.muon_lr)
         self.weights = self.channel_weights().to(self.device)
         self.step, self.seconds, self.curve = 0, 0.0, []
         self.state = args.work / "state.pt"

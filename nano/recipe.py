@@ -12,9 +12,8 @@ SHAPE = {"width": 128, "depth": 12, "patch": 2, "channels": 16}  # where no flag
 
 def add_recipe(add):
     add("--steps", type=int, default=20000, help="in all, resumed runs included")
-    add("--optimizer", choices=("adamw", "muon"), default="adamw", help="of the blocks' matrices")
     add("--lr", type=float, default=1e-3, help="of AdamW")
-    add("--muon-lr", type=float, default=3e-3, help="of the matrices, with --optimizer muon")
+    add("--muon-lr", type=float, help="of Muon, which then has the matrices of the blocks")
     add("--batch", type=int, default=16)
     add("--width", type=int, help="of the DiT, a multiple of 32")
     add("--depth", type=int)
@@ -96,13 +95,13 @@ def flow_matching_loss(dit, text_encoder, latents, ids, mask, args):
 
 
 class Optimizers:
-    """torch's Muon for the matrices of the blocks, AdamW for the rest, as one optimiser."""
+    """AdamW, with muon_lr torch's Muon for the matrices of the blocks, as one optimiser."""
 
     def __init__(self, models, lr, muon_lr=None):
         muon = muon_lr is not None
         blocks = models["dit"].blocks.parameters() if muon else ()
         if muon and not hasattr(torch.optim, "Muon"):
-            raise SystemExit(f"--optimizer muon: needs torch 2.9, this is {torch.__version__}")
+            raise SystemExit(f"--muon-lr {muon_lr:g}: needs torch 2.9, this is {torch.__version__}")
         matrices = [p for p in blocks if p.ndim == 2]
         known = set(matrices)
         rest = [p for p in models.parameters() if p not in known]

@@ -7,7 +7,7 @@ from collections import Counter
 from common.errors import UsageError
 from report.comparison import compare
 from report.metrics import main_metric, unit
-from report.runs import read_row
+from report.rows import read_row
 from report.statistics import clustered_interval
 from runs.names import printable
 

@@ -76,6 +76,7 @@ def said(name, code, seconds, logs):
     if code == 3:
         return f"{name}: done in {seconds:.0f} s but for some videos, {path} says why"
     last = ""
+    # a row that was killed at its very start has no log
     with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
         file.seek(max(0, path.stat().st_size - LAST))
         lines = file.read().decode(errors="replace").split("\n")

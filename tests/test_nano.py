@@ -138,7 +138,7 @@ def test_another_shape_than_that_of_the_start_is_refused(
 def test_pretraining_resumes_and_its_checkpoint_runs(tmp_path):
     flags = ["-m", "nano.pretrain", "--clips", 100, "--batch", 4, "--width", 64, "--depth", 2]
     flags += ["--work", tmp_path / "work", "--out", tmp_path / "out"]
-    flags += ["--optimizer", "muon", "--no-context", 0.2, "--context-noise", 0.1]
+    flags += ["--muon-lr", 3e-3, "--no-context", 0.2, "--context-noise", 0.1]
     for steps in (8, 12):
         call(*flags, "--steps", steps)
         assert (tmp_path / "work" / "curve.png").stat().st_size > 1000

@@ -10,7 +10,7 @@ from report.beside import beside_controls
 from report.comparison import compare, table
 from report.markup import shifts_table
 from report.metrics import COMPARED, main_metric
-from report.runs import read_row
+from report.rows import read_row
 from report.swept import swept_figures
 
 NOTHING, SOME = [0.3, -0.3, 0.2, -0.25] * 3, [0.8, 1.0, 1.2] * 4

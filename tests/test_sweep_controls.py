@@ -90,7 +90,9 @@ def test_a_file_with_parts_refuses_what_has_no_setting(tmp_path):
 def test_a_job_waits_for_that_of_the_adapters(tmp_path, script, monkeypatch, capsys):
     """With a queue that takes everything and runs nothing."""
     queue = f"echo $$ >> {tmp_path}/count; wc -l < {tmp_path}/count"
-    for name, line in (("sbatch", queue), ("squeue", "true")):
+    listed, cancelled = f"cat {tmp_path}/queued", f"echo $1 >> {tmp_path}/cancelled"
+    (tmp_path / "queued").touch()
+    for name, line in (("sbatch", queue), ("squeue", listed), ("scancel", cancelled)):
         (tmp_path / name).write_text(f"#!/bin/bash\n{line}\n")
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
@@ -106,6 +108,18 @@ def test_a_job_waits_for_that_of_the_adapters(tmp_path, script, monkeypatch, cap
         assert waits in line and line.count("--dependency") == (lender != jobs[name])
     (last,) = [line for line in lines if "compare.sbatch" in line]
     assert last.count(":") == len(jobs) - 1
+    # the lender's job is gone: its controls, still queued, would not wait for the next one
+    gone = "ada_lr1e-3"
+    controls = [f"{gone}_random", f"{gone}_other"]
+    (tmp_path / "queued").write_text("\n".join(jobs[n] for n in jobs if n != gone))
+    assert script(sweep, write(tmp_path, PLAIN), "--nano", "--slurm", "--out", out) == 0
+    found = json.loads((out / "jobs.json").read_text())
+    ended = {jobs[name] for name in (*controls, "compare.py")}
+    assert set((tmp_path / "cancelled").read_text().split()) == ended
+    lines = capsys.readouterr().out.splitlines()
+    for name in controls:
+        (line,) = [each for each in lines if f"--job-name={name} " in each]
+        assert f"--dependency=afterany:{found[gone]} " in line and found[gone] != jobs[gone]
 
 
 @pytest.mark.parametrize("file", ["parts", "controls", "neither"])

@@ -16,7 +16,7 @@ import compare
 import sweep
 from common.errors import UsageError
 from report.chosen import reported
-from report.runs import read_rows
+from report.rows import read_rows
 from runs.lists import list_videos
 from sweeps import started
 from sweeps.lists import Lists, shared_out
