@@ -115,7 +115,12 @@ def run(args, out):
     if not lists:
         return start(args, out, rows, compare)
     lists.make()
-    return start_parts(args, out, rows, compare, lambda: reported(out, read_rows(out))[0])
+    return start_parts(args, out, rows, compare, chosen_of(out))
+
+
+def chosen_of(out):
+    """What gives descriptions of the rows that are reported, once settings can be chosen."""
+    return lambda: reported(out, read_rows(out))[0]
 
 
 def command(row):
@@ -131,7 +136,8 @@ def main():
             raise common.UsageError(f"--out {out}: is a file; give a folder")
     if args.status:
         for out in folders:
-            if table := status_table(parser, argparse.Namespace(**vars(args)), out):
+            given = argparse.Namespace(**vars(args))
+            if table := status_table(parser, given, out, chosen_of(out)):
                 print(as_text(table))
         return 0
     if len(folders) > 1:

@@ -5,8 +5,10 @@
 Of the project's own scenes that no training shows, and of the moving ones of a manifest: the
 flow-matching loss on the 16 frames that follow 13 given ones, at five sigmas and against that of
 predicting zero; what the right caption takes from it, against that of another source, where only
-the first frame is given; PSNR of the continuation in one step and in --sampling-steps, beside
-repeating the last frame. Intervals are 95 %, over sources (a scene is its own).
+the first frame is given; PSNR of the continuation in each of --sampling-steps, beside repeating
+the last frame; of --samples also the energy score, the least of which is the number of steps to
+sample with: PSNR alone prefers few, which blur. Intervals are 95 %, over sources (a scene is its
+own).
 """
 
 import runs  # first: it says how torch's threads wait
@@ -27,6 +29,7 @@ from nano import scenes
 from report.statistics import clustered_interval
 from runs.lists import list_videos
 from runs.parser import Parser
+from runs.samples import scores_together
 
 SIGMAS = (0.1, 0.3, 0.5, 0.7, 0.9)
 STRONG = (0.5, 0.75, 0.95)  # where a caption tells most
@@ -40,7 +43,8 @@ def arguments():
     add = parser.add_argument_group("flags").add_argument
     add("--scenes", type=at_least(0), default=200, metavar="N", help="of the project's own")
     add("--videos", type=Path, metavar="PATH", help="real clips: a manifest or a folder")
-    add("--sampling-steps", type=at_least(0), default=50, metavar="N", help="0: only one step")
+    add("--sampling-steps", type=at_least(1), nargs="+", default=[1, 50], metavar="N")
+    add("--samples", type=at_least(1), default=1, metavar="N", help="in each number of steps")
     add("--out", type=Path, metavar="FILE", help="a JSON of every clip's numbers")
     return parser.parse_args()
 
@@ -71,7 +75,7 @@ def repeated(frames):
 
 
 @torch.no_grad()
-def measure(model, number, frames, texts, steps):
+def measure(model, number, frames, texts, args):
     """{name: value} of one clip with what its caption, another and none become; the noise is that
     of its number."""
     latents = model.encode(frames.transpose(0, 1)[None])
@@ -88,13 +92,23 @@ def measure(model, number, frames, texts, steps):
     )
     found["told"] = right - wrong
     found["zero"] = (noise - target).square().mean().item()
-    for count in filter(None, (1, steps)):
-        new = model.generate(
-            context, text, negative, noise, count, guidance_scale=model.guidance_scale
-        )
-        shown = model.decode(torch.cat([context, new], dim=2))[0].transpose(0, 1)
-        found[f"psnr_{count}"] = psnr_db(shown[BEFORE:], frames[BEFORE:])
+    more = [torch.randn(target.shape, generator=generator) for _ in range(args.samples - 1)]
+    for count in args.sampling_steps:
+        shown = [
+            continued(model, context, text, negative, noise, count)[BEFORE:]
+            for noise in (noise, *more)
+        ]
+        found[f"psnr_{count}"] = mean([psnr_db(each, frames[BEFORE:]) for each in shown])
+        together = scores_together(torch.stack(shown), frames[BEFORE:])
+        found |= {f"{name}_{count}": value for name, value in together.items()}
     return found | {"psnr_repeated": repeated(frames)}
+
+
+def continued(model, context, text, negative, noise, steps):
+    """Frames (F, 3, H, W), those of the context before the continuation."""
+    guided = {"guidance_scale": model.guidance_scale}
+    new = model.generate(context, text, negative, noise, steps, **guided)
+    return model.decode(torch.cat([context, new], dim=2))[0].transpose(0, 1)
 
 
 def loss(model, sigma, context, target, noise, text):
@@ -104,7 +118,7 @@ def loss(model, sigma, context, target, noise, text):
     return (v - (noise - target)).square().mean().item()
 
 
-def summary(rows, sources, steps):
+def summary(rows, sources, args):
     """Lines of means over clips, and of gains over repeating the last frame by source."""
     losses = [mean([row[f"loss_{sigma}"] for row in rows]) for sigma in SIGMAS]
     yield "  loss at sigma " + ", ".join(
@@ -114,10 +128,13 @@ def summary(rows, sources, steps):
     told = shown([row["told"] for row in rows], sources, 4)
     yield f"  loss with the right caption less with a wrong one: {told}"
     yield f"  repeating the last frame: {mean([row['psnr_repeated'] for row in rows]):.2f} dB"
-    for count in filter(None, (1, steps)):
+    for count in args.sampling_steps:
         values = [row[f"psnr_{count}"] for row in rows]
         gains = [x - row["psnr_repeated"] for x, row in zip(values, rows, strict=True)]
-        yield f"  in {count} steps: {mean(values):.2f} dB, {shown(gains, sources, 2)}"
+        line = f"  in {count} steps: {mean(values):.2f} dB, {shown(gains, sources, 2)}"
+        if args.samples > 1:
+            line += f"; energy score {mean([row[f'energy_score_{count}'] for row in rows]):.5f}"
+        yield line
 
 
 def shown(values, sources, digits):
@@ -144,11 +161,11 @@ def main():
         for number, (source, frames, caption) in enumerate(tqdm(clips, name, disable=None)):
             others = [words for other, words in said.items() if other != source]
             words = [texts[each] for each in (caption, others[-1] if others else "", "")]
-            rows.append(measure(model, number, frames, words, args.sampling_steps))
+            rows.append(measure(model, number, frames, words, args))
             sources.append(source)
             said[source] = caption
         print(f"{name} ({len(rows)}, of {len(set(sources))} sources)", flush=True)
-        print("\n".join(summary(rows, sources, args.sampling_steps)), flush=True)
+        print("\n".join(summary(rows, sources, args)), flush=True)
         found[name] = rows
     if args.out:
         args.out.write_text(json.dumps(found, indent=1) + "\n")

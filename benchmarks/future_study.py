@@ -30,6 +30,7 @@ from common.clip import Window, load_clip
 from delta_c import DeltaC
 from film_tta import FiLM
 from full_tta import FullTTA
+from last_layer_tta import LastLayer
 from lora_tta import LoRA
 from norm_tta import NormTTA
 from report.statistics import clustered_interval
@@ -37,7 +38,7 @@ from runs.identity import fingerprint, source_sha256
 from runs.lists import list_videos
 from runs.results import read_json, write_json
 
-MANNER = "--steps 20 --draws 4 --context varying"
+STEPS, DRAWS = "--steps 20", "--draws 4 --context varying"
 GRID = {  # method, its flags, and the rates to choose from
     "AdaSteer, 1 group": (AdaSteer, "--groups 1", ("2e-3", "5e-3", "2e-2")),
     "AdaSteer, 4 groups": (AdaSteer, "--groups 4", ("2e-3", "5e-3", "2e-2")),
@@ -46,6 +47,7 @@ GRID = {  # method, its flags, and the rates to choose from
     "norms": (NormTTA, "", ("1e-3", "3e-3", "1e-2", "3e-2")),
     "LoRA, rank 1": (LoRA, "", ("5e-4", "2e-3", "8e-3")),
     "Delta-C": (DeltaC, "", ("1e-3", "5e-3", "2e-2")),
+    "last layer": (LastLayer, "", ("1e-3", "3e-3", "1e-2", "3e-2")),
     "all weights": (FullTTA, "", ("1e-5", "3e-5", "1e-4", "3e-4")),
 }
 VARIED = ("AdaSteer, 12 groups", "LoRA, rank 1", "all weights")
@@ -66,9 +68,10 @@ class Row:
         return runs.parse_args(__doc__, self.method, [*shlex.split(self.flags), *shared])
 
 
-def row_of(name, rate, manner=MANNER, flipped=False):
+def row_of(name, rate, manner=None, flipped=False):
     method, flags, _ = GRID[name]
-    return Row(method, f"{flags} --lr {rate} {manner}".strip(), flipped)
+    usual = STEPS if method is LastLayer else f"{STEPS} {DRAWS}"  # it draws once, in its own way
+    return Row(method, f"{flags} --lr {rate} {manner or usual}".strip(), flipped)
 
 
 def choosing(sources):
@@ -84,15 +87,15 @@ def reported_rows(chosen):
     for name in VARIED:
         rate = chosen[name]
         for steps in (5, 50):
-            manner = MANNER.replace("20", str(steps))
-            rows.append((f"{name}, {steps} steps", row_of(name, rate, manner)))
-        rows.append((f"{name}, 1 draw, fixed context", row_of(name, rate, "--steps 20")))
+            row = row_of(name, rate, f"--steps {steps} {DRAWS}")
+            rows.append((f"{name}, {steps} steps", row))
+        rows.append((f"{name}, 1 draw, fixed context", row_of(name, rate, STEPS)))
     for name in ("AdaSteer, 12 groups", "all weights"):
-        flipped = row_of(name, chosen[name], "--steps 20", flipped=True)
+        flipped = row_of(name, chosen[name], STEPS, flipped=True)
         rows.append((f"{name}, 1 draw, sign flipped", flipped))
     for seed in (1, 2, 3):
         for name in ("AdaSteer, 12 groups", "all weights"):
-            row = row_of(name, chosen[name], f"--steps 20 --seed {seed}")
+            row = row_of(name, chosen[name], f"{STEPS} --seed {seed}")
             rows.append((f"{name}, 1 draw, seed {seed}", row))
     return rows
 

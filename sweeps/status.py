@@ -1,8 +1,10 @@
 """How far the rows of a sweep are, from their folders."""
 
+import contextlib
 import functools
 import shlex
 
+from common.errors import UsageError
 from runs.claims import is_live
 from runs.identity import difference, network_sha256, plain_arguments, read_config
 from runs.names import printable
@@ -15,9 +17,9 @@ from sweeps.settings import settings
 COUNTED = ("done", "running", "skipped", "missing")  # videos of a row
 
 
-def status_table(parser, args, out):
+def status_table(parser, args, out, chosen):
     """A dict a row of the sweep in `out`, those that are left out last; none of one that is not
-    started. Prints which it is."""
+    started. Prints which it is. chosen() gives descriptions of the rows that are reported."""
     if go_on(parser, args, out):
         print(f"{out}: {shlex.join(tokens_of(args))}")
     elif not is_started(out):
@@ -26,7 +28,8 @@ def status_table(parser, args, out):
             load_yaml(args.file)  # or what is wrong with it
             return []
     rows, unfit = read_sweep(args.file, out, *settings(args))
-    shown = [row for row in rows if row.part != "report" or read_config(row.out)]
+    names = names_to_report(rows, chosen)
+    shown = [r for r in rows if r.part != "report" or r.name in names or read_config(r.out)]
     table = [{"row": row.name, **status(row)} for row in shown if not awaits_list(row)]
     nothing = dict.fromkeys(("row", *COUNTED, "why"), "-")
     if any(map(awaits_list, rows)):
@@ -35,6 +38,16 @@ def status_table(parser, args, out):
         table.append(nothing | {"row": "report", "why": "begins when those of choose are done"})
     table += [nothing | {"row": name, "why": left_out(why)} for name, why in unfit.items()]
     return table
+
+
+def names_to_report(rows, chosen):
+    """Of the rows that are reported, none while settings are still to be chosen."""
+    choose = [row for row in rows if row.part == "choose"]
+    if not choose or not all(map(is_finished, choose)):
+        return set()
+    with contextlib.suppress(UsageError):  # which the sweep's own command says
+        return {row["name"] for row in chosen()}
+    return set()
 
 
 def awaits_list(row):

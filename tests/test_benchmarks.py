@@ -161,7 +161,7 @@ def test_what_is_learned_when_the_answer_is_shown(monkeypatch, capsys):
 
 def test_what_a_checkpoint_is_judged_by(script, tmp_path, capsys):
     out = tmp_path / "numbers.json"
-    flags = ["--scenes", 2, "--sampling-steps", 2, "--out", out]
+    flags = ["--scenes", 2, "--sampling-steps", 1, 2, "--samples", 2, "--out", out]
     assert script(continuation, NANO, *flags) == 0
     said, rows = capsys.readouterr().out, json.loads(out.read_text())["own scenes"]
     losses = [sum(r[f"loss_{s}"] for s in continuation.SIGMAS) / 5 for r in rows]
@@ -169,6 +169,7 @@ def test_what_a_checkpoint_is_judged_by(script, tmp_path, capsys):
     assert f"loss / loss of predicting zero: {share:.4f}" in said and share < 0.3
     gain = sum(row["psnr_1"] - row["psnr_repeated"] for row in rows) / 2
     assert f"in 1 steps: {sum(r['psnr_1'] for r in rows) / 2:.2f} dB, {gain:+.2f}" in said
+    assert f"energy score {sum(r['energy_score_2'] for r in rows) / 2:.5f}\n" in said
     write_video(tmp_path / "still.mp4", torch.full((29, 3, 64, 64), 0.5), 24)
     write_video(tmp_path / "short.mp4", torch.rand(9, 3, 64, 64), 24)
     assert script(continuation, NANO, "--scenes", 0, "--videos", tmp_path) == 2

@@ -4,6 +4,7 @@ tries to mix the two."""
 import argparse
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -350,3 +351,9 @@ def test_a_sweep_chooses_and_reports(tmp_path):
     assert "future_loss_clean" in found["comparisons"]["report_dark-3_baseline"]["tables"]
     again = subprocess.run([*map(str, words)], capture_output=True, text=True)
     assert again.returncode == 0 and "[1/3]" in again.stdout and "video" in again.stdout
+    (chosen,) = out.glob("report_dark-3_adasteer*")
+    shutil.rmtree(chosen)  # as if it had not begun
+    words[words.index("--local")] = "--status"
+    shown = subprocess.run([*map(str, words)], capture_output=True, text=True).stdout
+    assert re.search(rf"{chosen.name} +0 +0 +0 +[1-9]", shown)
+    assert len(re.findall("report_dark-3_adasteer", shown)) == 1
