@@ -31,8 +31,7 @@ import runs  # first: signals, and how torch's threads wait
 
 # isort: split
 import common
-from report.chosen import reported
-from report.rows import read_rows
+from report.chosen import rows_to_report
 from report.table import as_text
 from runs.parser import Parser
 from sweeps.lists import Lists
@@ -115,12 +114,7 @@ def run(args, out):
     if not lists:
         return start(args, out, rows, compare)
     lists.make()
-    return start_parts(args, out, rows, compare, chosen_of(out))
-
-
-def chosen_of(out):
-    """What gives descriptions of the rows that are reported, once settings can be chosen."""
-    return lambda: reported(out, read_rows(out))[0]
+    return start_parts(args, out, rows, compare, rows_to_report)
 
 
 def command(row):
@@ -136,8 +130,7 @@ def main():
             raise common.UsageError(f"--out {out}: is a file; give a folder")
     if args.status:
         for out in folders:
-            given = argparse.Namespace(**vars(args))
-            if table := status_table(parser, given, out, chosen_of(out)):
+            if table := status_table(parser, args, out, rows_to_report):
                 print(as_text(table))
         return 0
     if len(folders) > 1:

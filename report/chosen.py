@@ -7,7 +7,7 @@ from collections import Counter
 from common.errors import UsageError
 from report.comparison import compare
 from report.metrics import main_metric, unit
-from report.rows import read_row
+from report.rows import read_row, read_rows
 from report.statistics import clustered_interval
 from runs.names import printable
 
@@ -30,6 +30,11 @@ def reported(folder, rows):
     refuse_leak(folder, chosen_on, reported_on)
     lines = [line(template, found, metric) for template, found in gains.items()]
     return kept, [basis(chosen_on, reported_on), *lines]
+
+
+def rows_to_report(folder):
+    """As `reported`, without the notes, of all rows of a sweep's folder."""
+    return reported(folder, read_rows(folder))[0]
 
 
 def runs_of(folder, rows):

@@ -13,8 +13,8 @@ def start(args, out, rows, compare):
 
 
 def start_parts(args, out, rows, compare, chosen):
-    """First the rows that settings are chosen on, then, when these are done, what chosen() gives:
-    descriptions of the rows that are reported. 3 also where the first lack videos."""
+    """First the rows that settings are chosen on, then, when these are done, those of which
+    chosen(out) gives descriptions. 3 also where the first lack videos."""
     choose, report = ([row for row in rows if row.part == part] for part in PARTS)
     if not all(map(is_finished, choose)):
         code = start(args, out, choose, None)
@@ -22,7 +22,7 @@ def start_parts(args, out, rows, compare, chosen):
             print("once these are done the same command submits those that are reported")
         if args.slurm or code not in (0, 3):
             return code
-    names = {row["name"] for row in chosen()}
+    names = {row["name"] for row in chosen(out)}
     code = start(args, out, [row for row in report if row.name in names], compare)
     lacking = not args.slurm and not all(map(is_complete, choose))
     return 3 if lacking and code == 0 else code

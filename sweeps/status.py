@@ -1,5 +1,6 @@
 """How far the rows of a sweep are, from their folders."""
 
+import argparse
 import contextlib
 import functools
 import shlex
@@ -19,7 +20,8 @@ COUNTED = ("done", "running", "skipped", "missing")  # videos of a row
 
 def status_table(parser, args, out, chosen):
     """A dict a row of the sweep in `out`, those that are left out last; none of one that is not
-    started. Prints which it is. chosen() gives descriptions of the rows that are reported."""
+    started. Prints which it is. chosen(out) gives descriptions of the rows that are reported."""
+    args = argparse.Namespace(**vars(args))  # which the flags of this folder complete
     if go_on(parser, args, out):
         print(f"{out}: {shlex.join(tokens_of(args))}")
     elif not is_started(out):
@@ -28,7 +30,7 @@ def status_table(parser, args, out, chosen):
             load_yaml(args.file)  # or what is wrong with it
             return []
     rows, unfit = read_sweep(args.file, out, *settings(args))
-    names = names_to_report(rows, chosen)
+    names = names_to_report(rows, out, chosen)
     shown = [r for r in rows if r.part != "report" or r.name in names or read_config(r.out)]
     table = [{"row": row.name, **status(row)} for row in shown if not awaits_list(row)]
     nothing = dict.fromkeys(("row", *COUNTED, "why"), "-")
@@ -40,13 +42,13 @@ def status_table(parser, args, out, chosen):
     return table
 
 
-def names_to_report(rows, chosen):
+def names_to_report(rows, out, chosen):
     """Of the rows that are reported, none while settings are still to be chosen."""
     choose = [row for row in rows if row.part == "choose"]
     if not choose or not all(map(is_finished, choose)):
         return set()
     with contextlib.suppress(UsageError):  # which the sweep's own command says
-        return {row["name"] for row in chosen()}
+        return {row["name"] for row in chosen(out)}
     return set()
 
 

@@ -332,7 +332,7 @@ def test_videos_that_the_choice_lacks_show_in_the_exit_code(tmp_path, monkeypatc
     for complete, code, expected in ((True, 0, 0), (True, 3, 3), (False, 0, 3), (False, 1, 1)):
         monkeypatch.setattr(started, "is_complete", lambda row, complete=complete: complete)
         monkeypatch.setattr(started, "run_here", lambda *_, code=code: code)
-        assert started.start_parts(args, tmp_path, rows, None, lambda: []) == expected
+        assert started.start_parts(args, tmp_path, rows, None, lambda out: []) == expected
 
 
 @pytest.mark.slow  # seven runs of nano: two minutes
