@@ -48,14 +48,15 @@ def check_settings(args):
     """A work folder belongs to one recipe."""
     asked = {k: str(v) for k, v in vars(args).items() if k not in FREE}
     path = args.work / "settings.json"
-    if path.exists() and (found := json.loads(path.read_text())) != asked:
+    if not path.exists():
+        path.write_text(json.dumps(asked, indent=1))
+    elif (found := json.loads(path.read_text())) != asked:
         other = ", ".join(
             f"--{key.replace('_', '-')} {found.get(key)}, asked for {asked.get(key)}"
             for key in sorted(found.keys() | asked.keys())
             if found.get(key) != asked.get(key)
         )
         raise SystemExit(f"--work {args.work}: holds a training with {other}")
-    path.write_text(json.dumps(asked, indent=1))
 
 
 def make_autoencoder(args):

@@ -7,7 +7,8 @@ context latents (timestep 0) the DiT predicts latents - noise of the frames that
 in between lies in `--work`, with the loss curve and, every ten minutes, a checkpoint and a sheet of
 continued scenes; the finished checkpoint, with averaged weights, in `--out`. Interrupted (also by
 SIGTERM), it saves, and the same command goes on, with more --steps where asked: the rate stays the
-same until the last quarter of them.
+same until the last quarter of them. Under torchrun each process takes its share of a batch, and
+learns what one alone would: two processes of one thread are faster than one of two threads.
 """
 
 import argparse
@@ -20,6 +21,7 @@ import time
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim.swa_utils import AveragedModel
@@ -27,6 +29,7 @@ from tqdm import tqdm
 
 import backbones
 from backbones.parts import load_weights
+from devices import ranks
 from nano.architecture import new_dit, new_text_encoder
 from nano.dataset import SIZE, prepare, save_whole
 from nano.progress import draw_curve, draw_samples
@@ -42,11 +45,18 @@ from nano.recipe import (
 
 COOLDOWN = 0.25  # share of the steps over which the rate falls
 TEXT_LENGTH = 64  # tokens
+DAY = 24 * 60  # minutes; the first process draws clips while the others wait
 
 
 class Trainer:
     def __init__(self, args):
-        self.args, self.device = args, torch.device(args.device)
+        self.args, self.device = args, torch.device(ranks.own_device(args.device))
+        ranks.start(self.device, DAY)
+        share = args.batch // ranks.count()
+        self.mine = slice(ranks.rank() * share, (ranks.rank() + 1) * share)
+        if ranks.rank() == 0:
+            prepare(args)
+        ranks.broadcast()
         data, self.tokenizer = prepare(args)
         self.latents = data["latents"].to(self.device)
         tokens = self.tokenizer(
@@ -62,7 +72,7 @@ class Trainer:
         self.average = AveragedModel(self.models, multi_avg_fn=average)
         self.optimizer = Optimizers(self.models, args.lr, args.muon_lr)
         self.weights = self.channel_weights().to(self.device)
-        self.step, self.seconds, self.curve = 0, 0.0, []
+        self.step, self.seconds, self.curve, self.stopped = 0, 0.0, [], []
         self.state = args.work / "state.pt"
         if self.state.exists():
             saved = torch.load(self.state, map_location=self.device)
@@ -118,26 +128,44 @@ class Trainer:
         ):
             errors = flow_matching_loss(
                 self.models["dit"], self.models["text_encoder"],
-                self.latents[rows].float(), ids, mask, self.args,
+                self.latents[rows].float(), ids, mask, self.args, self.mine,
             )  # fmt: skip
         (self.weights * errors).mean().backward()
+        loss, stop = self.over_all(errors.mean().item(), len(self.stopped))
         torch.nn.utils.clip_grad_norm_(self.models.parameters(), 1.0)
         self.optimizer.step(self.share_of_rate())
         self.average.update_parameters(self.models)
         self.step += 1
-        return errors.mean().item()
+        return loss, bool(stop)
+
+    def over_all(self, *values):
+        """Their means over processes, and into the gradients those of the gradients."""
+        if ranks.count() == 1:
+            return values
+        grads = [p.grad for p in self.models.parameters() if p.grad is not None]
+        whole = torch.cat([*(g.flatten() for g in grads), torch.tensor(values).to(self.device)])
+        with ranks.together():
+            dist.all_reduce(whole)
+        whole /= ranks.count()
+        *means, values = whole.split([*(g.numel() for g in grads), len(values)])
+        for grad, mean in zip(grads, means, strict=True):
+            grad.copy_(mean.view_as(grad))
+        return values.tolist()
 
     def run(self):
         """Gives whether all steps are done; False after a signal. The state is saved then too."""
-        stopped = []
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: stopped.append(1))
+            signal.signal(number, lambda *_: self.stopped.append(1))
+        first = ranks.rank() == 0
         bar = tqdm(
-            desc="training", unit="step", initial=self.step, total=self.args.steps, disable=None
-        )
+            desc="training", unit="step", initial=self.step, total=self.args.steps,
+            disable=None if first else True,
+        )  # fmt: skip
         recent, since, saved, sampled = [], time.time(), time.time(), time.time()
-        while self.step < self.args.steps and not stopped:
-            recent.append(self.train_step())
+        stop = False
+        while self.step < self.args.steps and not stop:
+            loss, stop = self.train_step()
+            recent.append(loss)
             bar.update()
             self.seconds, since = self.seconds + time.time() - since, time.time()
             if self.step % 100 == 0:
@@ -145,15 +173,16 @@ class Trainer:
                 self.curve.append((self.step, round(self.seconds), loss))
                 bar.set_postfix(loss=f"{loss:.4f}")
                 recent = []
-            if time.time() - saved > 120:
+            if first and time.time() - saved > 120:
                 self.save()
                 saved = time.time()
-            if time.time() - sampled > 600:
+            if first and time.time() - sampled > 600:
                 self.export(self.args.work / "checkpoint")
                 draw_samples(self.args.work / "checkpoint", self.args.work / "samples.png")
                 sampled = time.time()
-        self.save()
-        return not stopped
+        if first:
+            self.save()
+        return not stop
 
     def export(self, out):
         """Writes the official folder layout with the averaged weights, 16-bit on disk."""
@@ -197,10 +226,12 @@ def main():
     args = parser.parse_args()
     try:
         fill_shape(args)
+        if args.batch % ranks.count():
+            parser.error(f"--batch {args.batch}: {ranks.count()} processes cannot share it evenly")
         trainer = Trainer(args)
     except backbones.CheckpointError as error:
         parser.error(f"--start: {error}")
-    if trainer.run():
+    if trainer.run() and ranks.rank() == 0:
         trainer.export(args.out)
         draw_samples(args.out, args.work / "samples.png")
 

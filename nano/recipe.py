@@ -81,17 +81,19 @@ def draw_sigma(batch, device):
     return torch.where(half, normal, shifted).clamp(0.001, 1)
 
 
-def flow_matching_loss(dit, text_encoder, latents, ids, mask, args):
+def flow_matching_loss(dit, text_encoder, latents, ids, mask, args, mine=slice(None)):
     """Squared errors (C,) to latents - noise (official sign) on the frames after a random context,
-    which has noise of its own up to sigma args.context_noise, and is left out at times."""
+    which has noise of its own up to sigma args.context_noise, and is left out at times. mine: the
+    clips that this process has of what is drawn for all."""
     context = int(torch.randint(1, 7, ())) if torch.rand(()) >= args.no_context else 0
     sigma = draw_sigma(len(latents), latents.device)[:, None].repeat(1, latents.shape[2])
     sigma[:, :context] = args.context_noise * torch.rand(len(latents), 1)
     noise, weight = torch.randn_like(latents), sigma[:, None, :, None, None]
-    x = (1 - weight) * latents + weight * noise
+    x, target = (1 - weight) * latents + weight * noise, latents - noise
+    x, target, sigma, ids, mask = (each[mine] for each in (x, target, sigma, ids, mask))
     text = text_encoder(ids, mask).last_hidden_state[:, None]
     out = dit(x, 1000 * sigma, text, mask, num_cond_latents=context)
-    return (out - (latents - noise))[:, :, context:].square().mean((0, 2, 3, 4))
+    return (out - target)[:, :, context:].square().mean((0, 2, 3, 4))
 
 
 class Optimizers:

@@ -156,3 +156,9 @@ def test_pretraining_resumes_and_its_checkpoint_runs(tmp_path):
     assert any(not torch.equal(first[k], second[k]) for k in first)
     text = (further / "dit" / "config.json").read_text()
     assert str(tmp_path) not in text and "_name_or_path" not in text
+    # -- since torchrun would take --start for a flag of its own
+    both = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, "-m", "--"]
+    call(*both, *flags[1:], "--work", tmp_path / "work3", "--steps", 6, "--out", tmp_path / "both")
+    third = load_file(tmp_path / "both" / DIT)
+    moved, apart = (sum((x[k] - second[k]).float().norm() for k in x) for x in (first, third))
+    assert apart < 0.02 * moved
