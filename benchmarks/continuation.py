@@ -43,7 +43,14 @@ def arguments():
     add = parser.add_argument_group("flags").add_argument
     add("--scenes", type=at_least(0), default=200, metavar="N", help="of the project's own")
     add("--videos", type=Path, metavar="PATH", help="real clips: a manifest or a folder")
-    add("--sampling-steps", type=at_least(1), nargs="+", default=[1, 50], metavar="N")
+    add(
+        "--sampling-steps",
+        type=at_least(1),
+        nargs="+",
+        default=[1, 50],
+        metavar="N",
+        help="one or several numbers of them",
+    )
     add("--samples", type=at_least(1), default=1, metavar="N", help="in each number of steps")
     add("--out", type=Path, metavar="FILE", help="a JSON of every clip's numbers")
     return parser.parse_args()
@@ -92,11 +99,11 @@ def measure(model, number, frames, texts, args):
     )
     found["told"] = right - wrong
     found["zero"] = (noise - target).square().mean().item()
-    more = [torch.randn(target.shape, generator=generator) for _ in range(args.samples - 1)]
+    draws = [torch.randn(target.shape, generator=generator) for _ in range(args.samples - 1)]
     for count in args.sampling_steps:
         shown = [
-            continued(model, context, text, negative, noise, count)[BEFORE:]
-            for noise in (noise, *more)
+            continued(model, context, text, negative, draw, count)[BEFORE:]
+            for draw in (noise, *draws)
         ]
         found[f"psnr_{count}"] = mean([psnr_db(each, frames[BEFORE:]) for each in shown])
         together = scores_together(torch.stack(shown), frames[BEFORE:])

@@ -54,10 +54,11 @@ class Trainer:
         ranks.start(self.device, DAY)
         share = args.batch // ranks.count()
         self.mine = slice(ranks.rank() * share, (ranks.rank() + 1) * share)
-        if ranks.rank() == 0:
-            prepare(args)
-        ranks.broadcast()
+        if ranks.rank() > 0:  # it reads what the first has made
+            ranks.broadcast()
         data, self.tokenizer = prepare(args)
+        if ranks.rank() == 0:
+            ranks.broadcast()
         self.latents = data["latents"].to(self.device)
         tokens = self.tokenizer(
             [*data["captions"], ""], padding="max_length", max_length=TEXT_LENGTH,
