@@ -1,11 +1,8 @@
 """The training of an adapter: pairs, optimiser, state."""
 
-import datetime
 import math
-import os
 
 import torch
-import torch.distributed as dist
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -13,6 +10,7 @@ from tqdm import tqdm
 import backbones
 from common.errors import UsageError
 from common.loading import pick_device
+from devices import ranks
 from litevsr.data import Pairs, source_of
 from litevsr.files import save_adapter, save_whole
 from litevsr.progress import check, draw_curve
@@ -21,6 +19,7 @@ from litevsr.unrolling import draw_walks, training_loss
 from nano.recipe import average
 
 WARM_UP, MAX_GRAD_NORM = 200, 1.0
+DAY = 24 * 60  # minutes; the first process encodes while the others wait
 ALONE = 500  # first iterations, without unrolling
 HEAD = 128  # channels of a head
 PARTS = ("adapter", "average", "optimizer")  # of the state
@@ -31,12 +30,12 @@ class Trainer:
     """Iteration n draws from streams of its own number: a resumed training is the same."""
 
     def __init__(self, args):
-        self.args, self.ranks = args, start_processes()
-        self.rank = dist.get_rank() if self.ranks > 1 else 0
+        self.args, self.rank = args, ranks.rank()
         # draws are of all processes' clips: two of batch 4 learn what one of batch 8 does
-        self.whole = self.ranks * args.batch
+        self.whole = ranks.count() * args.batch
         self.mine = slice(self.rank * args.batch, (self.rank + 1) * args.batch)
-        self.device = own_device(args.device)
+        self.device = pick_device(args.device)
+        ranks.start(self.device, DAY)
         source, geometry = source_of(args.data), backbones.geometry(args.checkpoint)
         self.size = args.size or geometry.size
         refuse_misfit(geometry, self.size, args)
@@ -92,8 +91,7 @@ class Trainer:
         if self.rank == 0 and not path.exists():
             bar = tqdm(self.loaded(range(self.args.cache), 1), "encoding pairs", disable=None)
             save_whole([x.half().cpu() for x in self.encode(bar)], path)
-        if self.ranks > 1:
-            dist.barrier()
+        ranks.broadcast()  # the first has written it
         return torch.load(path, weights_only=True)
 
     def batches(self):
@@ -147,24 +145,18 @@ class Trainer:
         fast = {"dtype": torch.bfloat16, "cache_enabled": False}
         with torch.autocast(self.device.type, **fast, enabled=self.device.type == "cuda"):
             loss = training_loss(self.restorer, latents, noise, low, self.text, walks, counts)
-        if not (reported := self.over_all(loss.detach().clone())).isfinite():
+        reported = loss.detach().clone()
+        ranks.average([reported])
+        if not reported.isfinite():
             raise UsageError(f"iteration {self.step}: the loss is not finite; try a smaller --lr")
         self.optimizer.zero_grad()
         loss.backward()
-        for parameter in self.adapter.parameters():
-            self.over_all(parameter.grad)
+        ranks.average([parameter.grad for parameter in self.adapter.parameters()])
         torch.nn.utils.clip_grad_norm_(self.adapter.parameters(), MAX_GRAD_NORM)
         self.optimizer.step()
         self.average.update_parameters(self.adapter)
         self.step += 1
         return reported.item()
-
-    def over_all(self, x):
-        """The mean over processes, in place."""
-        if self.ranks > 1:
-            dist.all_reduce(x)
-            x /= self.ranks
-        return x
 
     def rate(self):
         done = self.step / self.args.iterations
@@ -192,19 +184,3 @@ def refuse_misfit(geometry, size, args):
         geometry.latents_of(args.frames)
     except ValueError as error:
         raise UsageError(f"--frames {args.frames}: {error}") from error
-
-
-def start_processes():
-    """How many torchrun has started; 1 without it."""
-    count = int(os.environ.get("WORLD_SIZE", 1))
-    if count > 1 and not dist.is_initialized():
-        long = datetime.timedelta(days=1)  # the first process encodes while the others wait
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=long)
-    return count
-
-
-def own_device(name):
-    rank = os.environ.get("LOCAL_RANK")
-    if rank is not None and name == "auto" and torch.cuda.is_available():
-        name = f"cuda:{rank}"
-    return pick_device(name)

@@ -21,7 +21,6 @@ import time
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim.swa_utils import AveragedModel
@@ -132,26 +131,14 @@ class Trainer:
                 self.latents[rows].float(), ids, mask, self.args, self.mine,
             )  # fmt: skip
         (self.weights * errors).mean().backward()
-        loss, stop = self.over_all(errors.mean().item(), len(self.stopped))
+        told = torch.tensor([errors.mean().item(), len(self.stopped)], device=self.device)
+        ranks.average([told, *(p.grad for p in self.models.parameters() if p.grad is not None)])
         torch.nn.utils.clip_grad_norm_(self.models.parameters(), 1.0)
         self.optimizer.step(self.share_of_rate())
         self.average.update_parameters(self.models)
         self.step += 1
+        loss, stop = told.tolist()
         return loss, bool(stop)
-
-    def over_all(self, *values):
-        """Their means over processes, and into the gradients those of the gradients."""
-        if ranks.count() == 1:
-            return values
-        grads = [p.grad for p in self.models.parameters() if p.grad is not None]
-        whole = torch.cat([*(g.flatten() for g in grads), torch.tensor(values).to(self.device)])
-        with ranks.together():
-            dist.all_reduce(whole)
-        whole /= ranks.count()
-        *means, values = whole.split([*(g.numel() for g in grads), len(values)])
-        for grad, mean in zip(grads, means, strict=True):
-            grad.copy_(mean.view_as(grad))
-        return values.tolist()
 
     def run(self):
         """Gives whether all steps are done; False after a signal. The state is saved then too."""

@@ -134,6 +134,15 @@ def test_another_shape_than_that_of_the_start_is_refused(
     assert f"nano/checkpoint has {flag} {there}, got {flag} {value}" in said
 
 
+def test_a_batch_that_processes_cannot_share_is_refused(monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    monkeypatch.setattr(sys, "argv", ["pretrain", "--batch", "16", "--work", f"{tmp_path}/w"])
+    with pytest.raises(SystemExit) as end:
+        pretrain.main()
+    assert end.value.code == 2 and not (tmp_path / "w").exists()
+    assert "--batch 16: 3 processes cannot share it evenly" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_pretraining_resumes_and_its_checkpoint_runs(tmp_path):
     flags = ["-m", "nano.pretrain", "--clips", 100, "--batch", 4, "--width", 64, "--depth", 2]

@@ -23,7 +23,10 @@ from devices import ranks
 
 ranks.start(torch.device("cpu"))
 said = ranks.broadcast({"x": torch.arange(3), "name": "scene"} if ranks.rank() == 1 else None, 1)
-Path(f"{sys.argv[1]}/said-{ranks.rank()}").write_text(f"{said['x'].tolist()} {said['name']}")
+mine = [torch.full((1, 2), 4.0 * ranks.rank()), torch.tensor(1.0 + ranks.rank())]
+ranks.average(mine)
+shown = f"{said['x'].tolist()} {said['name']} {[x.tolist() for x in mine]}"
+Path(f"{sys.argv[1]}/said-{ranks.rank()}").write_text(shown)
 if ranks.rank() == 1:
     sys.exit(0)
 from runs.exits import run_script
@@ -48,7 +51,7 @@ def test_what_one_says_all_know_and_a_lost_one_is_named(tmp_path):
         text=True, env=os.environ | {"PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     told = {path.name: path.read_text() for path in tmp_path.glob("said-*")}
-    assert told == {f"said-{i}": "[0, 1, 2] scene" for i in range(2)}
+    assert told == {f"said-{i}": "[0, 1, 2] scene [[[2.0, 2.0]], 1.5]" for i in range(2)}
     lines = [line for line in done.stderr.splitlines() if "program.py: stopped: " in line]
     assert len(lines) == 1 and "rank 0 of 2: no answer from rank 1" in lines[0]
     assert done.returncode == 1
@@ -59,6 +62,8 @@ def test_without_torchrun_nothing_is_started():
     assert (ranks.rank(), ranks.count(), ranks.own_device("cuda")) == (0, 1, "cuda")
     assert not torch.distributed.is_initialized()
     assert ranks.broadcast("alone") == "alone"
+    ranks.average([alone := torch.tensor(3.0)])
+    assert alone == 3
 
 
 def test_a_process_of_torchrun_has_its_own_gpu(monkeypatch):
