@@ -52,8 +52,9 @@ def adapt(model, method, clip, args, show=lambda line: None, stopping=None):
     other_loss, costs = loss_on_other(model, clip), {}
     fixed, future = Fixed(model, clip), Future(model, clip, args)
     start, control = getattr(clip, "start", None) or Start(), Control(method, clip, args)
-    start.begin(model, method, clip, args)
-    control.begin()
+    with stage(costs, "adapt", model.device):  # what --reset-on-degradation measures is its cost
+        start.begin(model, method, clip, args)
+        control.begin()
     for losses in (fixed, future):
         losses.begin(start.moved)
     parameters, steps = method.named_parameters(), Steps()

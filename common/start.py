@@ -15,7 +15,7 @@ from common import control
 from common.adapters import adapter_of, is_of_each_video, load_adapter
 from common.errors import UsageError
 from common.loss import random_stream
-from common.stopping import finite_or_none, losses_of_pairs, risen
+from common.stopping import finite_or_none, losses_of_levels, refuse_one_draw, risen
 from common.values import share
 from devices import shards
 
@@ -68,12 +68,11 @@ def check(args):
             f"--control {args.control}: not with {linked(args)}, which would hand its change on; "
             "controls are of runs in which each video begins alone"
         )
-    if args.reset_on_degradation and not (args.carry_over or args.start_from == BANK):
-        raise UsageError("--reset-on-degradation: needs --carry-over or --start-from bank")
-    if args.reset_on_degradation and len(args.stop_sigmas) * args.stop_draws < 2:
-        raise UsageError(
-            "--reset-on-degradation: one loss has no standard error; give --stop-draws 2 or more"
-        )
+    if args.reset_on_degradation:
+        asked = any(given.get("carry_over") for given in args.headings.values())  # 0 is a KEEP too
+        if not asked and args.start_from != BANK:
+            raise UsageError("--reset-on-degradation: needs --carry-over or --start-from bank")
+        refuse_one_draw(args, "--reset-on-degradation")
 
 
 def refuse_nothing_learned(args):
@@ -191,9 +190,9 @@ class Start:
     def is_worse(self, model, clip, own):
         """Whether the loss on the clip's fixed draws is above that of the parameters `own` by more
         than the standard error of the difference, or not finite."""
-        now, after = self.copies(), losses_of_pairs(model, clip, self.args)
+        now, after = self.copies(), losses_of_levels(model, clip, self.args)
         self.put(own)
-        rise, error = risen(losses_of_pairs(model, clip, self.args), after)
+        rise, error = risen(losses_of_levels(model, clip, self.args), after)
         self.put(now)
         reset = not rise <= error
         values = {"rise": finite_or_none(rise), "standard_error": finite_or_none(error)}

@@ -5,7 +5,6 @@ update, then after every Nth; only a strictly lower loss is better; the run ends
 checks in a row that are not; the best state is put back.
 """
 
-import itertools
 import math
 import time
 
@@ -46,10 +45,8 @@ def add_arguments(group):
 
 
 def check(args):
-    if args.gate is not None and len(args.stop_sigmas) * args.stop_draws < 2:
-        raise UsageError(
-            f"--gate {args.gate:g}: one loss has no standard error; give --stop-draws 2 or more"
-        )
+    if args.gate is not None:
+        refuse_one_draw(args, f"--gate {args.gate:g}")
     if args.gate is not None and args.adapter and not args.steps:
         raise UsageError(
             f"--gate {args.gate:g}: with --adapter and --steps 0, its default, there are no "
@@ -58,6 +55,13 @@ def check(args):
     if 0 < args.steps < args.stop_every:
         raise UsageError(
             f"--stop-every {args.stop_every}: no check falls within --steps {args.steps}"
+        )
+
+
+def refuse_one_draw(args, flag):
+    if args.stop_draws < 2:
+        raise UsageError(
+            f"{flag}: --stop-draws {args.stop_draws} has no standard error; give 2 or more"
         )
 
 
@@ -70,20 +74,26 @@ def held_out_problem(clip):
     return Problem(known, clip.held_out, clip.text)
 
 
-def losses_of_pairs(model, clip, args):
-    """The loss at each pair of args.stop_sigmas and args.stop_draws noises, of what is held out;
-    the noises are not those that early stopping chooses by."""
+def losses_of_levels(model, clip, args):
+    """At each of args.stop_sigmas the losses of args.stop_draws noises of its own, of what is held
+    out; the noises are not those that early stopping chooses by."""
     problem = held_out_problem(clip)
     generator = random_stream(clip.seed, clip.video.id, "gate noise")
-    noise = draw_noise(generator, problem.target, args.stop_draws)
-    pairs = itertools.product(args.stop_sigmas, noise.split(1))
-    return said_by_all([anchored_loss(model, problem, (s,), each) for s, each in pairs])[0]
+    levels = [(s, draw_noise(generator, problem.target, args.stop_draws)) for s in args.stop_sigmas]
+    found = [
+        [anchored_loss(model, problem, (s,), each) for each in noise.split(1)]
+        for s, noise in levels
+    ]
+    return said_by_all(found)[0]
 
 
 def risen(before, after):
-    """The mean difference of two lists of losses on the same draws, and its standard error."""
+    """The mean difference of losses (levels, draws) on the same draws, and its standard error:
+    levels are fixed, so that only the spread of the draws within each counts."""
     found = torch.tensor(after).double() - torch.tensor(before).double()
-    return found.mean().item(), (found.std() / len(found) ** 0.5).item()
+    levels, draws = found.shape
+    error = (found.var(dim=1).sum() / draws).sqrt() / levels
+    return found.mean().item(), error.item()
 
 
 class Gate:
@@ -92,14 +102,14 @@ class Gate:
     def __init__(self, model, clip, args):
         self.given, self.limit, self.facts = (model, clip, args), args.gate, {}
         self.on = args.gate is not None and args.steps > 0
-        self.before = losses_of_pairs(*self.given) if self.on else None
+        self.before = losses_of_levels(*self.given) if self.on else None
         self.refused = False
 
     def refuses(self):
         """Called after the updates; `refused` from then on."""
         if not self.on:
             return False
-        rise, error = risen(self.before, losses_of_pairs(*self.given))
+        rise, error = risen(self.before, losses_of_levels(*self.given))
         self.facts = {
             "gate": {"rise": finite_or_none(rise), "standard_error": finite_or_none(error)}
         }

@@ -24,7 +24,7 @@ FROM_LEARNING = "so the gain comes from what was learned"
 CONCLUSIONS = {  # by whether the method is told to be ahead of random, and of other; None: not run
     (True, True): f"{FROM_LEARNING} on each video",
     (True, None): f"{FROM_LEARNING}, on this video or on any (--control other would tell)",
-    (True, False): f"{FROM_LEARNING}, but not on the video itself: one adaptation may serve all",
+    (True, False): f"{FROM_LEARNING}; nothing shows that it was to be learned on the video itself",
     (None, True): f"{FROM_LEARNING} on each video",
     (None, False): "so nothing shows that the gain comes from the video itself",
     (None, None): "where the gain comes from is not known (--control random and other would tell)",

@@ -282,8 +282,8 @@ def test_one_worker_alone(run, tmp_path, capsys):
     ("--start-from adasteer.py --steps 0 --reptile 0.1", "--reptile 0.1: with --adapter and"),
     ("--start-from absent", "--start-from absent: no such file or folder, nor bank"),
     ("--reset-on-degradation", "--reset-on-degradation: needs --carry-over or --start-from bank"),
-    ("--carry-over 1 --reset-on-degradation --stop-draws 1 --stop-sigmas 0.5",
-     "--reset-on-degradation: one loss has no standard error; give --stop-draws 2 or more"),
+    ("--carry-over 1 --reset-on-degradation --stop-draws 1",
+     "--reset-on-degradation: --stop-draws 1 has no standard error; give 2 or more"),
 ])  # fmt: skip
 def test_flags_that_cannot_be(flags, why, script, tmp_path, capsys):
     assert script(adasteer, *flags.split(), "--out", tmp_path / "out") == 2

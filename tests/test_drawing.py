@@ -14,6 +14,7 @@ import adasteer
 from adasteer import AdaSteer
 from common.loss import all_sigmas, flow_matching_loss, noises
 from common.start import Start
+from common.stopping import risen
 
 
 class Model:
@@ -142,6 +143,28 @@ def test_a_gate_keeps_what_lowers_the_loss_and_nothing_else(model, clip):
         assert refused["fixed_loss_after"] == refused["fixed_loss_before"]
 
 
+def test_a_gate_asks_what_is_held_out(model, clip):
+    others = [clip.held_out, clip.held_out.flip(-1), torch.zeros_like(clip.held_out)]
+    flags = "--gate 0 --lr 0.01"
+    records = [adapted(AdaSteer, flags, model, on(clip, held_out=x))[1] for x in others]
+    assert len({tuple(record["losses"]) for record in records}) == 1
+    assert len({record["gate"]["rise"] for record in records}) == 3
+
+
+def test_the_standard_error_is_that_of_the_mean_over_draws():
+    generator = torch.Generator().manual_seed(0)
+    level, spread = torch.tensor([[-0.05], [-0.2], [0.6]]), torch.tensor([[0.1], [0.3], [0.05]])
+    before = torch.rand(4000, 3, 5, generator=generator)
+    after = before + level + spread * torch.randn(before.shape, generator=generator)
+    found = torch.tensor(
+        [risen(b, a) for b, a in zip(before.tolist(), after.tolist(), strict=True)]
+    )
+    rises, errors = found.T
+    assert rises.mean().item() == pytest.approx(level.mean().item(), abs=0.003)
+    assert errors.square().mean().sqrt().item() == pytest.approx(rises.std().item(), rel=0.05)
+    assert risen([[0.5, 0.5], [0.2, 0.2]], [[0.75, 0.75], [0.7, 0.7]])[1] == 0
+
+
 def test_what_a_gate_refuses_does_not_go_on(model, clip):
     start = Start()
     _, record = gated(AdaSteer, model, clip, "--gate 1e6 --carry-over 1", start)
@@ -155,9 +178,8 @@ def test_what_a_gate_refuses_does_not_go_on(model, clip):
 def test_a_gate_holds_latents_out(script, tmp_path, capsys):
     assert script(adasteer, "--gate", 1, "--context-latents", 7, "--out", tmp_path) == 2
     assert "--gate holds out a target latent and needs one more" in capsys.readouterr().err
-    flags = ["--gate", 1, "--stop-draws", 1, "--stop-sigmas", 0.5]
-    assert script(adasteer, *flags, "--out", tmp_path) == 2
-    assert "--gate 1: one loss has no standard error" in capsys.readouterr().err
+    assert script(adasteer, "--gate", 1, "--stop-draws", 1, "--out", tmp_path) == 2
+    assert "--gate 1: --stop-draws 1 has no standard error; give 2" in capsys.readouterr().err
     assert script(adasteer, "--gate", 1, "--adapter", "nano", "--out", tmp_path) == 2
     assert "--gate 1: with --adapter and --steps 0, its default" in capsys.readouterr().err
 

@@ -139,7 +139,7 @@ def carried_state(model, clip, offset):
 @pytest.mark.parametrize("offset, reset", [(30.0, True), (0.0, False), (math.nan, True)])
 def test_back_to_the_start_where_what_came_is_worse(offset, reset, model, clip):
     start = Start(carried_state(model, clip, offset))
-    flags = "--carry-over 1 --reset-on-degradation --stop-draws 4"
+    flags = "--carry-over 1 --reset-on-degradation --stop-draws 64"
     method, record = adapted(AdaSteer, flags, model, on(clip, start, "next"))
     found = record["degradation"]
     assert found["reset"] is reset
