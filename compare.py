@@ -136,8 +136,8 @@ def main():
     shifts = across(comparisons, tables, controls, rows)
     write_tables(args.out, comparisons, tables, controls, found, notes, shifts)
     write_page(args.out, comparisons, tables, controls, notes, rows, found, args.show, shifts)
-    if shifts:
-        print(shifts.heading, as_text(shifts.readable), "", sep="\n")
+    for each in shifts:
+        print(each.heading, as_text(each.readable), "", sep="\n")
     print_verdicts(tables, controls, found)  # what is printed last may be cut off, as by head
     print_tables(comparisons, tables, notes)
     print(f"{args.out}/index.html")

@@ -27,6 +27,8 @@ import common
 import runs
 from adasteer import AdaSteer
 from common.clip import Window, load_clip
+from common.data import sha256
+from common.errors import UsageError
 from delta_c import DeltaC
 from film_tta import FiLM
 from full_tta import FullTTA
@@ -51,6 +53,7 @@ GRID = {  # method, its flags, and the rates to choose from
     "all weights": (FullTTA, "", ("1e-5", "3e-5", "1e-4", "3e-4")),
 }
 VARIED = ("AdaSteer, 12 groups", "LoRA, rank 1", "all weights")
+NANO = Path("nano/checkpoint")
 QUARTER = 0.25  # of the sources, on which rates are chosen
 
 
@@ -110,8 +113,7 @@ def sign_flipped(model, really):
         model.network_sign *= -1 if really else 1
 
 
-def measure(row, model, video, texts):
-    args = row.arguments(["--no-generate"])
+def measure(row, args, model, video, texts):
     clip = load_clip(
         model, video, Window.of(args, model.geometry), model.frame_size, *texts, args.seed
     )
@@ -138,14 +140,18 @@ def load(checkpoint):
 
 def study_clip(video, checkpoint, rows, path):
     """Runs the rows that the clip's file does not hold yet."""
-    found, code = read_json(path), source_sha256()
-    if found is None or found["source_sha256"] != code:
-        found = {"source_sha256": code, "rows": {}}
+    found = read_json(path)
+    made_of = {"source_sha256": source_sha256(), "video_sha256": sha256(video.path)}
+    made_of["caption"] = video.caption
+    if found is None or any(found.get(name) != value for name, value in made_of.items()):
+        found = made_of | {"rows": {}}
     model = load(checkpoint)
     texts = list(model.embed_each([video.caption, ""]))
     for row in rows:
-        if row.name not in found["rows"]:
-            found["rows"][row.name] = measure(row, model, video, texts)
+        args = row.arguments(["--no-generate", "--checkpoint", str(checkpoint)])
+        script = {"script_sha256": args.script_sha256}
+        if not script.items() <= found["rows"].get(row.name, {}).items():
+            found["rows"][row.name] = measure(row, args, model, video, texts) | script
             write_json(path, found)
     return found["rows"]
 
@@ -156,11 +162,13 @@ def changes(found, row):
     return np.array([100 * (after / before - 1) for before, after in pairs])
 
 
-def table_line(name, row, found, sources, videos):
+def table_line(name, row, found, sources, args):
     change = changes(found, row)
     mean, low, high = clustered_interval(change, sources)
     script = sys.modules[row.method.__module__].__file__
-    command = f"python {Path(script).name} {row.flags} --no-generate --videos {videos}"
+    command = f"python {Path(script).name} {row.flags} --no-generate --videos {args.videos}"
+    if args.checkpoint != NANO:
+        command += f" --checkpoint {args.checkpoint}"
     shown = "sign flipped in Python" if row.flipped else f"`{command}`"
     interval = "too few sources" if low is None else f"{low:+.2f} to {high:+.2f}"
     return f"| {name} | {mean:+.2f} % | {interval} | {100 * (change < 0).mean():.0f} % | {shown} |"
@@ -171,7 +179,7 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--videos", type=Path, required=True, help="manifest of real clips")
-    parser.add_argument("--checkpoint", type=Path, default=Path("nano/checkpoint"))
+    parser.add_argument("--checkpoint", type=Path, default=NANO)
     parser.add_argument("--limit", type=int, help="the first N clips only")
     parser.add_argument("--work", type=Path, default=Path("nano/work/future_study"))
     parser.add_argument("--report", type=Path, help="Markdown file to write; else standard output")
@@ -182,6 +190,8 @@ def main():
     first = choosing(video.source for video in videos)
     few = [video for video in videos if video.source in first]
     rest = [video for video in videos if video.source not in first]
+    if not rest:
+        raise UsageError(f"--videos {args.videos}: has one source; rates are chosen on others")
 
     def run(pool, chosen, rows, title):
         jobs = [
@@ -199,6 +209,7 @@ def main():
         found = run(pool, rest, [row for _, row in rows], "reporting")
     text = report(args, few, rest, means, rows, found)
     print(text) if args.report is None else args.report.write_text(text, encoding="utf-8")
+    return 0
 
 
 def report(args, few, rest, means, rows, found):
@@ -215,7 +226,7 @@ def report(args, few, rest, means, rows, found):
         "",
         "| method | change | 95 % interval | clips improved | command |",
         "|---|---|---|---|---|",
-        *(table_line(name, row, found, sources, args.videos) for name, row in rows),
+        *(table_line(name, row, found, sources, args) for name, row in rows),
         "",
         "## The choice of rates",
         "",
@@ -229,4 +240,4 @@ def report(args, few, rest, means, rows, found):
 
 
 if __name__ == "__main__":
-    main()
+    runs.run_script(main)

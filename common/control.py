@@ -37,7 +37,7 @@ def check(args):
             f"--control other: takes what was learned as it is; leave out --steps {args.steps}"
         )
     if args.control and args.adapter and not args.steps:
-        refuse_linked(args)
+        refuse_lender(args)
     if args.control == "random" and not args.steps and args.adapter is None:
         raise UsageError(
             "--control random: with --steps 0 nothing is learned that it could replace; give "
@@ -45,17 +45,40 @@ def check(args):
         )
 
 
-def refuse_linked(args):
-    """Raises UsageError for adapters of a run in which they began at those of other videos: what
-    was learned on a video alone is not to be told from them."""
-    config = read(args.adapter.parent / "config.json").get("arguments")
-    for name in ("carry_over", "reptile", "start_from", "adapter"):
-        if isinstance(config, dict) and config.get(name):
+def refuse_lender(args):
+    """Raises UsageError for adapters that the control cannot take the place of: for `other` those
+    that began at other videos', from which what was learned on a video alone is not to be told; for
+    `random` those that began elsewhere than this run's parameters do."""
+    its, names = lender_arguments(args), ["adapter"]
+    names += ["carry_over", "reptile", "start_from"] if args.control == "other" else []
+    for name in names:
+        if its.get(name):
             flag = f"--{name.replace('_', '-')}"
             raise UsageError(
                 f"--control {args.control}: --adapter {args.adapter} is of a run with {flag}; give "
                 "one in which each video begins alone"
             )
+    if args.control == "random" and its.get("seed", args.seed) != args.seed:
+        raise UsageError(
+            f"--control random: --adapter {args.adapter} is of a run with --seed {its['seed']}, "
+            f"which a method may begin with; give it, got --seed {args.seed}"
+        )
+
+
+def lender_arguments(args):
+    """Of the run whose adapters, one a video, --adapter is; {} where it is no such folder."""
+    if args.adapter.suffix == ".adapter" or not args.adapter.is_dir():
+        return {}
+    its = read(args.adapter.parent / "config.json").get("arguments")
+    return its if isinstance(its, dict) else {}
+
+
+def begins_as_a_chain(args):
+    """Whether a random control begins where all videos of its lender began."""
+    if args.control != "random" or args.steps or args.adapter is None:
+        return False
+    its = lender_arguments(args)
+    return bool(its.get("steps") and (its.get("carry_over") or its.get("reptile")))
 
 
 class Control:

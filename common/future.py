@@ -17,6 +17,7 @@ from common.values import at_least
 from devices.placement import within_memory
 
 SIGMAS = (0.1, 0.25, 0.5, 0.75, 0.9)
+OF_CLEAN = ("future_loss_clean_before", "future_loss_clean_online", "future_loss_clean")
 PARTS = ("future_loss_per_sigma", "future_loss_per_latent")  # of a record
 
 
@@ -63,11 +64,11 @@ class Future:
             self.problem = Problem(clip.cond_latents, future, clip.text)
             generator = random_stream(clip.seed, clip.video.id, "future noise")
             self.noise = draw_noise(generator, future, args.future_draws)
-        self.clean = self.clean_before = None
+        self.clean = self.clean_before = self.clean_online = None
         self.before = self.online = self.measured()
         if self.noise is not None and getattr(clip, "clean_future", None) is not None:
             self.clean = Problem(clip.cond_latents, clip.clean_future, clip.text)
-            self.clean_before = self.measured(self.clean)
+            self.clean_before = self.clean_online = self.measured(self.clean)
 
     def measured(self, problem=None):
         """(sigmas, T) of the clip's own future or another problem's, or None where there is no
@@ -81,7 +82,9 @@ class Future:
 
     def begin(self, moved):
         """Called before the first update. moved: whether parameters are not as at the start."""
-        self.online = self.measured() if moved else self.before
+        if moved:
+            self.online = self.measured()
+            self.clean_online = self.clean and self.measured(self.clean)
 
     def trace(self, step):
         """Called after every update."""
@@ -105,10 +108,9 @@ class Future:
         """The same of the clean future of a shifted clip, given the shifted context."""
         if self.clean is None:
             return {}
-        changed = updated or self.online is not self.before
-        after = self.measured(self.clean) if changed else self.clean_before
-        names = ("future_loss_clean_before", "future_loss_clean")
-        return dict(zip(names, map(finite, (self.clean_before.mean(), after.mean())), strict=True))
+        after = self.measured(self.clean) if updated else self.clean_online
+        means = (finite(x.mean()) for x in (self.clean_before, self.clean_online, after))
+        return dict(zip(OF_CLEAN, means, strict=True))
 
 
 def finite(value):

@@ -66,7 +66,7 @@ def check(args):
     if args.control and linked(args):
         raise UsageError(
             f"--control {args.control}: not with {linked(args)}, which would hand its change on; "
-            "controls are of runs in which each video begins alone"
+            "give --adapter RUN/videos of a run with it and --save-adapter"
         )
     if args.reset_on_degradation:
         asked = any(given.get("carry_over") for given in args.headings.values())  # 0 is a KEEP too
@@ -121,7 +121,8 @@ def linked(args):
 def start_stream(clip, args, name):
     """A CPU generator for what a method draws at its start: the video's own; where what is learned
     goes on from video to video one for all, so that they have the same start."""
-    return random_stream(clip.seed, "start" if carries(args) else clip.video.id, name)
+    chain = carries(args) or control.begins_as_a_chain(args)
+    return random_stream(clip.seed, "start" if chain else clip.video.id, name)
 
 
 def mapped(state, function):

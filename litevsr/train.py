@@ -12,20 +12,14 @@ goes on and ends with the same weights. The adapter is written to --out with eve
 import runs  # first: it says how torch's threads wait
 
 # isort: split
-import json
 from pathlib import Path
 
 import backbones
 from common.errors import UsageError
 from common.loading import NANO
 from common.values import at_least, frame_size, positive
-from devices import ranks
 from litevsr.trainer import Trainer
 from runs.parser import Parser
-from runs.results import write_json
-
-# what may differ when the same training goes on
-FREE = ("out", "work", "recompute", "workers", "save_every", "device")
 
 
 def arguments():
@@ -64,25 +58,8 @@ def arguments():
     return args
 
 
-def refuse_other(args):
-    """A work folder belongs to one training. Raises UsageError."""
-    asked = {k: str(v) for k, v in sorted(vars(args).items()) if k not in FREE}
-    asked["processes"] = str(ranks.count())
-    args.work.mkdir(parents=True, exist_ok=True)
-    path = args.work / "settings.json"
-    if path.exists() and (found := json.loads(path.read_text())) != asked:
-        other = next(key for key in asked if found.get(key) != asked[key])
-        raise UsageError(
-            f"--work {args.work}: holds a training with --{other.replace('_', '-')} "
-            f"{found.get(other)}, asked for is {asked[other]}; give another --work"
-        )
-    if ranks.rank() == 0:
-        write_json(path, asked)
-
-
 def main():
     args = arguments()
-    refuse_other(args)
     try:
         trainer = Trainer(args)
     except backbones.CheckpointError as error:

@@ -1,5 +1,6 @@
 """The training of an adapter: pairs, optimiser, state."""
 
+import json
 import math
 
 import torch
@@ -17,6 +18,7 @@ from litevsr.progress import check, draw_curve
 from litevsr.restorer import Restorer, new_adapter
 from litevsr.unrolling import draw_walks, training_loss
 from nano.recipe import average
+from runs.results import write_json
 
 WARM_UP, MAX_GRAD_NORM = 200, 1.0
 DAY = 24 * 60  # minutes; the first process encodes while the others wait
@@ -24,6 +26,9 @@ ALONE = 500  # first iterations, without unrolling
 HEAD = 128  # channels of a head
 PARTS = ("adapter", "average", "optimizer")  # of the state
 UNSEEN, CHECKED = 2**40, 8  # numbers of pairs that no training shows
+
+# what may differ when the same training goes on
+FREE = ("out", "work", "recompute", "workers", "save_every", "device")
 
 
 class Trainer:
@@ -39,6 +44,7 @@ class Trainer:
         source, geometry = source_of(args.data), backbones.geometry(args.checkpoint)
         self.size = args.size or geometry.size
         refuse_misfit(geometry, self.size, args)
+        refuse_other(args)
         self.model = backbones.load(args.checkpoint, self.device)
         self.model.recompute(args.recompute)
         self.pairs = Pairs(source, args.frames, self.size, args.scale, not args.bicubic)
@@ -184,3 +190,20 @@ def refuse_misfit(geometry, size, args):
         geometry.latents_of(args.frames)
     except ValueError as error:
         raise UsageError(f"--frames {args.frames}: {error}") from error
+
+
+def refuse_other(args):
+    """A work folder belongs to one training. Raises UsageError."""
+    asked = {k: str(v) for k, v in sorted(vars(args).items()) if k not in FREE}
+    asked["processes"] = str(ranks.count())
+    args.work.mkdir(parents=True, exist_ok=True)
+    path = args.work / "settings.json"
+    if path.exists() and (found := json.loads(path.read_text())) != asked:
+        keys = sorted(found.keys() | asked.keys())
+        other = next(key for key in keys if found.get(key) != asked.get(key))
+        raise UsageError(
+            f"--work {args.work}: holds a training with --{other.replace('_', '-')} "
+            f"{found.get(other)}, asked for is {asked.get(other)}; give another --work"
+        )
+    if ranks.rank() == 0:
+        write_json(path, asked)

@@ -7,6 +7,7 @@ from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
 from backbones.longcat_dit import LongCatVideoTransformer3DModel
 
+HEAD = 32  # channels of a head
 DIT = {
     "hidden_size": 128,
     "depth": 12,
@@ -49,10 +50,9 @@ def new_text_encoder(vocabulary):
 
 
 def new_dit(width=DIT["hidden_size"], depth=DIT["depth"], patch=2, channels=16):
-    """Heads have 32 channels."""
     dit = LongCatVideoTransformer3DModel(
         **DIT | {
-            "hidden_size": width, "depth": depth, "num_heads": width // 32,
+            "hidden_size": width, "depth": depth, "num_heads": width // HEAD,
             "patch_size": (1, patch, patch), "in_channels": channels, "out_channels": channels,
         }
     )  # fmt: skip

@@ -29,7 +29,7 @@ from tqdm import tqdm
 import backbones
 from backbones.parts import load_weights
 from devices import ranks
-from nano.architecture import new_dit, new_text_encoder
+from nano.architecture import HEAD, new_dit, new_text_encoder
 from nano.dataset import SIZE, prepare, save_whole
 from nano.progress import draw_curve, draw_samples
 from nano.recipe import (
@@ -214,6 +214,12 @@ def main():
     args = parser.parse_args()
     try:
         fill_shape(args)
+        if args.width % HEAD:
+            parser.error(f"--width {args.width}: must be a multiple of {HEAD}")
+        if args.muon_lr is not None and not hasattr(torch.optim, "Muon"):
+            parser.error(
+                f"--muon-lr {args.muon_lr:g}: needs torch 2.9, this is {torch.__version__}"
+            )
         if args.batch % ranks.count():
             parser.error(f"--batch {args.batch}: {ranks.count()} processes cannot share it evenly")
         trainer = Trainer(args)

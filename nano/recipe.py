@@ -102,8 +102,6 @@ class Optimizers:
     def __init__(self, models, lr, muon_lr=None):
         muon = muon_lr is not None
         blocks = models["dit"].blocks.parameters() if muon else ()
-        if muon and not hasattr(torch.optim, "Muon"):
-            raise SystemExit(f"--muon-lr {muon_lr:g}: needs torch 2.9, this is {torch.__version__}")
         matrices = [p for p in blocks if p.ndim == 2]
         known = set(matrices)
         rest = [p for p in models.parameters() if p not in known]

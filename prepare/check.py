@@ -152,11 +152,13 @@ def main():
     print("\n".join(map(printable, [*report(videos, found, broken), *twice])))
     if poor:
         print(f"POOR CAPTIONS: {poor}; a run refuses them without --allow-poor-captions")
+    if empty := sum(not video.caption for video in videos):
+        print(f"EMPTY CAPTIONS: {empty}; a run refuses any without --caption TEXT")
     if found:
         sheet = args.sheet or args.manifest.parent / "contact_sheet.png"
         contact_sheet(found, sheet)
         print(f"contact sheet: {sheet}")
-    return 1 if broken or twice or poor else 0
+    return 1 if broken or twice or poor or empty else 0
 
 
 if __name__ == "__main__":

@@ -119,6 +119,8 @@ def shifted_video(video, args):
     facts = {"frames": len(frames), "fps": round(clean.fps, 3), "sha256": sha256(path)}
     facts |= {"width": frames.shape[2], "height": frames.shape[1]}
     facts |= {"shift": args.kind, "severity": args.severity, "truth_sha256": sha256(truth)}
+    earlier = video.columns.get("shift") in KINDS and video.columns.get("original_sha256")
+    facts["original_sha256"] = earlier or sha256(video.path)  # what no report may be chosen on
     # what lay beside the clean file is neither relative to this folder nor under the shift
     gone = {name for key in BESIDE for name in (key, f"{key}_sha256")}
     columns = {name: text for name, text in video.columns.items() if name not in gone}

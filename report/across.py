@@ -1,4 +1,5 @@
-"""A sweep that reports on several shifts in one table: methods down, shifts across."""
+"""A sweep that reports on several shifts in one table: methods down, shifts across; in a second one
+against the truth without the shift."""
 
 from dataclasses import dataclass
 
@@ -11,7 +12,8 @@ KEPT = ("gain", "low", "high", "sources")  # of a method's row in the table of a
 ABOUT = (
     "The gain over the baseline, with its 95 % interval over sources. A gain that is told beats a "
     "control where its lead over that is told too: random, a random change of the same norm; "
-    "other, what was learned on a video of another source. What is carried over has no controls."
+    "other, what was learned on a video of another source (nothing tells that from what is carried "
+    "over)."
 )
 
 
@@ -31,6 +33,10 @@ class Across:
     @property
     def heading(self):
         return title(self.metric)
+
+    @property
+    def about(self):
+        return f"{self.metric.about} {ABOUT}".lstrip()
 
     @property
     def readable(self):
@@ -55,19 +61,27 @@ class Across:
 
 
 def across(comparisons, tables, controls, rows):
-    """None of a sweep that reports on no shifts. comparisons by name, and the tables of each by
-    metric; controls: methods beside theirs, by name; rows: those of the sweep."""
-    shifts = {printable(row["name"]): row["shift"] for row in rows if row.get("shift")}
-    metric, cells = main_metric(*comparisons.values()), {}
+    """Of the main metric and of the same against the clean truth an Across, none where there is
+    nothing to show. comparisons by name, and the tables of each by metric; controls: methods beside
+    theirs, by name; rows: those of the sweep."""
+    main = main_metric(*comparisons.values())
+    names = {name for comparison in comparisons.values() for name in comparison.metrics.values()}
+    clean = [name for name in names if name == f"{main}_clean"]
+    found = [cells_of(metric, comparisons, tables, controls, rows) for metric in (main, *clean)]
+    return [Across(m, cells) for m, cells in zip((main, *clean), found, strict=True) if cells]
+
+
+def cells_of(metric, comparisons, tables, controls, rows):
+    shifts, cells = {printable(row["name"]): row["shift"] for row in rows if row.get("shift")}, {}
     for name, comparison in comparisons.items():
         shift = shifts.get(comparison.baseline.runs[0].name)
-        for row in tables[name][metric] if shift else ():
+        for row in tables[name].get(metric, ()) if shift else ():
             if row["gain"] is not None and not row["control"]:
                 own = row["method"].replace(f"report_{shift}_", "")
                 beats = beaten(row, controls[name], metric)
                 cell = {key: row[key] for key in KEPT} | beats
                 cells.setdefault(own, {})[shift] = cell
-    return Across(metric, cells) if cells else None
+    return cells
 
 
 def beaten(row, controls, metric):
@@ -75,7 +89,8 @@ def beaten(row, controls, metric):
     that were run, `level`; None where there is no gain to explain, or nothing to explain it by."""
     leads = {}
     for each in controls:
-        for other in each.rows[2:] if each.method == row["method"] else ():
+        rows = each.rows[2:] if each.method == row["method"] else ()
+        for other in (other for other in rows if metric in other["ahead"]):
             lead = dict(zip(("gain", "low", "high"), other["ahead"][metric], strict=True))
             kind = other["control"].removeprefix("--control ")
             leads.setdefault(kind, []).append(outcome(lead))

@@ -60,7 +60,7 @@ def beside_controls(comparison):
 
 def row_of(comparison, each, method, metric):
     """Gains of a run, and by how much the method is ahead of it, as (mean, low, high) by metric."""
-    shown = dict.fromkeys([metric, "psnr_db"])
+    shown = dict.fromkeys([metric, f"{metric}_clean", "psnr_db"])
     gains, ahead = {}, {}
     for name in (m for m in comparison.metrics.values() if m in shown and comparison.scored(m)):
         videos = comparison.scored(name)

@@ -9,6 +9,7 @@ from report.comparison import compare
 from report.metrics import main_metric, unit
 from report.rows import read_row, read_rows
 from report.statistics import clustered_interval
+from runs.lists import SHIFTS
 from runs.names import printable
 
 
@@ -105,7 +106,8 @@ def records(runs):
 
 
 def shifts(runs):
-    return {r["columns"].get("shift") for r in records(runs)} - {None}
+    """Kinds of prepare.shift; what else a list's own column `shift` may say is none."""
+    return {r["columns"].get("shift") for r in records(runs)} & {*SHIFTS}
 
 
 def sources(runs):
@@ -113,14 +115,15 @@ def sources(runs):
 
 
 def files(runs):
-    """SHA-256s of clips and of their clean counterparts."""
+    """SHA-256s of clips, of their clean counterparts and of what both were made from."""
     found = {r["video_sha256"] for r in records(runs)}
-    return found | {r["columns"].get("truth_sha256") for r in records(runs)} - {None}
+    made = {r["columns"].get(f"{x}_sha256") for r in records(runs) for x in ("truth", "original")}
+    return found | made - {None}
 
 
 def basis(chosen_on, reported_on):
     used, shown = (
-        {r["columns"].get("shift") or "clean" for r in records(runs)}
+        {x if (x := r["columns"].get("shift")) in SHIFTS else "clean" for r in records(runs)}
         for runs in (chosen_on, reported_on)
     )
     count, but = len(sources(chosen_on)), " (but for clean)" if "clean" in used & shown else ""

@@ -1,6 +1,5 @@
 """The tables of a report as files."""
 
-from report.across import ABOUT
 from report.beside import MEANING as WITH_CONTROLS
 from report.comparison import unmeasured
 from report.metrics import title
@@ -10,11 +9,11 @@ from report.verdict import verdicts
 from runs.results import write_json
 
 
-def write_tables(out, comparisons, tables, controls, predictions, notes, shifts=None):
+def write_tables(out, comparisons, tables, controls, predictions, notes, shifts=()):
     """table.md for people, table.csv and results.json for programs."""
     text, flat, everything = [], [], {}
-    if shifts:
-        text = [f"# {shifts.heading}\n", as_markdown(shifts.readable), f"{ABOUT}\n"]
+    for each in shifts:
+        text += [f"# {each.heading}\n", as_markdown(each.readable), f"{each.about}\n"]
     for name, comparison in comparisons.items():
         everything[name or "runs"] = {
             "verdicts": [verdict.sentence for verdict in verdicts(tables[name])],
@@ -35,7 +34,7 @@ def write_tables(out, comparisons, tables, controls, predictions, notes, shifts=
     text += [f"- {note}" for note in notes] + [f"\n{MEANING}\n"]
     (out / "table.md").write_text("\n".join(text), encoding="utf-8")
     write_csv(out / "table.csv", flat)
-    more = {"shifts": shifts.cells} if shifts else {}
+    more = {"shifts": {each.metric: each.cells for each in shifts}} if shifts else {}
     write_json(out / "results.json", {"comparisons": everything, "notes": notes, **more})
 
 

@@ -3,7 +3,6 @@
 import html
 import re
 
-from report.across import ABOUT
 from report.beside import MEANING as WITH_CONTROLS
 from report.comparison import unmeasured
 from report.metrics import gain_label, title
@@ -55,7 +54,7 @@ def shifts_table(across):
                 kind, words = outcome(found[shift]), row[head].replace(", beats", "<br>beats")
                 row[head] = f'<span class="{KINDS.get(kind, "")}">{words}</span>'
     heading = f"<h2>{escape(across.heading)}</h2>"
-    return f"{heading}{wide(html_table(rows, 'shifts'))}{LEGEND}<p>{escape(ABOUT)}</p>"
+    return f"{heading}{wide(html_table(rows, 'shifts'))}{LEGEND}<p>{escape(across.about)}</p>"
 
 
 def result_tables(comparison, tables, shown, name):

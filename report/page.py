@@ -32,11 +32,11 @@ from report.verdict import verdicts
 HERE = Path(__file__).parent
 
 
-def write_page(out, comparisons, tables, controls, notes, rows, predictions, count, shifts=None):
+def write_page(out, comparisons, tables, controls, notes, rows, predictions, count, shifts=()):
     """Writes index.html and media/ into `out`. comparisons by name, and the tables of each by
     metric; controls: methods beside theirs, by name; rows: those of a sweep;
     predictions by name, then method; count: clips of each comparison to show side by side; shifts:
-    an Across, or None."""
+    one Across after the other."""
     (out / "media").mkdir(parents=True, exist_ok=True)
     parts, links = [], []
     shown = main_metric(*comparisons.values())
@@ -72,12 +72,12 @@ def write_page(out, comparisons, tables, controls, notes, rows, predictions, cou
 
 
 def first_of_all(tables, controls, shifts):
-    """The verdicts; of a sweep on several shifts its one table, with the verdicts folded below."""
+    """The verdicts; of a sweep on several shifts its tables, with the verdicts folded below."""
     found = sentences(said(tables, controls))
-    if shifts is None:
+    if not shifts:
         return found
     folded = f"<details><summary>the same in words, method by method</summary>{found}</details>"
-    return f"{shifts_table(shifts)}{folded}"
+    return f"{''.join(map(shifts_table, shifts))}{folded}"
 
 
 def said(tables, controls):

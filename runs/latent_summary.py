@@ -128,6 +128,8 @@ def line(record):
 
 
 def moved(record, before, after):
+    if record[after] is None:
+        return "-"
     same = record[before] == record[after]
     return f"{record[after]:.4f}" if same else change(record[before], record[after])
 

@@ -4,7 +4,7 @@ whether it may decide (`leads`: the first that was measured does), whether it is
 (`learned`: it says nothing of help), what sentences call it, its unit there, and what a reader must
 know (`about`)."""
 
-from common.metrics import CLEAN, METRICS
+from common.metrics import CLEAN, CLEAN_ONLINE, METRICS
 
 OF_VIDEOS = {name: {"better": better} for name, better in METRICS.items() if better}
 OF_VIDEOS["future_loss"] |= {
@@ -80,7 +80,10 @@ def of_videos(videos, carried):
     """Of a list in which some name their clean truth these are more. carried: whether an adaptation
     begins at what was learned from the videos before."""
     clean = OF_CLEAN if any("truth" in video.beside for video in videos) else {}
-    return ({"future_loss_online": ONLINE} if carried else {}) | OF_VIDEOS | clean
+    found = ({"future_loss_online": ONLINE} if carried else {}) | OF_VIDEOS | clean
+    if clean and carried:
+        found[CLEAN_ONLINE] = OF_CLEAN["future_loss_clean"]
+    return found
 
 
 def of_latent_clips(carried, ahead):

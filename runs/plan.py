@@ -35,15 +35,14 @@ def print_plan(args, about, videos, todo, memory):
         if any(lines):
             print(f"\n{title}:", *sorted(filter(None, lines), key=is_default), sep="\n")
     print("\n(*: given; the others are defaults, the checkpoint's own among them)\n")
-    open_ids = {video.id for video in todo}
+    open_ids, done = {video.id for video in todo}, []
     for video in videos:
-        state = "to do" if video.id in open_ids else "done "
+        state = "to do"
+        if video.id not in open_ids:
+            record = read_record(args.out / "videos" / f"{video.id}.json")
+            state = f"{record['status']:5}"  # done, or in a chain skipped
+            done += [record] * (record["status"] == "done")
         print(printable(f"{state}  {video.id}: {video.caption}".removesuffix(": ")))
-    done = [
-        read_record(args.out / "videos" / f"{video.id}.json")
-        for video in videos
-        if video.id not in open_ids
-    ]
     print("", memory, measured(done, len(todo), args.kind.NOUN), sep="\n")
 
 

@@ -9,7 +9,7 @@ import av
 
 from common.adapters import check_adapters
 from common.clip import Window
-from common.errors import VideoError
+from common.errors import UsageError, VideoError
 from common.loading import geometry_of
 from common.metrics import load_lpips, lpips_sha256
 from common.stages import stage, traced
@@ -69,7 +69,11 @@ class Run:
     @contextlib.contextmanager
     def working(self, model):
         """Within it videos are worked on: prompts, placement, claims, progress bar, and the threads
-        beside the model, which all end with it."""
+        beside the model, which all end with it. Raises UsageError where nothing is left to do."""
+        if self.ends_here:
+            raise UsageError(
+                f"--out {self.out}: nothing is to be done there; choose another folder"
+            )
         self.model, work = model, self.work
         others, is_free = self.others, lambda name: work.claims.is_free(name)
         clips = Clips(self.args, self.window, model, self.todo, others, is_free)

@@ -54,7 +54,7 @@ def refuse_unfit(path, row, lender):
     """Raises UsageError where the lender's adapters are not there, or not for this row."""
     its = lender.args
     why = None if its.save_adapter else f"needs --save-adapter of row {lender.name!r}"
-    if row.control and linked(its):
+    if row.control == "other" and linked(its):
         why = f"--control {row.control}: row {lender.name!r} goes on from video to video"
     try:
         said = {"method": its.method, "flags": own_flags(its)}

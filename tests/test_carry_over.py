@@ -17,6 +17,7 @@ from test_vjepa_carried import flat
 
 import adasteer
 import compare as compare_script
+import lora_tta
 from adasteer import AdaSteer
 from runs import carry
 from runs.scores import Scores
@@ -146,9 +147,14 @@ def with_damaged(folder, name):
     return write_manifest(folder / "list.csv", rows)
 
 
-def test_what_is_skipped_or_diverges_leaves_nothing(run, tmp_path, monkeypatch):
+def test_what_is_skipped_or_diverges_leaves_nothing(run, tmp_path, monkeypatch, capsys):
     videos = ["--videos", with_damaged(tmp_path, "scene_1"), *ONE, "--order", "list"]
     skipped, loss = run("skipped", *videos, code=3), AdaSteer.loss
+    run("skipped", *videos, "--dry-run")
+    said = capsys.readouterr().out
+    assert (
+        "skipped  scene_1" in said and "done   scene_2" in said and "the mean of 3 finished" in said
+    )
 
     def diverging(self, draw):
         return loss(self, draw) * (float("nan") if draw.problem.video.id == "scene_1" else 1)
@@ -250,6 +256,30 @@ def test_a_start_is_learned_and_used(run, tmp_path, script, shared):
     (record,) = numbers(tmp_path / "used").values()
     assert len(record["losses"]) == 5 and record["kept"] == "adapted"
     assert record["future_loss_online"] not in (record["future_loss_before"], record["future_loss"])
+
+
+@pytest.mark.parametrize("module", [adasteer, lora_tta])
+def test_a_random_change_as_large_as_what_was_carried(module, shared, script, tmp_path, capsys):
+    """From where all videos of the run began; LoRA's start is drawn."""
+    common = [*shared, "--no-generate", "--limit", 2]
+    assert script(module, *common, *ONE, "--save-adapter", "--out", tmp_path / "run") == 0
+    own = [flag for flag in common if flag not in ("--steps", "2")]
+    lent = ["--limit", 2, "--adapter", tmp_path / "run" / "videos", "--out", tmp_path / "control"]
+    lent += ["--control", "random"]
+    assert script(module, *own, *lent) == 0
+    carried, random = numbers(tmp_path / "run"), numbers(tmp_path / "control")
+    first, last = carried
+    assert random[first]["distances"] == pytest.approx(carried[first]["distances"], rel=1e-4)
+    for name, further in random[last]["distances"].items():  # the second began at the first's
+        assert further != pytest.approx(carried[last]["distances"][name], rel=1e-4)
+    assert random[last]["future_loss"] != carried[last]["future_loss"]
+    capsys.readouterr()
+    lent[lent.index("random")] = "other"
+    assert script(module, *own, *lent) == 2
+    assert "is of a run with --carry-over; give one in which each" in capsys.readouterr().err
+    lent[lent.index("other")] = "random"
+    assert script(module, *own, *lent, "--seed", 7) == 2
+    assert "is of a run with --seed 42, which a method may begin with" in capsys.readouterr().err
 
 
 def test_another_order_is_refused(run, capsys):

@@ -80,6 +80,7 @@ def test_scores_against_the_clean_truth_stand_beside_those_against_the_shifted(s
     assert record["psnr_db_clean"] < record["psnr_db"] - 3  # what was continued is dark
     assert record["future_loss_clean"] > record["future_loss"]
     assert record["future_loss_clean_before"] != record["future_loss_clean"]
+    assert record["future_loss_clean_online"] == record["future_loss_clean_before"]
     declared = json.loads((scored / "adasteer" / "config.json").read_text())["metrics"]
     assert set(CLEAN) <= declared.keys() and declared["psnr_db_clean"]["better"] == "higher"
     summary = json.loads((scored / "adasteer" / "summary.json").read_text())
@@ -88,7 +89,8 @@ def test_scores_against_the_clean_truth_stand_beside_those_against_the_shifted(s
 
 def test_the_clean_truth_changes_no_other_number(scored):
     blind, whole = (record_of(scored / name) for name in ("blind", "adasteer"))
-    added = {f"{name}{part}" for name in CLEAN for part in ("", "_before", "_per_frame")}
+    parts = ("", "_before", "_online", "_per_frame")
+    added = {f"{name}{part}" for name in CLEAN for part in parts}
     added |= {f"{name}_{part}" for name in ("truth", "second_take") for part in ("sha256", "file")}
     assert {key for key in whole if key not in blind} < added
     same = blind.keys() - {"columns", "video_file", "device"}

@@ -114,6 +114,7 @@ def test_what_cannot_be_trained_is_one_line(flags, right, train, tmp_path, capsy
     assert train(tmp_path / "out", *flags) == 2
     said = capsys.readouterr().err
     assert right in said and said.count("\n") == 1
+    assert not (tmp_path / "out").exists()  # the right flags are no other training
 
 
 # Restoring

@@ -134,13 +134,22 @@ def test_another_shape_than_that_of_the_start_is_refused(
     assert f"nano/checkpoint has {flag} {there}, got {flag} {value}" in said
 
 
-def test_a_batch_that_processes_cannot_share_is_refused(monkeypatch, capsys, tmp_path):
+REFUSED = {  # before a clip is drawn
+    "--batch 16: 3 processes cannot share it evenly": ["--batch", "16"],
+    "--width 100: must be a multiple of 32": ["--width", "100"],
+    "--muon-lr 0.001: needs torch 2.9, this is ": ["--muon-lr", "1e-3"],
+}
+
+
+@pytest.mark.parametrize("right", REFUSED)
+def test_what_cannot_be_trained_is_one_line(right, monkeypatch, capsys, tmp_path):
     monkeypatch.setenv("WORLD_SIZE", "3")
-    monkeypatch.setattr(sys, "argv", ["pretrain", "--batch", "16", "--work", f"{tmp_path}/w"])
+    monkeypatch.delattr(torch.optim, "Muon", raising=False)  # as an older torch
+    monkeypatch.setattr(sys, "argv", ["pretrain", *REFUSED[right], "--work", f"{tmp_path}/w"])
     with pytest.raises(SystemExit) as end:
         pretrain.main()
     assert end.value.code == 2 and not (tmp_path / "w").exists()
-    assert "--batch 16: 3 processes cannot share it evenly" in capsys.readouterr().err
+    assert right in capsys.readouterr().err
 
 
 @pytest.mark.slow

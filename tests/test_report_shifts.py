@@ -61,7 +61,7 @@ def sweep(tmp_path):
 
 @pytest.mark.slow  # bootstraps of many pairs: ten seconds
 def test_methods_down_shifts_across(sweep):
-    told = across(*sweep(clean=FALLS, **{"dark-3": {"ada": FALLS["norms"]}}))
+    (told,) = across(*sweep(clean=FALLS, **{"dark-3": {"ada": FALLS["norms"]}}))
     names = [f"{name}{end}" for name in FALLS for end in ("", "_carried (carried over)")]
     assert [row["method"] for row in told.readable] == names
     assert list(told.readable[0]) == ["method", "clean, 12 sources", "dark-3, 12 sources"]
@@ -95,7 +95,7 @@ def test_the_pages_cells_have_the_colour_of_the_gain():
 def test_controls_are_no_figure_and_without_shifts_there_is_no_table(sweep):
     comparisons, tables, controls, rows = sweep(clean={"ada": FALLS["ada"]})
     for plain in ([row | {"shift": ""} for row in rows], [{"name": row["name"]} for row in rows]):
-        assert across(comparisons, tables, controls, plain) is None
+        assert across(comparisons, tables, controls, plain) == []
     metric = next(iter(tables["report_clean_baseline"]))
     assert swept_figures(comparisons, rows, metric) == []
     counted = [row | {"control_of": None} for row in rows]

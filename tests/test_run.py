@@ -22,7 +22,9 @@ import full_tta
 import last_layer_tta
 import lora_tta
 import norm_tta
+import runs
 from backbones.longcat import LongCat
+from common.errors import UsageError
 
 ROOT = Path(adasteer.__file__).parent
 QUICK = ["--steps", 2, "--sampling-steps", 2, "--sampling=enhance_hf=false", "--future-draws", 1]
@@ -127,6 +129,14 @@ def test_a_half_written_result_is_done_again(whole, tmp_path, script):
     path.write_text(path.read_text()[:100])
     assert script(adasteer, *flags) == 0
     assert results(tmp_path)[path.stem] == results(whole[0])[path.stem]
+
+
+def test_of_a_finished_run_nothing_is_worked_on(whole):
+    """As in a notebook whose cell is run twice."""
+    args = runs.parse_args(None, adasteer.AdaSteer, [*map(str, QUICK), "--out", str(whole[0])])
+    with pytest.raises(UsageError, match="nothing is to be done there"):
+        with runs.Run(args).working(None):
+            pass
 
 
 def test_the_baseline_has_the_same_noise_and_no_adaptation(whole, tmp_path, script):

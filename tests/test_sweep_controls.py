@@ -159,4 +159,4 @@ def test_the_answer_has_every_method_both_ways_and_its_controls(tmp_path):
     assert len(carried) == 7 == len({row.script for row in rows}) and known == lenders(rows)
     for row in (row for row in rows if row.baseline and not row.control):
         own = {r.control for r in rows if known.get(r.name) == row.name}
-        assert own == (set() if row.args.carry_over else {"random", "other"})
+        assert own == ({"random"} if row.args.carry_over else {"random", "other"})

@@ -11,11 +11,14 @@ import sys
 
 import pytest
 from folders import change, make_run
+from test_prepare import pan, write_avi
 from test_run import ROOT
 
 import compare
 import sweep
+from common.data import sha256
 from common.errors import UsageError
+from prepare import shift
 from report.chosen import reported
 from report.rows import read_rows
 from runs.lists import list_videos
@@ -169,7 +172,7 @@ GAINS = {  # in dB, of lr 1e-3 and 1e-2
 def swept(folder, lists=None, gains=None):
     """A sweep's folder with all its runs."""
     rows = []
-    for name, (sources, shift) in {**LISTS, **(lists or {})}.items():
+    for name, (sources, kind) in {**LISTS, **(lists or {})}.items():
         for lr, gain in ((None, 0.0), *zip((1e-3, 1e-2), (gains or GAINS)[name], strict=True)):
             own = f"{name}_{'baseline' if lr is None else f'lr{lr}'}"
             run = make_run(
@@ -178,7 +181,7 @@ def swept(folder, lists=None, gains=None):
             )  # fmt: skip
             change(run / "config.json", lambda config, n=name: config.update(manifest_sha256=n))
             for path in (run / "videos").glob("*.json"):
-                change(path, lambda record, n=name, s=shift: mark(record, n, s))
+                change(path, lambda record, n=name, s=kind: mark(record, n, s))
             row = {"name": own, "baseline": None, "over": {}, "template": ""}
             if lr is not None:
                 row |= {"baseline": f"{name}_baseline", "over": {"lr": lr}, "template": "lr{lr}"}
@@ -214,7 +217,8 @@ def test_the_setting_is_chosen_on_one_part_and_reported_on_the_other(tmp_path, s
     assert [row["method"] for row in tables][:2] == names[2:]
     assert tables[1]["gain"] == pytest.approx(0.2)
     assert found["notes"] == notes
-    (gains,) = found["shifts"].values()
+    (shifts,) = found["shifts"].values()  # no run here has a clean truth
+    (gains,) = shifts.values()
     assert {k: v["gain"] for k, v in gains.items()} == pytest.approx({"clean": 0.1, "dark-3": 0.2})
     text = (tmp_path / "report" / "table.md").read_text()
     assert "| method | clean, 3 sources | dark-3, 3 sources |" in text
@@ -280,6 +284,32 @@ def test_a_clip_under_the_name_of_another_source_is_refused(tmp_path):
         UsageError, match="the file 'c' was used to choose settings and is reported"
     ):
         reported(tmp_path, read_rows(tmp_path))
+
+
+@pytest.mark.parametrize("kind", ["flip", "noise"])
+def test_a_shifted_clip_is_known_by_its_original(kind, tmp_path, monkeypatch):
+    """prepare.shift writes it anew, at another size the clean one too."""
+    swept(tmp_path)
+    file = tmp_path / "own.avi"
+    write_avi(file, pan(1, 12))
+    flags = ["--kind", kind, "--severity", "1", "--size", "16x16", "--min-frames", "4"]
+    argv = ["shift", str(file), *flags, "--out", str(tmp_path / "shifted")]
+    monkeypatch.setattr(sys, "argv", argv)
+    assert shift.main() == 0
+    (video,) = list_videos(tmp_path / "shifted" / "manifest.csv", allow_empty=True)[0]
+    for path in tmp_path.glob("choose_blur-1_*/videos/v000.json"):
+        change(path, lambda record: record.update(columns=video.columns, video_sha256="new"))
+    for path in tmp_path.glob("report_clean_*/videos/v000.json"):
+        change(path, lambda record: record.update(video_sha256=sha256(file)))
+    with pytest.raises(UsageError, match=f"the file '{sha256(file)}' was used to choose"):
+        reported(tmp_path, read_rows(tmp_path))
+
+
+def test_a_column_of_the_lists_own_is_no_shift(tmp_path):
+    swept(tmp_path)
+    for path in tmp_path.glob("*clean*/videos/*.json"):
+        change(path, lambda record: record["columns"].update(shift="day"))
+    assert reported(tmp_path, read_rows(tmp_path))
 
 
 def test_choosing_on_the_reported_runs_is_refused(tmp_path):
@@ -349,6 +379,11 @@ def test_a_sweep_chooses_and_reports(tmp_path):
     found = json.loads((out / "report" / "results.json").read_text())
     assert list(found["comparisons"]) == ["report_dark-3_baseline"]
     assert "future_loss_clean" in found["comparisons"]["report_dark-3_baseline"]["tables"]
+    assert list(found["shifts"]) == ["future_loss", "future_loss_clean"]
+    (first,), (second,) = (
+        [c["dark-3"]["gain"] for c in t.values()][:1] for t in found["shifts"].values()
+    )
+    assert first != second
     again = subprocess.run([*map(str, words)], capture_output=True, text=True)
     assert again.returncode == 0 and "[1/3]" in again.stdout and "video" in again.stdout
     (chosen,) = out.glob("report_dark-3_adasteer*")
