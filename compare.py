@@ -13,13 +13,13 @@ symmetrically about zero, so the two need not agree. Beside p is the smallest th
 can reach. Runs that differ in the seed only are averaged.
 """
 
-import argparse
 from pathlib import Path
 
 import runs  # first: signals, and how torch's threads wait
 
 # isort: split
 import common
+from common.values import folder
 from report.across import across
 from report.beside import beside_controls
 from report.chosen import reported
@@ -53,12 +53,6 @@ def parse_args():
     if bool(args.sweep) == bool(args.runs):
         parser.error("give either folders of runs or --sweep FOLDER")
     return args
-
-
-def folder(text):
-    if not text or (Path(text).exists() and not Path(text).is_dir()):
-        raise argparse.ArgumentTypeError(f"{text!r} is no folder; give the report one of its own")
-    return Path(text)
 
 
 def sets_of(args):

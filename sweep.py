@@ -22,7 +22,6 @@ In flags {results}NAME is the folder of the row NAME, of the same part and shift
 the sets of report alone.
 """
 
-import argparse
 import shlex
 import sys
 from pathlib import Path
@@ -31,6 +30,7 @@ import runs  # first: signals, and how torch's threads wait
 
 # isort: split
 import common
+from common.values import folder
 from report.chosen import rows_to_report
 from report.table import as_text
 from runs.parser import Parser
@@ -87,12 +87,6 @@ def check(args):
         raise common.UsageError(
             "--nano: has its own checkpoint, --checkpoint another; give one of them"
         )
-
-
-def folder(text):
-    if not text.strip():
-        raise argparse.ArgumentTypeError("is empty; give the name of a folder")
-    return Path(text)
 
 
 def run(args, out):

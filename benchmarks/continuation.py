@@ -152,7 +152,10 @@ def shown(values, sources, digits):
 
 def main():
     args = arguments()
-    model = backbones.load(args.checkpoint)
+    try:
+        model = backbones.load(args.checkpoint)
+    except backbones.CheckpointError as error:
+        raise UsageError(f"CHECKPOINT: {error}") from error
     sets = {"own scenes": own_scenes(args.scenes)} if args.scenes else {}
     if args.videos:
         videos = list_videos(args.videos, allow_empty=True)[0]
@@ -161,7 +164,7 @@ def main():
     for name, clips in sets.items():
         clips = list(clips)
         if not clips:
-            raise UsageError(f"--videos {args.videos}: none of its clips moves")
+            raise UsageError(f"{name}: none that moves; give more --scenes, or other --videos")
         captions = list({"", *(caption for _, _, caption in clips)})
         texts = dict(zip(captions, model.embed_each(captions), strict=True))
         rows, sources, said = [], [], {}

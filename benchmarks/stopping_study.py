@@ -9,6 +9,9 @@ relative change of the loss on the true future, with 95 % intervals over sources
 the held-out latents choose, at the last one, and at each video's best one, known afterwards only.
 """
 
+from runs.exits import run_script  # first: signals, and how torch's threads wait
+
+# isort: split
 import argparse
 from pathlib import Path
 from statistics import median
@@ -65,7 +68,8 @@ def main():
     parser.add_argument("runs", type=Path, nargs="+", help="folders of runs")
     for path in parser.parse_args().runs:
         print(path, *summary(path), sep="\n  ")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -22,7 +22,7 @@ def at_least(low, high=MANY):
 
 
 def folder(text):
-    if not text:
+    if not text.strip():
         raise argparse.ArgumentTypeError("must not be empty; give a folder")
     if Path(text).is_file():
         raise argparse.ArgumentTypeError(f"{text}: is a file; give a folder")

@@ -46,6 +46,7 @@ def ranks_here():
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 program, root = Path(sys.argv[0]), Path(__file__).resolve().parents[1]
-if program.is_file() and program.resolve().parent in (root, root / "prepare", root / "report"):
+ours = [root / room for room in ("", "prepare", "report", "litevsr")]
+if program.is_file() and program.resolve().parent in ours:
     for each in SIGNALS:  # until run_script has its own
         signal.signal(each, stop_at_once)

@@ -235,9 +235,9 @@ def test_a_video_without_psnr_has_no_figures_of_it(compared, tmp_path):
 def test_the_report_needs_a_folder(compared, tmp_path):
     file = tmp_path / "file"
     file.write_text("mine")
-    for out in (file, ""):
+    for out, why in ((file, f"{file}: is a file; give a folder"), ("", "must not be empty")):
         code, _, said = compared(lambda folder: None, out=out)
-        assert code == 2 and f"--out: '{out}' is no folder" in said and file.read_text() == "mine"
+        assert code == 2 and f"--out: {why}" in said and file.read_text() == "mine"
     code, _, said = compared(lambda folder: None, out=file / "report")
     assert code == 1 and str(file) in said and said.count("\n") == 1
 

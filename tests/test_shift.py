@@ -34,7 +34,7 @@ def test_what_a_sweep_may_name_is_what_there_is():
 
 
 @pytest.mark.parametrize("name", ["a", "b"])
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in OWN_TRUTH])
+@pytest.mark.parametrize("kind", [k for k in KINDS if k not in OWN_TRUTH or k == "rotation"])
 def test_severities_are_monotone_in_psnr_to_the_clean_clip(kind, name):
     found = [under(kind, severity, name) for severity in range(1, 6)]
     assert all(frames.shape == CLIP.shape and frames.dtype == np.uint8 for frames in found)
