@@ -10,6 +10,7 @@ import time
 import torch
 import torch.distributed as dist
 
+DAY = 24 * 60  # minutes
 GRACE = 3  # seconds in which the others that still live say so
 stores = []  # of the group, see connect
 

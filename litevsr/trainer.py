@@ -21,7 +21,6 @@ from nano.recipe import average
 from runs.results import write_json
 
 WARM_UP, MAX_GRAD_NORM = 200, 1.0
-DAY = 24 * 60  # minutes; the first process encodes while the others wait
 ALONE = 500  # first iterations, without unrolling
 HEAD = 128  # channels of a head
 PARTS = ("adapter", "average", "optimizer")  # of the state
@@ -40,7 +39,7 @@ class Trainer:
         self.whole = ranks.count() * args.batch
         self.mine = slice(self.rank * args.batch, (self.rank + 1) * args.batch)
         self.device = pick_device(args.device)
-        ranks.start(self.device, DAY)
+        ranks.start(self.device, ranks.DAY)  # the first encodes while the others wait
         source, geometry = source_of(args.data), backbones.geometry(args.checkpoint)
         self.size = args.size or geometry.size
         refuse_misfit(geometry, self.size, args)

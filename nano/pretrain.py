@@ -44,13 +44,12 @@ from nano.recipe import (
 
 COOLDOWN = 0.25  # share of the steps over which the rate falls
 TEXT_LENGTH = 64  # tokens
-DAY = 24 * 60  # minutes; the first process draws clips while the others wait
 
 
 class Trainer:
     def __init__(self, args):
         self.args, self.device = args, torch.device(ranks.own_device(args.device))
-        ranks.start(self.device, DAY)
+        ranks.start(self.device, ranks.DAY)  # the first draws clips while the others wait
         share = args.batch // ranks.count()
         self.mine = slice(ranks.rank() * share, (ranks.rank() + 1) * share)
         if ranks.rank() > 0:  # it reads what the first has made
