@@ -6,7 +6,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from common.errors import UsageError
-from runs.flags import generation, is_table, spelt, value_of
+from runs.flags import effort_of, generation, is_table, spelt, value_of
 from runs.identity import is_baseline, read_config
 from runs.results import in_8_bits, read_record
 
@@ -38,7 +38,8 @@ def baseline_beside(out, config):
 
 
 def adapted_runs(baseline, config):
-    """Folders beside a baseline with that config.json of runs that it is the baseline of."""
+    """Folders beside a baseline with that config.json of runs that it is the baseline of, or a
+    control: it may take more time."""
     found = {
         path.parent: read_config(path.parent) for path in baseline.parent.glob("*/config.json")
     }
@@ -46,7 +47,7 @@ def adapted_runs(baseline, config):
         folder
         for folder, its in sorted(found.items())
         if its and is_table(its.get("flags")) and not is_baseline(its["arguments"])
-        and difference_of(config, its) is None
+        and difference_of(config, its, but=effort_of(config["flags"], {})) is None
     ]  # fmt: skip
 
 
@@ -60,12 +61,14 @@ def why_not(folder, config):
     return difference_of(found, config)
 
 
-def difference_of(there, here):
-    """Words on the first thing in which the continuations of two configs differ, or None."""
+def difference_of(there, here, but=()):
+    """Words on the first thing in which the continuations of two configs differ, or None. but:
+    names of arguments in which they may."""
     flags = there["flags"] | here["flags"]
     compared = [(name, there.get(name), here.get(name)) for name in SHARED] + [
         (spelt(flags, name), *(value_of(flags, name, x["arguments"]) for x in (there, here)))
         for name in [*generation(flags), "seed"]
+        if name not in but
     ]
     for name, its, mine in compared:
         if its != mine:

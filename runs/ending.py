@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 from common.metrics import mean
-from runs.baseline import adapted_runs, shared_records
+from runs.baseline import adapted_runs, baseline_beside, shared_records
 from runs.flags import kept_by_baseline
-from runs.identity import ROOT, is_baseline
+from runs.identity import ROOT, is_baseline, read_config
 
 SHOWN = {"psnr_db": ("PSNR", " dB", 2), "ssim": ("SSIM", "", 3), "lpips": ("LPIPS", "", 3)}
 REFERENCES = {
@@ -92,7 +92,9 @@ def next_steps(args, config, baseline):
     kept += args.kind.window_flags(args)
     if is_baseline(vars(args)):
         if found := adapted_runs(args.out, config):
-            return ["next: the comparison", compare(args.out, *found)]
+            plain = baseline_beside(found[0], read_config(found[0])) or args.out
+            own = [] if plain == args.out else [args.out]  # a control, which takes more time
+            return ["next: the comparison", compare(plain, *found, *own)]
         other = free(args.out.parent / args.script)
         adapt = command(script, *kept, "--out", other)
         return [f"next: adapt, from {args.kind.SAME}, and compare", adapt, compare(args.out, other)]

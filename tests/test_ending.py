@@ -222,6 +222,19 @@ def test_a_baseline_that_comes_after_is_compared_with_what_is_there(tmp_path, sc
     assert last == ["compare.py", *folders[:2], "--out", folders[2]]
 
 
+def test_a_baseline_that_takes_more_time_is_compared_as_a_control(
+    baseline, tmp_path, script, capsys
+):
+    assert script(adasteer, *TWO, "--out", tmp_path / "mine") == 0
+    capsys.readouterr()
+    flags = ["--steps", 0, "--best-of", 3, "--out", tmp_path / "best"]
+    assert script(adasteer, *TWO, *flags) == 0
+    (report,) = commands(capsys.readouterr().out)
+    assert report[1:4] == [str(tmp_path / name) for name in ("baseline", "mine", "best")]
+    assert script(compare, *report[1:]) == 0
+    assert "mine beside its controls" in capsys.readouterr().out
+
+
 def test_a_report_is_whole_when_nobody_reads_what_is_printed(baseline, tmp_path):
     command = [sys.executable, ROOT / "compare.py", baseline, "--out", tmp_path / "report"]
     read, write = os.pipe()
