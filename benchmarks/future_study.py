@@ -11,12 +11,9 @@ import argparse
 import contextlib
 import functools
 import hashlib
-import os
 import shlex
 import sys
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +32,7 @@ from full_tta import FullTTA
 from last_layer_tta import LastLayer
 from lora_tta import LoRA
 from norm_tta import NormTTA
+from prepare.workers import start_workers, submit
 from report.statistics import clustered_interval
 from runs.identity import fingerprint, source_sha256
 from runs.lists import list_videos
@@ -195,12 +193,12 @@ def main():
 
     def run(pool, chosen, rows, title):
         jobs = [
-            pool.submit(study_clip, v, args.checkpoint, rows, folder / f"{v.id}.json")
+            submit(pool, study_clip, v, args.checkpoint, rows, folder / f"{v.id}.json")
             for v in chosen
         ]
         return [job.result() for job in tqdm(jobs, title, unit="clip")]
 
-    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
+    with start_workers() as pool:
         grid = {name: [row_of(name, r) for r in rates] for name, (_, _, rates) in GRID.items()}
         tried = run(pool, few, [row for rows in grid.values() for row in rows], "choosing")
         means = {n: [changes(tried, row).mean() for row in rows] for n, rows in grid.items()}

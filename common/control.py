@@ -49,8 +49,8 @@ def refuse_lender(args):
     """Raises UsageError for adapters that the control cannot take the place of: for `other` those
     that began at other videos', from which what was learned on a video alone is not to be told; for
     `random` those that began elsewhere than this run's parameters do."""
-    its, names = lender_arguments(args), ["adapter"]
-    names += ["carry_over", "reptile", "start_from"] if args.control == "other" else []
+    its, names = lender_arguments(args), ["adapter", "start_from"]
+    names += ["carry_over", "reptile"] if args.control == "other" else []
     for name in names:
         if its.get(name):
             flag = f"--{name.replace('_', '-')}"
@@ -58,11 +58,6 @@ def refuse_lender(args):
                 f"--control {args.control}: --adapter {args.adapter} is of a run with {flag}; give "
                 "one in which each video begins alone"
             )
-    if args.control == "random" and its.get("seed", args.seed) != args.seed:
-        raise UsageError(
-            f"--control random: --adapter {args.adapter} is of a run with --seed {its['seed']}, "
-            f"which a method may begin with; give it, got --seed {args.seed}"
-        )
 
 
 def lender_arguments(args):

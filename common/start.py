@@ -44,7 +44,7 @@ def add_arguments(group):
     group.add_argument(
         "--reset-on-degradation", action="store_true", changes="adaptation",
         help="back to the start where what came from other videos has a worse loss, by its "
-        "standard error over --stop-sigmas and --stop-draws",
+        "standard error over --stop-draws",
     )  # fmt: skip
     group.add_argument(
         "--reptile", type=share, default=0.0, metavar="EPS", changes="adaptation",
@@ -64,9 +64,11 @@ def check(args):
     args.steps = steps if args.steps is None else args.steps
     refuse_nothing_learned(args)
     if args.control and linked(args):
+        may = args.control == "random" and args.start_from != BANK
+        right = f"a run with {linked(args)}" if may else "one in which each video begins alone"
         raise UsageError(
             f"--control {args.control}: not with {linked(args)}, which would hand its change on; "
-            "give --adapter RUN/videos of a run with it and --save-adapter"
+            f"give --adapter RUN/videos, of {right} and --save-adapter"
         )
     if args.reset_on_degradation:
         asked = any(given.get("carry_over") for given in args.headings.values())  # 0 is a KEEP too

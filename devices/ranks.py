@@ -99,6 +99,6 @@ def average(tensors):
     whole = torch.cat([x.flatten() for x in tensors])
     with together():
         dist.all_reduce(whole)
-    parts = (whole / count()).split([x.numel() for x in tensors])
+    parts = whole.div_(count()).split([x.numel() for x in tensors])
     for x, mean in zip(tensors, parts, strict=True):
         x.copy_(mean.view_as(x))

@@ -26,6 +26,7 @@ HEAD = 128  # channels of a head
 PARTS = ("adapter", "average", "optimizer")  # of the state
 UNSEEN, CHECKED = 2**40, 8  # numbers of pairs that no training shows
 
+SETTINGS = "settings.json"
 # what may differ when the same training goes on
 FREE = ("out", "work", "recompute", "workers", "save_every", "device")
 
@@ -50,8 +51,11 @@ class Trainer:
         text = next(self.model.embed_each([""]))
         self.text = {name: value.to(self.device) for name, value in text.items()}
         self.checked = self.encode(self.loaded(range(UNSEEN, UNSEEN + CHECKED), CHECKED))
-        self.cached = self.encode_once() if args.cache else None
         self.restorer = Restorer(self.model, self.new_adapter())
+        if self.rank == 0:  # what is refused above leaves no trace
+            args.work.mkdir(parents=True, exist_ok=True)
+            write_json(args.work / SETTINGS, settings_of(args))
+        self.cached = self.encode_once() if args.cache else None
         self.adapter = self.restorer.adapter
         self.average = AveragedModel(self.adapter, multi_avg_fn=average)
         self.optimizer = torch.optim.AdamW(self.adapter.parameters(), args.lr, weight_decay=0.01)
@@ -191,12 +195,14 @@ def refuse_misfit(geometry, size, args):
         raise UsageError(f"--frames {args.frames}: {error}") from error
 
 
+def settings_of(args):
+    found = {k: str(v) for k, v in sorted(vars(args).items()) if k not in FREE}
+    return found | {"processes": str(ranks.count())}
+
+
 def refuse_other(args):
     """A work folder belongs to one training. Raises UsageError."""
-    asked = {k: str(v) for k, v in sorted(vars(args).items()) if k not in FREE}
-    asked["processes"] = str(ranks.count())
-    args.work.mkdir(parents=True, exist_ok=True)
-    path = args.work / "settings.json"
+    path, asked = args.work / SETTINGS, settings_of(args)
     if path.exists() and (found := json.loads(path.read_text())) != asked:
         keys = sorted(found.keys() | asked.keys())
         other = next(key for key in keys if found.get(key) != asked.get(key))
@@ -204,5 +210,3 @@ def refuse_other(args):
             f"--work {args.work}: holds a training with --{other.replace('_', '-')} "
             f"{found.get(other)}, asked for is {asked.get(other)}; give another --work"
         )
-    if ranks.rank() == 0:
-        write_json(path, asked)

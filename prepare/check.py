@@ -2,8 +2,8 @@
 
     python -m prepare.check data/ucf101/manifest.csv
 
-Exit code 1 where something would make a run refuse or mean little: poor captions, files that do not
-decode, the same file twice.
+Exit code 1 where something would make a run refuse or mean little: poor or empty captions, files
+that do not decode, the same file twice.
 """
 
 import argparse
@@ -153,7 +153,10 @@ def main():
     if poor:
         print(f"POOR CAPTIONS: {poor}; a run refuses them without --allow-poor-captions")
     if empty := sum(not video.caption for video in videos):
-        print(f"EMPTY CAPTIONS: {empty}; a run refuses any without --caption TEXT")
+        print(
+            f"EMPTY CAPTIONS: {empty}; a run refuses any without --caption TEXT or "
+            "--allow-poor-captions"
+        )
     if found:
         sheet = args.sheet or args.manifest.parent / "contact_sheet.png"
         contact_sheet(found, sheet)

@@ -3,6 +3,7 @@ against the truth without the shift."""
 
 from dataclasses import dataclass
 
+from common.metrics import CLEAN_OF
 from report.metrics import main_metric, title, unit
 from report.table import TOO_FEW
 from report.verdict import HELPS, counted, outcome
@@ -66,7 +67,7 @@ def across(comparisons, tables, controls, rows):
     theirs, by name; rows: those of the sweep."""
     main = main_metric(*comparisons.values())
     names = {name for comparison in comparisons.values() for name in comparison.metrics.values()}
-    clean = [name for name in names if name == f"{main}_clean"]
+    clean = [name for name in names if name == CLEAN_OF.get(main)]
     found = [cells_of(metric, comparisons, tables, controls, rows) for metric in (main, *clean)]
     return [Across(m, cells) for m, cells in zip((main, *clean), found, strict=True) if cells]
 

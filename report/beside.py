@@ -4,11 +4,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from common.metrics import CLEAN_OF
 from report.controls import what_it_is
 from report.metrics import ZERO, main_metric, unit
 from report.statistics import FEWEST, clustered_interval, harmed
 from report.table import TOO_FEW, number
 from report.verdict import DIRECTIONS, FEW, HARMS, HELPS, UNTOLD, Verdict, moved, outcome, size
+from runs.identity import goes_on
 
 SPENT = ("adapt_seconds", "generate_seconds")
 WORDS = {
@@ -28,6 +30,10 @@ CONCLUSIONS = {  # by whether the method is told to be ahead of random, and of o
     (None, True): f"{FROM_LEARNING} on each video",
     (None, False): "so nothing shows that the gain comes from the video itself",
     (None, None): "where the gain comes from is not known (--control random and other would tell)",
+}
+CARRIED = {  # --control other is not for these
+    (True, None): f"{FROM_LEARNING}, on this video or on those before it",
+    (None, None): "where the gain comes from is not known (--control random would tell)",
 }
 UNSHOWN = "so nothing shows that the gain comes from what was learned"
 
@@ -54,13 +60,15 @@ def beside_controls(comparison):
         if controls and comparison.scored(metric):
             shown = [comparison.baseline, method, *controls]
             rows = [row_of(comparison, each, method, metric) for each in shown]
-            found.append(Beside(method.name, rows, claim(rows, metric, comparison.metrics)))
+            carried = goes_on(method.runs[0].arguments)
+            said = claim(rows, metric, comparison.metrics, carried)
+            found.append(Beside(method.name, rows, said))
     return found
 
 
 def row_of(comparison, each, method, metric):
     """Gains of a run, and by how much the method is ahead of it, as (mean, low, high) by metric."""
-    shown = dict.fromkeys([metric, f"{metric}_clean", "psnr_db"])
+    shown = [metric, CLEAN_OF.get(metric), "psnr_db"]
     gains, ahead = {}, {}
     for name in (m for m in comparison.metrics.values() if m in shown and comparison.scored(m)):
         videos = comparison.scored(name)
@@ -102,8 +110,9 @@ def with_interval(mean, low, high, unit):
     return f"{mean}{unit} ({' to '.join(ends) or TOO_FEW})"
 
 
-def claim(rows, metric, metrics):
-    """The sentence on the method of rows[1] beside the controls in rows[2:]."""
+def claim(rows, metric, metrics, carried=False):
+    """The sentence on the method of rows[1] beside the controls in rows[2:]. carried: whether it
+    goes on from video to video."""
     own, controls, pictures = rows[1], rows[2:], metrics.get("psnr_db")
     head = f"{own['run']} beside its controls"
     gain = as_row(own["gains"][metric])
@@ -113,7 +122,7 @@ def claim(rows, metric, metrics):
         return Verdict(FEW, head, few)
     parts, sure = [moved(gain, metric)], False
     if result == HELPS:
-        more, sure = explained(controls, metric)
+        more, sure = explained(controls, metric, carried)
         parts += more
     else:
         parts.append("no gain is told that could be explained")
@@ -129,7 +138,7 @@ def as_row(gain):
     return dict(zip(("gain", "low", "high"), gain, strict=True))
 
 
-def explained(controls, metric):
+def explained(controls, metric, carried):
     """What each kind of control says of a gain, and the conclusion; whether it is from learning."""
     parts, ahead = [], dict.fromkeys(WORDS)
     for each in controls:
@@ -139,7 +148,8 @@ def explained(controls, metric):
             ahead[kind] = ahead[kind] is not False and lead == HELPS  # of all of a kind
             parts.append(against(words, each["gains"][metric], lead, metric))
     random, other = told = tuple(ahead.values())
-    conclusion = UNSHOWN if random is False else CONCLUSIONS[told]
+    conclusions = CONCLUSIONS | (CARRIED if carried else {})
+    conclusion = UNSHOWN if random is False else conclusions[told]
     return [*parts, conclusion], True in told and False not in told
 
 

@@ -37,18 +37,25 @@ def baseline_beside(out, config):
     return next((path for path in beside if why_not(path, config) is None), None)
 
 
-def adapted_runs(baseline, config):
-    """Folders beside a baseline with that config.json of runs that it is the baseline of, or a
-    control: it may take more time."""
-    found = {
-        path.parent: read_config(path.parent) for path in baseline.parent.glob("*/config.json")
-    }
-    return [
-        folder
-        for folder, its in sorted(found.items())
+def compared_with(baseline, config):
+    """Folders that compare.py takes with a baseline with that config.json: it and the runs beside
+    it that it is the baseline of; else, with those that it is a control of, taking more time, their
+    own baseline before and it behind. [] where there is none."""
+    beside = sorted(path.parent for path in baseline.parent.glob("*/config.json"))
+    adapted = {
+        folder: its
+        for folder, its in zip(beside, map(read_config, beside), strict=True)
         if its and is_table(its.get("flags")) and not is_baseline(its["arguments"])
-        and difference_of(config, its, but=effort_of(config["flags"], {})) is None
-    ]  # fmt: skip
+    }
+    if own := [f for f, its in adapted.items() if difference_of(config, its) is None]:
+        return [baseline, *own]
+    but = effort_of(config["flags"], {})
+    for folder, its in adapted.items():
+        plain = baseline_beside(folder, its)
+        if plain and difference_of(config, its, but) is None:
+            same = [f for f, other in adapted.items() if why_not(plain, other) is None]
+            return [plain, *same, baseline]
+    return []
 
 
 def why_not(folder, config):

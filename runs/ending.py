@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 from common.metrics import mean
-from runs.baseline import adapted_runs, baseline_beside, shared_records
+from runs.baseline import compared_with, shared_records
 from runs.flags import kept_by_baseline
-from runs.identity import ROOT, is_baseline, read_config
+from runs.identity import ROOT, is_baseline
 
 SHOWN = {"psnr_db": ("PSNR", " dB", 2), "ssim": ("SSIM", "", 3), "lpips": ("LPIPS", "", 3)}
 REFERENCES = {
@@ -91,10 +91,8 @@ def next_steps(args, config, baseline):
     script, kept = f"{args.script}.py", kept_by_baseline(args.given, args.flags)
     kept += args.kind.window_flags(args)
     if is_baseline(vars(args)):
-        if found := adapted_runs(args.out, config):
-            plain = baseline_beside(found[0], read_config(found[0])) or args.out
-            own = [] if plain == args.out else [args.out]  # a control, which takes more time
-            return ["next: the comparison", compare(plain, *found, *own)]
+        if found := compared_with(args.out, config):
+            return ["next: the comparison", compare(*found)]
         other = free(args.out.parent / args.script)
         adapt = command(script, *kept, "--out", other)
         return [f"next: adapt, from {args.kind.SAME}, and compare", adapt, compare(args.out, other)]

@@ -71,8 +71,14 @@ def lent(args):
 def refuse_unfinished(args, config, videos):
     """Raises UsageError where a control takes what a run of the same list has learned, and that has
     not been at all of these videos: what is taken would depend on when it is."""
-    folder = args.adapter
-    if config.get("control_of", {}).get("manifest_sha256") != config["manifest_sha256"]:
+    folder, its = args.adapter, config.get("control_of", {})
+    seed = its.get("arguments", {}).get("seed", args.seed)
+    if vars(args).get("control") == "random" and seed != args.seed:
+        raise UsageError(
+            f"--control random: --adapter {folder} is of a run with --seed {seed}, which a method "
+            f"may begin with; give it, got --seed {args.seed}"
+        )
+    if its.get("manifest_sha256") != config["manifest_sha256"]:
         return
     missing = [v.id for v in videos if read_record(folder / f"{v.id}.json") is None]
     if missing:

@@ -108,7 +108,7 @@ def read_manifest(path, flag, allow_empty):
     for line, row in read_csv(path, {"filename", "caption"}, f"{flag} {path}"):
         for name in ("filename",) if allow_empty else ("filename", "caption"):
             if not (row[name] or "").strip():
-                more = "; scripts take --caption TEXT for all" if name == "caption" else ""
+                more = " (see --caption, --allow-poor-captions)" if name == "caption" else ""
                 raise UsageError(
                     f"{flag} {path}, line {line}: empty {name}; every video needs one{more}"
                 )

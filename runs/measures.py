@@ -4,7 +4,7 @@ whether it may decide (`leads`: the first that was measured does), whether it is
 (`learned`: it says nothing of help), what sentences call it, its unit there, and what a reader must
 know (`about`)."""
 
-from common.metrics import CLEAN, CLEAN_ONLINE, METRICS
+from common.metrics import CLEAN, CLEAN_OF, METRICS
 
 OF_VIDEOS = {name: {"better": better} for name, better in METRICS.items() if better}
 OF_VIDEOS["future_loss"] |= {
@@ -82,7 +82,9 @@ def of_videos(videos, carried):
     clean = OF_CLEAN if any("truth" in video.beside for video in videos) else {}
     found = ({"future_loss_online": ONLINE} if carried else {}) | OF_VIDEOS | clean
     if clean and carried:
-        found[CLEAN_ONLINE] = OF_CLEAN["future_loss_clean"]
+        found[CLEAN_OF["future_loss_online"]] = OF_CLEAN["future_loss_clean"] | {
+            "about": f"{OF_CLEAN['future_loss_clean']['about']} Adapted to the videos before alone."
+        }
     return found
 
 

@@ -1,7 +1,7 @@
 """Whether what was read as the record of a finished video or latent clip has, of the right kind,
 what others read in it."""
 
-from common.metrics import CLEAN, METRICS
+from common.metrics import CLEAN, CLEAN_OF, METRICS
 from common.values import MANY
 
 STAGES = ("encode", "adapt", "generate", "decode", "metrics", "total")  # <stage>_seconds
@@ -79,7 +79,7 @@ def has_details(record):
         and all(isinstance(text, str | None) for text in record["columns"].values())
         and all(isinstance(record.get(f"{name}_sha256"), str | None) for name in HASHED)
         and isinstance(record.get("stop_step"), int | None)
-        and all(is_score(record.get(name)) for name in (*OTHERS, *CLEAN))
+        and all(is_score(record.get(name)) for name in (*OTHERS, *CLEAN_OF.values()))
         and all(is_curve(record.get(f"{kind}_losses", [])) for kind in ("anchor", "future"))
     )
 

@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -119,6 +120,9 @@ def test_a_clip_of_the_study_goes_on_and_its_sign_can_be_flipped(tmp_path, monke
     assert flipped["losses"][0] > 2 * first["losses"][0]
     assert flipped["future_loss_before"] == first["future_loss_before"]
     assert flipped["future_loss"] > flipped["future_loss_before"]
+    other = replace(video, caption="another"), given[1]
+    again = future_study.study_clip(*other, rows[:1], tmp_path / "clip.json")
+    assert again.keys() == {rows[0].name} and again[rows[0].name]["future_loss"] != 7.0
 
 
 def test_rates_are_chosen_on_a_quarter_of_the_sources_in_any_order():

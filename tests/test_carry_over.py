@@ -62,7 +62,7 @@ def state(folder):
 
 
 def test_nothing_kept_is_each_video_alone_to_the_bit(run):
-    alone, nothing = run("alone"), run("nothing", "--carry-over", 0)
+    alone, nothing = run("alone"), run("nothing", "--carry-over", 0, "--reset-on-degradation")
     assert numbers(nothing) == numbers(alone) and len(numbers(alone)) == 4
     assert not (nothing / "state").exists()
     for record in numbers(alone).values():
@@ -278,7 +278,7 @@ def test_a_random_change_as_large_as_what_was_carried(module, shared, script, tm
     assert script(module, *own, *lent) == 2
     assert "is of a run with --carry-over; give one in which each" in capsys.readouterr().err
     lent[lent.index("other")] = "random"
-    assert script(module, *own, *lent, "--seed", 7) == 2
+    assert script(module, *own, *lent, "--seed", 7, "--out", tmp_path / "seed") == 2
     assert "is of a run with --seed 42, which a method may begin with" in capsys.readouterr().err
 
 

@@ -111,6 +111,11 @@ def test_it_must_be_ahead_of_all_of_a_kind(first, runs, tmp_path):
     assert beside.claim.sentence.endswith("the gain comes from what was learned.")
 
 
+def test_of_what_is_carried_over_no_impossible_control_is_asked_for(runs):
+    (beside,) = beside_controls(compare(runs(random=NOTHING, carry_over=1.0)))
+    assert beside.claim.sentence.endswith("on this video or on those before it.")
+
+
 def test_another_videos_adaptation_does_as_well(said):
     other = [fall + x for fall, x in zip(FALLS, NOTHING, strict=True)]
     sentence = said(random=NOTHING, other=other)

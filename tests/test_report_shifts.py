@@ -1,4 +1,4 @@
-"""The one table of a sweep on several shifts: methods down, shifts across."""
+"""The tables of a sweep on several shifts: methods down, shifts across."""
 
 import json
 

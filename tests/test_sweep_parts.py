@@ -306,10 +306,12 @@ def test_a_shifted_clip_is_known_by_its_original(kind, tmp_path, monkeypatch):
 
 
 def test_a_column_of_the_lists_own_is_no_shift(tmp_path):
-    swept(tmp_path)
-    for path in tmp_path.glob("*clean*/videos/*.json"):
-        change(path, lambda record: record["columns"].update(shift="day"))
-    assert reported(tmp_path, read_rows(tmp_path))
+    swept(tmp_path, {"choose_blur-1": (["a", "b"], None)})
+    for pattern in ("choose_blur-1_*", "report_clean_*"):
+        for path in tmp_path.glob(f"{pattern}/videos/*.json"):
+            change(path, lambda record: record["columns"].update(shift="day"))
+    _, notes = reported(tmp_path, read_rows(tmp_path))
+    assert "on clean, noise, 2 sources" in notes[0]
 
 
 def test_choosing_on_the_reported_runs_is_refused(tmp_path):
