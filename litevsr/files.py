@@ -32,7 +32,7 @@ def save_adapter(args, model, adapter, iterations):
     write_json(args.out / CONFIG, config)
 
 
-def load_adapter(folder, model):
+def load_adapter(folder, model, flag="--adapter"):
     """The adapter of a folder for that model, and its config. Raises UsageError."""
     try:
         config = json.loads((folder / CONFIG).read_text())
@@ -40,9 +40,9 @@ def load_adapter(folder, model):
         adapter.load_state_dict(load_file(folder / WEIGHTS))
     except Exception as error:  # of any kind: files of others
         words = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UsageError(f"--adapter {folder}: no adapter of litevsr.train ({words})") from error
+        raise UsageError(f"{flag} {folder}: no adapter of litevsr.train ({words})") from error
     made, own = config["model"], model.geometry.class_name
     measures = (model.latent_channels, model.hidden_width, model.depth)
     if made != own or measures != tuple(adapter.config[k] for k in ("channels", "width", "depth")):
-        raise UsageError(f"--adapter {folder}: was made for another model, a {made}; this is {own}")
+        raise UsageError(f"{flag} {folder}: was made for another model, a {made}; this is {own}")
     return adapter.requires_grad_(False).eval().to(model.device), config

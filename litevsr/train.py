@@ -32,6 +32,10 @@ def arguments():
         "--data", type=Path, metavar="PATH",
         help="REDS' folder, a CSV manifest, a folder of videos or one; by default nano's scenes",
     )  # fmt: skip
+    add(
+        "--start", type=Path, metavar="FOLDER",
+        help="an adapter to train further, of this model or of another of its measures",
+    )  # fmt: skip
     add("--size", type=frame_size, metavar="WxH", help="of the sharp crops; by default the model's")
     add("--frames", type=at_least(1), default=17, help="of a crop; as many as the model encodes")
     add("--scale", type=at_least(2, 16), default=4, help="how many times smaller the damaged are")
@@ -43,9 +47,9 @@ def arguments():
     add("--iterations", type=at_least(1), default=6000, help="of all processes together")
     add("--batch", type=at_least(1), default=2, help="clips an iteration and process")
     add("--lr", type=positive, default=1e-4, help="reached after 200 iterations, then a cosine")
-    add("--layers", type=at_least(1), default=2, help="of the adapter")
+    add("--layers", type=at_least(1), help="of the adapter (default: 2)")
     add("--heads", type=at_least(1), help="of its attention; by default one for 128 channels")
-    add("--every", type=at_least(1), default=1, metavar="N", help="inject after every Nth block")
+    add("--every", type=at_least(1), metavar="N", help="inject after every Nth block (default: 1)")
     add(
         "--recompute", type=at_least(0), metavar="N",
         help="leading blocks recomputed in backward; by default all, with less memory",
@@ -55,6 +59,9 @@ def arguments():
     add("--device", default="auto", help="cpu, cuda, ...; auto takes a GPU if there is one")
     args = parser.parse_args()
     args.work = args.work or args.out / "work"
+    for name in ("layers", "heads", "every"):
+        if args.start and getattr(args, name):
+            parser.error(f"--{name} {getattr(args, name)}: --start has its own; leave it out")
     return args
 
 

@@ -13,7 +13,7 @@ from common.errors import UsageError
 from common.loading import pick_device
 from devices import ranks
 from litevsr.data import Pairs, source_of
-from litevsr.files import save_adapter, save_whole
+from litevsr.files import load_adapter, save_adapter, save_whole
 from litevsr.progress import check, draw_curve
 from litevsr.restorer import Restorer, new_adapter
 from litevsr.unrolling import draw_walks, training_loss
@@ -71,13 +71,12 @@ class Trainer:
 
     def new_adapter(self):
         args = self.args
+        if args.start:
+            return load_adapter(args.start, self.model, "--start")[0].requires_grad_(True).train()
         torch.manual_seed(0)  # the same in every process
         heads = args.heads or max(1, self.model.hidden_width // HEAD)
-        latents = self.checked[0]
-        made = new_adapter(
-            self.model, latents, self.size, heads, layers=args.layers, every=args.every
-        )
-        return made.to(self.device)
+        shape = {"layers": args.layers or 2, "every": args.every or 1}
+        return new_adapter(self.model, self.checked[0], self.size, heads, **shape).to(self.device)
 
     # Pairs
 

@@ -97,6 +97,18 @@ def test_it_learns(train, tmp_path):
     assert all(0 < share < 1 for share in last["attention"].values())
 
 
+def test_an_adapter_is_trained_further(script, toy_checkpoint, clips, adapter, tmp_path, capsys):
+    given = ["--checkpoint", toy_checkpoint, "--data", clips, "--size", "48x32", "--frames", 5]
+    given += ["--batch", 2, "--workers", 0, "--iterations", 2, "--lr", 1e-9]  # nearly none
+    assert script(litevsr.train, *given, "--start", adapter, "--out", tmp_path / "out") == 0
+    ours, theirs = weights(tmp_path / "out"), weights(adapter)
+    assert all(torch.allclose(ours[name], theirs[name], atol=1e-6) for name in theirs)
+    assert any(value.any() for name, value in theirs.items() if "injections" in name)
+    capsys.readouterr()
+    assert script(litevsr.train, *given, "--start", clips, "--out", tmp_path / "other") == 2
+    assert f"--start {clips}: no adapter of litevsr.train" in capsys.readouterr().err
+
+
 def test_a_work_folder_belongs_to_one_training(train, tmp_path, capsys):
     assert train(tmp_path / "out", "--iterations", 2) == 0
     assert train(tmp_path / "out", "--iterations", 2, "--lr", 1e-3) == 2
@@ -108,6 +120,7 @@ def test_a_work_folder_belongs_to_one_training(train, tmp_path, capsys):
     (["--data", "nowhere"], "--data nowhere: no such file or folder"),
     (["--size", "50x32"], "--size 50x32: this checkpoint needs multiples of 16"),
     (["--size", "48x32", "--scale", 5], "--size 48x32: no multiple of --scale 5"),
+    (["--start", "nowhere", "--layers", 3], "--layers 3: --start has its own; leave it out"),
     (["--frames", 6], "--frames 6: frames must number 4k + 1, got 6"),
 ])  # fmt: skip
 def test_what_cannot_be_trained_is_one_line(flags, right, train, tmp_path, capsys):
