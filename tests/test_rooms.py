@@ -23,7 +23,7 @@ MAY_IMPORT = {  # and each itself; a new room says here what is below it
     "nano": BELOW,
     "litevsr": {SCRIPTS, "nano", *BELOW},
     SCRIPTS: {"report", "sweeps", *BELOW},
-    "benchmarks": {SCRIPTS, "report", "litevsr", "nano", *BELOW},
+    "benchmarks": {SCRIPTS, "report", "prepare", "litevsr", "nano", *BELOW},
 }
 LONGEST = 250  # lines of a module that the author of a method reads
 
