@@ -101,7 +101,7 @@ def test_files_that_are_no_text(content, script, tmp_path, capsys):
 def test_where_results_cannot_go(script, tmp_path, capsys):
     path = write(tmp_path, THREE)
     (tmp_path / "file").write_text("mine")
-    for out, words in (("", "is empty"), (tmp_path / "file", "is a file")):
+    for out, words in (("", "must not be empty"), (tmp_path / "file", "is a file")):
         for what in ("--local", "--status"):
             assert script(sweep, path, "--nano", what, "--out", out) == 2
             assert words in capsys.readouterr().err
