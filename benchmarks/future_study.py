@@ -26,6 +26,7 @@ from adasteer import AdaSteer
 from common.clip import Window, load_clip
 from common.data import sha256
 from common.errors import UsageError
+from common.loading import NANO
 from delta_c import DeltaC
 from film_tta import FiLM
 from full_tta import FullTTA
@@ -51,7 +52,6 @@ GRID = {  # method, its flags, and the rates to choose from
     "all weights": (FullTTA, "", ("1e-5", "3e-5", "1e-4", "3e-4")),
 }
 VARIED = ("AdaSteer, 12 groups", "LoRA, rank 1", "all weights")
-NANO = Path("nano/checkpoint")
 QUARTER = 0.25  # of the sources, on which rates are chosen
 
 
