@@ -2,7 +2,6 @@
 
 import json
 
-import torch
 from safetensors.torch import load_file, save_file
 
 from common.errors import UsageError
@@ -10,10 +9,6 @@ from litevsr.adapter import StateAwareAdapter
 from runs.results import replace_file, write_json
 
 CONFIG, WEIGHTS = "config.json", "adapter.safetensors"
-
-
-def save_whole(content, path):
-    replace_file(path, lambda temporary: torch.save(content, temporary))
 
 
 def save_adapter(args, model, adapter, iterations):

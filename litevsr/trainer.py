@@ -13,12 +13,12 @@ from common.errors import UsageError
 from common.loading import pick_device
 from devices import ranks
 from litevsr.data import Pairs, source_of
-from litevsr.files import load_adapter, save_adapter, save_whole
+from litevsr.files import load_adapter, save_adapter
 from litevsr.progress import check, draw_curve
 from litevsr.restorer import Restorer, new_adapter
 from litevsr.unrolling import draw_walks, training_loss
 from nano.recipe import average
-from runs.results import write_json
+from runs.results import save_whole, write_json
 
 WARM_UP, MAX_GRAD_NORM = 200, 1.0
 ALONE = 500  # first iterations, without unrolling

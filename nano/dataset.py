@@ -15,6 +15,7 @@ import backbones
 from nano import scenes
 from nano.architecture import train_tokenizer
 from nano.autoencoders import fit_linear, train_wan
+from runs.results import save_whole
 
 SIZE, FRAMES = 64, 29  # pixels on a side, frames of a training clip
 CHUNK = 50  # clips that are drawn at once
@@ -92,8 +93,3 @@ def encode(vae, clips):
         for name in ("latents_mean", "latents_std")
     )
     return ((vae.encode(clips.to(vae.device)).latent_dist.mode().cpu() - mean) / std).half()
-
-
-def save_whole(content, path):
-    torch.save(content, path.with_suffix(".tmp"))
-    path.with_suffix(".tmp").replace(path)

@@ -30,7 +30,7 @@ import backbones
 from backbones.parts import load_weights
 from devices import ranks
 from nano.architecture import HEAD, new_dit, new_text_encoder
-from nano.dataset import SIZE, prepare, save_whole
+from nano.dataset import SIZE, prepare
 from nano.progress import draw_curve, draw_samples
 from nano.recipe import (
     SHIFT,
@@ -41,6 +41,7 @@ from nano.recipe import (
     fill_shape,
     flow_matching_loss,
 )
+from runs.results import save_whole
 
 COOLDOWN = 0.25  # share of the steps over which the rate falls
 TEXT_LENGTH = 64  # tokens

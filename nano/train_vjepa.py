@@ -18,10 +18,10 @@ from tqdm import tqdm
 from transformers import VJEPA2Config, VJEPA2Model
 
 from nano.action_clips import SIZE, clip
-from nano.dataset import save_whole
 from predictors import ActionConditionedPredictor
 from predictors.encoder import as_tubelets, encode, load_encoder
 from predictors.rollout import normalise, training_losses
+from runs.results import save_whole
 
 PATCH, TOKENS, WIDTH, CHUNK = 8, 16, 32, 500
 ENCODER = VJEPA2Config(

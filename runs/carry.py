@@ -11,10 +11,10 @@ from common.errors import StopRun, UsageError
 from common.start import shrunk
 from devices import ranks
 from runs.claims import Claims
-from runs.results import discard, read_record, replace_file
+from runs.results import discard, read_record, save_whole
 
 FOLDER = "state"  # beside `videos`
-KINDS = (".pt", ".safetensors", ".adapter", ".tmp")  # of what an item leaves there
+KINDS = (".pt", ".safetensors", ".adapter")  # of what an item leaves there
 WHY = "what is learned from a clip goes on to the next, so that their order is part of the run"
 
 
@@ -130,10 +130,12 @@ class Carried:
 
     A state has tensors, numbers and texts, nested: what an adaptation's state_dict() gives."""
 
-    def __init__(self, out, last=None):
-        """last: the id of that item. Raises UsageError where its state cannot be read."""
-        self.folder, self.last = out / FOLDER, last
-        self.state = None if last is None else self._read(last)
+    def __init__(self, chain):
+        """chain: the Chain of the items. Raises UsageError where the last one's state cannot be
+        read."""
+        self.folder, self.last = chain.out / FOLDER, chain.last
+        self.names = {item.id for item in chain.items}
+        self.state = None if self.last is None else self._read(self.last)
         self.take_back()
 
     def _path(self, name):
@@ -161,7 +163,7 @@ class Carried:
         """To be called before the item's record is written; that of the item before stays."""
         self.next = state
         self.folder.mkdir(exist_ok=True)
-        replace_file(self._path(name), lambda path: torch.save(state, path))
+        save_whole(state, self._path(name))
 
     def settle(self, name):
         """To be called after the item's record is written: what it has left counts, and earlier
@@ -175,7 +177,9 @@ class Carried:
         self._clear()
 
     def _clear(self):
-        """Removes what other items than the last that is done have left."""
+        """Removes what other items than the last that is done have left, and nothing else."""
+        others = self.names - {self.last}
         for path in self.folder.glob("*"):
-            if path.suffix in KINDS and path.stem != self.last:
+            unfinished = path.name.startswith(".") and path.suffix == ".tmp"
+            if unfinished or (path.suffix in KINDS and path.stem in others):
                 discard(path)

@@ -26,7 +26,7 @@ class Course:
         """Within it a worker is alone at the run, where it has to be."""
         with self.chain.working():
             if carries(self.args):
-                self.carried = carry.Carried(self.out, self.chain.last)
+                self.carried = carry.Carried(self.chain)
             elif self.chain.links:
                 before = self.chain.items[: self.chain.passed]
                 self.bank = Bank(self.out / "videos", [item.id for item in before])

@@ -59,7 +59,7 @@ class LatentRun:
         self.adaptation = Adaptation(method, self.args.grad_clip)
         summary = self.work.working(lambda: summarise(self.out, self.config))
         with self.chain.working():
-            self.carried = carry.Carried(self.out, self.chain.last)
+            self.carried = carry.Carried(self.chain)
             with summary:
                 yield
 

@@ -7,6 +7,7 @@ import shutil
 import uuid
 
 import numpy as np
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
@@ -32,6 +33,11 @@ def replace_file(path, write):
     except BaseException:  # a full disk, a signal
         discard(temporary)
         raise
+
+
+def save_whole(content, path):
+    """torch.save, atomic."""
+    replace_file(path, lambda temporary: torch.save(content, temporary))
 
 
 def remove_unfinished(folder, name):

@@ -69,6 +69,15 @@ def test_nothing_kept_is_each_video_alone_to_the_bit(run):
         assert record["future_loss_online"] == record["future_loss_before"]
 
 
+def test_files_of_others_in_its_folder_stay(run, tmp_path):
+    mine = tmp_path / "carried" / "state" / "mine.pt"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("not the run's")
+    folder = run("carried", *ONE, "--limit", 2)
+    assert mine.read_text() == "not the run's"
+    assert len(list(mine.parent.iterdir())) == 2 and len(numbers(folder)) == 2
+
+
 def test_each_video_begins_where_the_last_one_ended(run):
     """And is scored before it is adapted to, and after."""
     alone, folder = numbers(run("alone")), run("carried", *ONE)
