@@ -41,15 +41,15 @@ from runs.results import read_json, write_json
 
 STEPS, DRAWS = "--steps 20", "--draws 4 --context varying"
 GRID = {  # method, its flags, and the rates to choose from
-    "AdaSteer, 1 group": (AdaSteer, "--groups 1", ("2e-3", "5e-3", "2e-2")),
-    "AdaSteer, 4 groups": (AdaSteer, "--groups 4", ("2e-3", "5e-3", "2e-2")),
-    "AdaSteer, 12 groups": (AdaSteer, "--groups 12", ("2e-3", "5e-3", "2e-2")),
-    "FiLM, 12 groups": (FiLM, "--groups 12", ("3e-4", "1e-3", "3e-3")),
+    "AdaSteer, 1 group": (AdaSteer, "--groups 1", ("2e-4", "5e-4", "2e-3", "5e-3", "2e-2")),
+    "AdaSteer, 4 groups": (AdaSteer, "--groups 4", ("2e-4", "5e-4", "2e-3", "5e-3", "2e-2")),
+    "AdaSteer, 12 groups": (AdaSteer, "--groups 12", ("2e-4", "5e-4", "2e-3", "5e-3", "2e-2")),
+    "FiLM, 12 groups": (FiLM, "--groups 12", ("1e-4", "3e-4", "1e-3", "3e-3")),
     "norms": (NormTTA, "", ("1e-3", "3e-3", "1e-2", "3e-2")),
-    "LoRA, rank 1": (LoRA, "", ("5e-4", "2e-3", "8e-3")),
-    "Delta-C": (DeltaC, "", ("1e-3", "5e-3", "2e-2")),
-    "last layer": (LastLayer, "", ("1e-3", "3e-3", "1e-2", "3e-2")),
-    "all weights": (FullTTA, "", ("1e-5", "3e-5", "1e-4", "3e-4")),
+    "LoRA, rank 1": (LoRA, "", ("1e-4", "2e-4", "5e-4", "2e-3", "8e-3")),
+    "Delta-C": (DeltaC, "", ("2e-4", "1e-3", "5e-3", "2e-2")),
+    "last layer": (LastLayer, "", ("3e-4", "1e-3", "3e-3", "1e-2", "3e-2")),
+    "all weights": (FullTTA, "", ("3e-6", "1e-5", "3e-5", "1e-4", "3e-4")),
 }
 VARIED = ("AdaSteer, 12 groups", "LoRA, rank 1", "all weights")
 QUARTER = 0.25  # of the sources, on which rates are chosen
