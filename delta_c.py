@@ -24,7 +24,7 @@ class DeltaC:
 
     @staticmethod
     def add_arguments(group):
-        group.set_defaults(lr=5e-3)
+        group.set_defaults(lr=1e-3)
         group.add_argument(
             "--solver", choices=("adamw", "closed-form"), default="adamw",
             help="closed-form: the best delta on its draws; --steps other than 0 is then one step",

@@ -23,7 +23,7 @@ class FiLM:
 
     @staticmethod
     def add_arguments(group):
-        group.set_defaults(lr=1e-3)
+        group.set_defaults(lr=3e-4)
         common.add_groups(group)
         group.add_argument("--mode", choices=tuple(MODES), default="full", help="what is corrected")
         group.add_argument("--weight-decay", type=common.not_negative, default=0.01, help="AdamW's")

@@ -21,7 +21,6 @@ import torch
 import common
 
 FISHER_DRAWS = 4
-RATES = {"adamw": 3e-5, "sgd": 1e-5}
 
 
 class FullTTA:
@@ -29,11 +28,8 @@ class FullTTA:
 
     @staticmethod
     def add_arguments(group):
-        group.set_defaults(lr=None)
-        group.add_argument(
-            "--optimizer", choices=tuple(RATES), default="adamw",
-            help="--lr is 3e-5 with adamw, 1e-5 with sgd, where it is not given",
-        )  # fmt: skip
+        group.set_defaults(lr=1e-5)
+        group.add_argument("--optimizer", choices=("adamw", "sgd"), default="adamw")
         group.add_argument(
             "--weight-decay", type=common.not_negative, default=0.01,
             help="AdamW's; with sgd added to the gradient after clipping",
@@ -53,7 +49,6 @@ class FullTTA:
 
     @staticmethod
     def check(args):
-        args.lr = args.lr or RATES[args.optimizer]
         if args.weights == "fp8":
             raise common.UsageError("--weights fp8: not where the weights themselves are learned")
         if args.ewc and args.context_latents < 2:

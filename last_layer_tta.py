@@ -4,7 +4,7 @@
     last-modulation  final_layer(h, e + delta)      e: the final layer's timestep embedding
 
 --cached-draws pairs of (sigma, noise) are drawn once, and delta is learned on what the DiT left
-before its last layer for each (SLOT's idea; arXiv 2505.12392). Its default rate is not tuned.
+before its last layer for each (SLOT's idea; arXiv 2505.12392).
 
     python last_layer_tta.py --site pre-norm --lr 1e-2 --steps 20
 """

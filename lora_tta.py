@@ -29,7 +29,7 @@ class LoRA:
 
     @staticmethod
     def add_arguments(group):
-        group.set_defaults(lr=2e-3)
+        group.set_defaults(lr=5e-4)
         group.add_argument("--rank", type=common.at_least(1, 4096), default=1, help="of an update")
         group.add_argument("--alpha", type=common.positive, default=2.0, help="scale: alpha / rank")
         group.add_argument(

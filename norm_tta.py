@@ -23,7 +23,7 @@ class NormTTA:
 
     @staticmethod
     def add_arguments(group):
-        group.set_defaults(lr=1e-2)
+        group.set_defaults(lr=3e-3)
         group.add_argument("--norms", choices=tuple(KINDS), default="all", help="see above")
         group.add_argument(
             "--with-delta", action="store_true",

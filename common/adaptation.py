@@ -35,7 +35,7 @@ def add_arguments(group):
         help="updates per video; 0 is the baseline (default: 5, with --adapter 0)",
     )  # fmt: skip
     group.add_argument(
-        "--lr", type=positive, default=5e-3, changes="adaptation",
+        "--lr", type=positive, default=2e-3, changes="adaptation",
         help="learning rate; where its default comes from is in docs/findings.md",
     )  # fmt: skip
 

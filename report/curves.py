@@ -1,6 +1,7 @@
 """Curves of a comparison: losses over the steps of adaptation, scores over frames and noise."""
 
 from collections import defaultdict
+from dataclasses import replace
 
 import numpy as np
 
@@ -110,59 +111,33 @@ def gains_by_frame(comparison, metric):
     dashed and without. None where no run has the score by frame."""
     if metric not in comparison.metrics or not comparison.of_videos:
         return None
-    videos, sign = comparison.videos, 1 if comparison.metrics[metric].better == "higher" else -1
-    before, sources = frames_of(comparison.baseline, metric, videos), comparison.sources(videos)
-    figure, (axis,) = drawing()
-    for i, method in enumerate(comparison.methods):
-        after = frames_of(method, metric, videos)
-        count = min(before.shape[1], after.shape[1])
-        gains = sign * (after[:, :count] - before[:, :count])
-        measured = np.isfinite(gains).any(axis=0)
-        places = np.arange(1, count + 1)[measured]
-        if not len(places):
-            continue
-        mean, low, high = clustered_band(gains[:, measured], sources)
-        control = method.name in comparison.controls
-        style = {"color": colour(i), "ls": "--" if control else "-", "label": label(method.name)}
-        axis.plot(places, mean, lw=1 if control else 1.5, **style)
-        if low is not None and not control:
-            axis.fill_between(places, low, high, color=colour(i), alpha=0.2, lw=0)
-    if not axis.lines:
+    sign = 1 if comparison.metrics[metric].better == "higher" else -1
+    key = f"{metric}_per_frame"
+    gains = gains_of(comparison, key, lambda before, after: sign * (after - before))
+    if not gains:
         return None
-    axis.axhline(0, color=INK, lw=1)
+    figure, (axis,) = drawing()
+    plot_gains(axis, comparison, gains)
     axis.set(xlabel="generated frame", ylabel=f"gain of a frame, {metric}")
     whole_numbers(axis)
     axis.legend()
     return as_svg(figure)
 
 
-def frames_of(method, metric, videos):
-    """(videos, frames) of a score by frame, means over the seeds; NaN where there is none."""
-    key = f"{metric}_per_frame"
-    lists = [[run.done[video].get(key) or [] for video in videos] for run in method.runs]
-    longest = max(len(found) for each in lists for found in each)
-    padded = [[[*found, *[None] * (longest - len(found))] for found in each] for each in lists]
-    return np.array(padded, dtype=float).mean(axis=0)
-
-
 PARTS = {"latent": "latent frame after the given ones", "sigma": "noise level sigma"}
 
 
 def parts_of_the_future(comparison):
-    """Relative gain in the mean loss on the true future by latent frame and by noise level, a panel
-    for each that was measured; None without any."""
-    videos = comparison.scored("future_loss")
-    found = {part: gains_of_parts(comparison, part, videos) for part in PARTS if videos}
-    found = {part: gains for part, gains in found.items() if any(gains)}
+    """Relative gain in the mean loss on the true future by latent frame and by noise level, with
+    its band over sources, a panel for each that was measured; None without any."""
+    comparison = replace(comparison, videos=comparison.scored("future_loss"))
+    found = {part: gains_of(comparison, f"future_loss_per_{part}", share) for part in PARTS}
+    found = {part: gains for part, gains in found.items() if gains}
     if not found:
         return None
     figure, axes = drawing(4 * len(found), 3.2, len(found), sharey=True)
     for axis, (part, gains) in zip(axes, found.items(), strict=True):
-        for i, (method, points) in enumerate(zip(comparison.methods, gains, strict=True)):
-            places = list(points)
-            values = list(points.values())
-            axis.plot(places, values, ".-", color=colour(i), label=label(method.name))
-        axis.axhline(0, color=INK, lw=1)
+        plot_gains(axis, comparison, gains, SIGMAS if part == "sigma" else None, marker=".")
         axis.set_xlabel(PARTS[part])
         if part == "latent":
             whole_numbers(axis)
@@ -171,28 +146,50 @@ def parts_of_the_future(comparison):
     return as_svg(figure)
 
 
-def gains_of_parts(comparison, part, videos):
-    """{place: gain in per cent} of each method."""
-    before = means_of(comparison.baseline, part, videos)
-    after = [means_of(method, part, videos) for method in comparison.methods]
-    return [
-        {
-            x: 100 * (before[x] - means[x]) / before[x]
-            for x in before
-            if x in means and before[x] > 0
-        }
-        for means in after
-    ]
+def gains_of(comparison, key, gain):
+    """{place of a method: (videos, places)}: gain(before, after) of the records' lists `key`, of
+    the methods that have any."""
+    before, found = by_place(comparison.baseline, key, comparison.videos), {}
+    for i, method in enumerate(comparison.methods):
+        after = by_place(method, key, comparison.videos)
+        count = min(before.shape[1], after.shape[1])
+        gains = gain(before[:, :count], after[:, :count])
+        if np.isfinite(gains).any():
+            found[i] = gains
+    return found
+
+
+def by_place(method, key, videos):
+    """(videos, places) of a list of each record, means over the seeds; NaN where there is none."""
+    lists = [[run.done[video].get(key) or [] for video in videos] for run in method.runs]
+    longest = max((len(found) for each in lists for found in each), default=0)
+    padded = [[[*found, *[None] * (longest - len(found))] for found in each] for each in lists]
+    return np.array(padded, dtype=float).reshape(len(lists), len(videos), longest).mean(axis=0)
+
+
+def share(before, after):
+    """Gain in per cent of the mean before; lower is better."""
+    there = np.isfinite(after)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        mean = np.where(there, before, 0.0).sum(axis=0) / there.sum(axis=0)
+        return 100 * (before - after) / mean
+
+
+def plot_gains(axis, comparison, gains, places=None, **style):
+    """Means and bands over sources of what gains_of gave; places: from 1 if not given."""
+    sources = comparison.sources(comparison.videos)
+    for i, values in gains.items():
+        measured = np.isfinite(values).any(axis=0)
+        at = np.array(places or range(1, len(measured) + 1))[: len(measured)][measured]
+        mean, low, high = clustered_band(values[:, measured], sources)
+        method = comparison.methods[i]
+        control = method.name in comparison.controls
+        line = {"ls": "--", "lw": 1} if control else {"lw": 1.5}
+        axis.plot(at, mean, color=colour(i), label=label(method.name), **line, **style)
+        if low is not None and not control:
+            axis.fill_between(at, low, high, color=colour(i), alpha=0.2, lw=0)
+    axis.axhline(0, color=INK, lw=1)
 
 
 def whole_numbers(axis):
     axis.xaxis.get_major_locator().set_params(integer=True)
-
-
-def means_of(method, part, videos):
-    """Mean losses by latent frame (from 1) or by sigma."""
-    records = [run.done[video] for run in method.runs for video in videos]
-    lists = [record.get(f"future_loss_per_{part}") or [] for record in records]
-    places = SIGMAS if part == "sigma" else range(1, max(map(len, lists)) + 1)
-    values = by_step(zip(places, found, strict=False) for found in lists)
-    return {place: float(np.mean(found)) for place, found in values.items()}

@@ -153,7 +153,7 @@ FRAMES = (
 HORIZON = "The further from the given frames, the harder."
 PARTS = (
     "Where the gain lies: change of the mean loss by how far ahead, and by how much noise is to be "
-    "removed. Above zero is better."
+    f"removed, with 95 % bands over sources (none from fewer than {FEWEST}). Above zero is better."
 )
 COST = (
     "Ringed: no other method gains more for less time. The bar is the 95 % interval; none from "

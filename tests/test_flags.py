@@ -115,7 +115,7 @@ def test_the_baseline_of_a_sweep_takes_what_it_depends_on(declared, tmp_path, mo
     assert [row.baseline for row in rows] == [first.name, second.name]
     for base in (first, second):
         assert not base.args.preflight and base.args.save_frames
-        assert (base.args.lr, base.args.trace_future) == (0.005, 0)
+        assert (base.args.lr, base.args.trace_future) == (0.002, 0)
     other = write(tmp_path, text.replace("baseline: my_variant.py", "baseline: adasteer.py"))
     with pytest.raises(UsageError, match="row 'baseline_.*unrecognized argument --extra"):
         read_sweep(other, tmp_path / "out")

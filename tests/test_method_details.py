@@ -98,11 +98,6 @@ def test_flags_that_contradict_each_other(method, flags, message):
         arguments(method, flags)
 
 
-def test_rates_of_full_tuning():
-    assert arguments(FullTTA).lr == 3e-5 and arguments(FullTTA, "--optimizer sgd").lr == 1e-5
-    assert arguments(FullTTA, "--optimizer sgd --lr 0.5").lr == 0.5
-
-
 def penalty_of(method, clip):
     return method.loss(next(common.draws(method.model, clip, method.args)))[1]
 

@@ -256,6 +256,17 @@ def test_parts_of_the_future(runs, monkeypatch):
     assert curves.parts_of_the_future(compare(found)) is None
 
 
+@pytest.mark.parametrize(("count", "bands"), [(8, 2), (7, 0)])
+def test_parts_of_the_future_have_bands_over_sources(count, bands, runs):
+    changes = [0.01 * i for i in range(count)]
+    found = runs(
+        ("base", [0] * count, {"steps": 0, "futures": [0.2] * count}),
+        ("run", [0] * count, {"futures": [0.2 - change for change in changes]}),
+    )
+    svg = curves.parts_of_the_future(compare(found))
+    assert svg.count('id="FillBetweenPolyCollection') == bands
+
+
 @pytest.mark.filterwarnings("error")
 def test_runs_without_pictures(report):
     found = report(BEFORE, AFTER, "--predict", generate=False)
