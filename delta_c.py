@@ -6,7 +6,7 @@ No graph through the DiT is ever built. Each step draws (sigma, noise) as everyw
 closed-form takes the mean residual over --cached-draws draws.
 
     python delta_c.py --solver closed-form
-    python delta_c.py --steps 20
+    python delta_c.py --steps 20 --out results/delta_c_adamw
 """
 
 import runs  # first: it says how torch's threads wait

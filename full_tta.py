@@ -3,13 +3,13 @@
 loss + l2 * |w - w0|^2 + ewc * sum(F * (w - w0)^2)        F: diagonal Fisher from the context
 
 python full_tta.py --steps 20
-python full_tta.py --optimizer sgd --lr 1e-5 --steps 10                    # the study's
+python full_tta.py --optimizer sgd --steps 10 --out results/sgd                # the draft's
 torchrun --standalone --nproc-per-node 8 full_tta.py --steps 20            # shared out over 8 GPUs
 
 Memory at 13.6B, beside activations: AdamW on float32 copies 299 GB (weights 27, copies 54,
 gradients 54, moments 109, start 54), which GPUs can share out, four or eight of 80 GB by
 prediction (benchmarks/sharded.py); SGD on copies in the weights' type 109 GB (27 each); with
---stop-every the copies once more. The study's SGD is inert: gradients of norm 1 and lr 1e-5 move
+--stop-every the copies once more. The draft's SGD is inert: gradients of norm 1 and lr 1e-5 move
 13.6B weights by at most 2e-4 in all in twenty steps, decay scales them by 1 - 2e-6.
 """
 

@@ -6,7 +6,7 @@
 --cached-draws pairs of (sigma, noise) are drawn once, and delta is learned on what the DiT left
 before its last layer for each (SLOT's idea; arXiv 2505.12392).
 
-    python last_layer_tta.py --site pre-norm --lr 1e-2 --steps 20
+    python last_layer_tta.py --site pre-norm --steps 20
 """
 
 import runs  # first: it says how torch's threads wait

@@ -5,7 +5,7 @@
 With rank 1 at 13.6B 2,555,904 parameters, 5,000 times those of AdaSteer with one group.
 
     python lora_tta.py --rank 1 --steps 5
-    python lora_tta.py --targets attn.qkv --blocks last:4 --save-adapter
+    python lora_tta.py --targets attn.qkv --blocks last:4 --save-adapter --out results/lora_qkv
 """
 
 import runs  # first: it says how torch's threads wait

@@ -3,7 +3,7 @@
 cross: those before cross-attention      qk: those of the queries and keys of all attentions
 
 python norm_tta.py --norms all --steps 5
-python norm_tta.py --norms qk --with-delta           # and one vector on the timestep embedding
+python norm_tta.py --norms qk --with-delta --out results/qk     # and AdaSteer's vector
 """
 
 import runs  # first: it says how torch's threads wait

@@ -5,12 +5,12 @@ done in them. A step follows the gradient of its mean error on true frames:
 
     rollout          all after the context, from predictions, through which no gradient flows
     sequential       as rollout, with a step on each frame before the next is predicted
-    jump             the last, each straight from frame 0
+    jump             the clip's last (--predict-frames, else all), each straight from frame 0
     sequential-jump  as jump, with a step on each frame before the next is predicted
-    teacher          the last, each from the true frames before it
+    teacher          the same, each from the true frames before it
 
-    python vjepa_tta.py --preset extended                # the study's rows, or AdaJEPA's
-    python vjepa_tta.py --carry-over 1                   # goes on from clip to clip
+    python vjepa_tta.py --preset extended                           # the study's, or AdaJEPA's
+    python vjepa_tta.py --carry-over 1 --out results/vjepa_carried  # goes on from clip to clip
     python vjepa_tta.py --steps 0 --out results/baseline_vjepa
 """
 

@@ -45,7 +45,10 @@ def arguments():
         "--no-colour-fix", dest="colour_fix", action="store_false",
         help="keep the model's own colours in place of the video's",
     )  # fmt: skip
-    add("--adapt", type=at_least(0), default=0, metavar="N", help="steps on the video itself")
+    add(
+        "--adapt", type=at_least(0), default=0, metavar="N",
+        help="steps of adasteer.py, at its default rate, on the video itself",
+    )  # fmt: skip
     add("--truth", type=Path, metavar="VIDEO", help="the sharp video, to score against")
     add(
         "--quality", nargs="+", default=(), metavar="NAME",

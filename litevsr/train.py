@@ -2,7 +2,7 @@
 
 Without --checkpoint and --data it is nano's, on the scenes that nano was trained on:
 
-    python -m litevsr.train --out litevsr/nano --cache 3000 --batch 8 --lr 1e-3
+    python -m litevsr.train --out results/litevsr --cache 3000 --batch 8 --lr 1e-3
     torchrun --nproc-per-node 4 -m litevsr.train --checkpoint Wan2.1-T2V-1.3B --data REDS --out out
 
 --work keeps the state, the curve and a sheet of samples; interrupted or killed, the same command

@@ -5,9 +5,9 @@ from predictors import rollout
 MODES = {
     "rollout": "all from predictions, through which no gradient flows",
     "sequential": "as rollout, with a step on each frame before the next is predicted",
-    "jump": "the last, each straight from frame 0",
+    "jump": "the clip's last, each straight from frame 0",
     "sequential-jump": "as jump, with a step on each frame before the next is predicted",
-    "teacher": "the last, each from the true frames before it",
+    "teacher": "the clip's last, each from the true frames before it",
 }
 
 

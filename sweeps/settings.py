@@ -4,7 +4,8 @@ import subprocess
 
 from common.errors import UsageError
 from runs.identity import ROOT
-from sweeps.rows import kind_of_rows
+from sweeps.files import load_yaml
+from sweeps.rows import kind_of_rows, words
 
 
 def settings(args):
@@ -19,11 +20,12 @@ def settings(args):
         if not args.videos:
             after += ["--videos", str(kind.NANO["--videos"])]
         return [], after
-    before = []
+    before, shared = [], load_yaml(args.file).get("shared") or ""
+    given = [token.partition("=")[0] for token in [*words(args.file, "shared", shared), *after]]
     for flag, variable in kind.SITE.items():
         value = site_setting(ROOT / "sbatch" / "site.sh", variable)
         before += [flag, value] if value else []
-        if flag not in before + after:
+        if flag not in before + given:
             raise UsageError(
                 f"no {flag}: pass it, write {variable}=... into sbatch/site.sh, or try --nano"
             )

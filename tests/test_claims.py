@@ -237,8 +237,8 @@ def test_a_run_that_began_beside_this_one_is_not_mixed_in(tmp_path):
         video = next(run.pending())
         with run.recorded(video) as record:
             clip = run.load_clip(video)
-            config.write_text(config.read_text().replace('"lr": 0.005', '"lr": 0.1'))
-            with pytest.raises(common.UsageError, match="--lr is 0.1 there, 0.005 here"):
+            config.write_text(config.read_text().replace('"lr": 0.002', '"lr": 0.1'))
+            with pytest.raises(common.UsageError, match="--lr is 0.1 there, 0.002 here"):
                 record.later(clip, torch.zeros(1), None)
 
 
@@ -249,7 +249,7 @@ def test_a_run_with_other_flags_is_refused_while_one_has_begun(tmp_path, script,
     assert claims.Claims(tmp_path / "videos").take("scene_0")
     before = (tmp_path / "config.json").read_bytes()
     assert script(adasteer, *QUICK, "--lr", 0.1, "--out", tmp_path) == 2
-    assert "--lr is 0.005 there, 0.1 here" in capsys.readouterr().err
+    assert "--lr is 0.002 there, 0.1 here" in capsys.readouterr().err
     assert (tmp_path / "config.json").read_bytes() == before
 
 

@@ -166,7 +166,7 @@ def test_another_run_in_the_folder_is_refused(whole, tmp_path, script, capsys):
     before = results(whole[0])
     assert script(adasteer, *QUICK, "--lr", 0.1, "--out", whole[0]) == 2
     error = capsys.readouterr().err
-    assert "--out" in error and "--lr is 0.005 there, 0.1 here" in error and error.count("\n") == 1
+    assert "--out" in error and "--lr is 0.002 there, 0.1 here" in error and error.count("\n") == 1
     path = write_manifest(tmp_path / "list.csv", demo_rows()[:1])
     assert script(adasteer, *QUICK, "--videos", path, "--out", whole[0]) == 2
     assert "manifest_sha256" in capsys.readouterr().err

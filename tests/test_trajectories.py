@@ -153,7 +153,7 @@ ROWS = [row | {"file": file} for file in FILES for row in entries(file, "group_t
     "row", ROWS, ids=lambda r: f"{r['file']}-{r['num_groups']}-of-{r['depth']}"
 )
 def test_group_tables(row):
-    """Ours is floor(i * G / L) for both; Delta-B's in the study is another where G does not divide
+    """Ours is floor(i * G / L) for both; the draft's of Delta-B is another where G does not divide
     L, and may leave vectors unused."""
     depth, groups = row["depth"], row["num_groups"]
     model = SimpleNamespace(
