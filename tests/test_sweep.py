@@ -101,6 +101,9 @@ def test_without_site_file_or_flags_nothing_is_chosen(script, tmp_path, monkeypa
     monkeypatch.setattr("sweeps.settings.ROOT", tmp_path)
     assert script(sweep, write(tmp_path, THREE), "--local") == 2
     assert "no --checkpoint: pass it, write CHECKPOINT=" in capsys.readouterr().err
+    own = write(tmp_path, THREE.replace("shared: ", "shared: --videos=own.csv "))
+    assert script(sweep, own, "--checkpoint", ROOT / "nano" / "checkpoint", "--dry-run") == 0
+    assert capsys.readouterr().out.count("--videos=own.csv") == 4
     (tmp_path / "sbatch").mkdir()
     monkeypatch.chdir(tmp_path)  # where the checkpoint is
     (tmp_path / "weights").mkdir()
