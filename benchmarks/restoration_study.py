@@ -27,14 +27,14 @@ from common.metrics import mean
 from common.values import at_least
 from common.video import read_frames
 from litevsr.adapting import adapted
-from litevsr.data import enlarged
+from litevsr.data import UNSEEN, enlarged
 from litevsr.degradation import Degradation
 from litevsr.enlarging import Enlarger
 from litevsr.files import load_adapter
 from litevsr.progress import attention
 from litevsr.restorer import Restorer
 from litevsr.scores import Scorer
-from litevsr.trainer import CHECKED, UNSEEN
+from litevsr.trainer import CHECKED
 from report.statistics import clustered_interval
 from runs.lists import list_videos
 from runs.parser import Parser

@@ -122,6 +122,18 @@ def decode(container, stream, path, first=0):
         yield frame
 
 
+def refuse_lost(stream, count):
+    """Raises VideoError where a file from which so many frames came announces more."""
+    if (announced := announced_frames(stream)) > count:
+        raise VideoError(f"damaged: {count} of {announced} announced frames decode")
+
+
+def upright(frame, pixel_aspect):
+    """(height, width) of a frame with square pixels, turned as it is shown."""
+    sides = frame.height, max(1, round(frame.width * float(pixel_aspect or 1)))
+    return sides[::-1] if frame.rotation % 180 else sides
+
+
 def fit(frame, pixel_aspect, size):
     """An av.VideoFrame as (3, *size), upright, undistorted, covering, cropped at the centre."""
     picture = frame.to_ndarray(format="rgb24")

@@ -15,6 +15,8 @@ from torch import nn
 from backbones.longcat_layers import rotary_table, rotate, timestep_sinusoid
 
 SINUSOID = 256
+SCORES = 1 << 26  # of attention that are held at once
+SCORES = 1 << 26  # of attention that are held at once
 
 
 class StateAwareAdapter(nn.Module):
@@ -119,9 +121,12 @@ class Layer(nn.Module):
 def mass_on_first_half(q, k):
     """Mean over heads and queries of the attention that falls on the first half of the keys, (B,);
     q, k (B, heads, N, D)."""
-    scores = q.float() @ k.float().transpose(2, 3) / q.shape[-1] ** 0.5
-    first, all_keys = scores[..., : k.shape[2] // 2].logsumexp(-1), scores.logsumexp(-1)
-    return (first - all_keys).exp().mean((1, 2))
+    keys, shares = k.float().transpose(2, 3), []
+    for some in q.float().split(max(1, SCORES // (len(q) * q.shape[1] * k.shape[2])), dim=2):
+        scores = some @ keys / q.shape[-1] ** 0.5
+        first, all_keys = scores[..., : k.shape[2] // 2].logsumexp(-1), scores.logsumexp(-1)
+        shares.append((first - all_keys).exp())
+    return torch.cat(shares, dim=2).mean((1, 2))
 
 
 def modulated(x, shift, scale):

@@ -4,13 +4,15 @@ import av
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
 
 from common.errors import UsageError, VideoError
-from common.video import announced_frames, opened, read_frames
+from common.video import announced_frames, decode, opened, read_frames, upright
 from litevsr.degradation import Degradation
 from runs.lists import list_videos
 
+UNSEEN = 1 << 40  # from this number on pairs are of clips held out from the others
+HELD = 8  # clips, of at least twice as many
 TRIES = 20  # other clips in place of one that cannot be read
 REDS_TEST = ("000", "011", "015", "020")  # REDS4, of the training folder: what papers report on
 
@@ -41,7 +43,10 @@ class Reds:
         if len(pictures) < count:
             raise VideoError(f"{pictures[0].parent}: has {len(pictures)} pictures, {count} needed")
         start = rng.integers(len(pictures) - count + 1)
-        shown = np.stack([iio.imread(path) for path in pictures[start : start + count]])
+        try:
+            shown = np.stack([iio.imread(path) for path in pictures[start : start + count]])
+        except (OSError, ValueError) as error:
+            raise VideoError(f"{pictures[start].parent}: cannot be read ({error})") from error
         return crop(torch.from_numpy(shown).permute(0, 3, 1, 2).float() / 255, rng, size)
 
 
@@ -58,11 +63,16 @@ class Videos:
     def frames(self, index, rng, count, size):
         path = self.videos[index].path
         try:
-            with opened(path) as (_, stream):
+            with opened(path) as (container, stream):
                 most = announced_frames(stream)
-                largest = min(stream.height / size[0], stream.width / size[1])
+                for frame in decode(container, stream, path):
+                    shown = upright(frame, stream.sample_aspect_ratio)
+                    break
+                else:
+                    raise VideoError(f"{path}: has no frames")
         except av.FFmpegError as error:
             raise VideoError(f"{path}: cannot be opened ({error.strerror})") from error
+        largest = min(n / side for n, side in zip(shown, size, strict=True))
         zoom = rng.uniform(1, max(1, largest))
         start = int(rng.integers(max(1, most - count + 1)))
         scaled = tuple(round(side * zoom) for side in size)
@@ -99,26 +109,42 @@ def crop(frames, rng, size):
 
 class Pairs(Dataset):
     """Pair number n, whatever came before it: a sharp clip (3, F, H, W) and its damaged version,
-    enlarged again."""
+    enlarged again. From UNSEEN on they are of the last HELD clips of the source, of which no others
+    are, if it has enough. In place of one that cannot be made the UsageError: raised by a process
+    that loads, it would be a traceback."""
 
     def __init__(self, source, frames, size, scale, degraded=True):
         self.source, self.count, self.size = source, frames, size
         self.scale, self.degraded = scale, degraded
 
     def __getitem__(self, number):
-        rng = np.random.default_rng(number)
+        rng, among = np.random.default_rng(number), self.among(number)
         for _ in range(TRIES):
-            index = int(rng.integers(len(self.source)))
+            index = int(rng.integers(*among))
             try:
                 sharp = self.source.frames(index, rng, self.count, self.size)
                 break
+            except UsageError as error:
+                return error
             except VideoError as error:
                 reason = error
         else:
-            raise UsageError(f"--data: {TRIES} clips in a row cannot be used, the last: {reason}")
+            return UsageError(f"--data: {TRIES} clips in a row cannot be used, the last: {reason}")
         damage = Degradation.draw(number, self.scale)
         damage = damage if self.degraded else Degradation.bicubic(self.scale)
         return sharp.transpose(0, 1), enlarged(damage(sharp), self.size).transpose(0, 1)
+
+    def among(self, number):
+        """First and end of the clips that a pair may be of."""
+        count = len(self.source)
+        held = HELD if count >= 2 * HELD else 0
+        return (count - held if held else 0, count) if number >= UNSEEN else (0, count - held)
+
+
+def together(pairs):
+    """A batch of them, or the first UsageError among them."""
+    wrong = [pair for pair in pairs if isinstance(pair, UsageError)]
+    return wrong[0] if wrong else default_collate(pairs)
 
 
 def enlarged(frames, size):

@@ -8,11 +8,12 @@ from common.errors import UsageError
 from litevsr.adapter import StateAwareAdapter
 from runs.results import replace_file, write_json
 
-CONFIG, WEIGHTS = "config.json", "adapter.safetensors"
+CONFIG, TENSORS = "config.json", "adapter.safetensors"
+WEIGHTS = "checkpoint_sha256"  # of the frozen model, in the configuration
 
 
-def save_adapter(args, model, adapter, iterations):
-    """float32 weights, and what the adapter was made for."""
+def save_adapter(args, model, adapter, iterations, weights):
+    """float32 tensors, and what the adapter was made for; weights: the checkpoint's fingerprint."""
     args.out.mkdir(parents=True, exist_ok=True)
     config = {
         "adapter": adapter.config,
@@ -21,9 +22,10 @@ def save_adapter(args, model, adapter, iterations):
         "frames": args.frames,
         "size": list(args.size or model.geometry.size),
         "iterations": iterations,
+        WEIGHTS: weights,
     }
-    weights = {name: value.contiguous().cpu() for name, value in adapter.state_dict().items()}
-    replace_file(args.out / WEIGHTS, lambda temporary: save_file(weights, temporary))
+    tensors = {name: value.contiguous().cpu() for name, value in adapter.state_dict().items()}
+    replace_file(args.out / TENSORS, lambda temporary: save_file(tensors, temporary))
     write_json(args.out / CONFIG, config)
 
 
@@ -32,7 +34,7 @@ def load_adapter(folder, model, flag="--adapter"):
     try:
         config = json.loads((folder / CONFIG).read_text())
         adapter = StateAwareAdapter(**config["adapter"])
-        adapter.load_state_dict(load_file(folder / WEIGHTS))
+        adapter.load_state_dict(load_file(folder / TENSORS))
     except Exception as error:  # of any kind: files of others
         words = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UsageError(f"{flag} {folder}: no adapter of litevsr.train ({words})") from error

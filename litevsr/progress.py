@@ -1,4 +1,4 @@
-"""What a training shows of itself: the curve, and a sheet of unseen clips."""
+"""What a training shows of itself: the curve, and a sheet of clips that it does not learn from."""
 
 import imageio.v3 as iio
 import torch
@@ -13,10 +13,14 @@ SIGMAS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
 
 @torch.no_grad()
 def check(restorer, text, latents, low, path):
-    """Restores the latents `low` (M, C, T, h, w) of unseen clips. PSNR in dB against what `latents`
+    """Restores the latents `low` (M, C, T, h, w) of other clips. PSNR in dB against what `latents`
     decode to, of what was given and of each number of steps, and the attention; draws the sheet:
     what was given, restored in each number of steps, the truth."""
-    truth, given = restorer.decode(latents), restorer.decode(low)
+
+    def decode(stacked):  # clip by clip, as a large model has room for
+        return torch.cat([restorer.decode(x[None]).cpu() for x in stacked])
+
+    truth, given = decode(latents), decode(low)
     results = {"given": given}
     for steps in STEPS:
         noise = torch.randn(low.shape, generator=torch.Generator().manual_seed(steps))
@@ -24,13 +28,16 @@ def check(restorer, text, latents, low, path):
             restorer.generate(x[None], text, n[None].to(x), steps)
             for x, n in zip(low, noise, strict=True)
         ]
-        results[f"{steps}_steps"] = restorer.decode(torch.cat(restored))
+        results[f"{steps}_steps"] = decode(torch.cat(restored))
     columns = [given, *(results[f"{steps}_steps"] for steps in STEPS), truth]
     rows = [torch.cat([x[i, :, -1] for x in columns], dim=2) for i in range(min(SHOWN, len(low)))]
     sheet = (torch.cat(rows, dim=1).permute(1, 2, 0) * 255).round().byte()
     iio.imwrite(path, sheet.cpu().numpy())
     found = {f"psnr_db_{name}": mean_psnr(x, truth) for name, x in results.items()}
-    return found | {"attention": attention(restorer, text, latents, low)}
+    pairs = zip(latents.split(1), low.split(1), strict=True)
+    shares = [attention(restorer, text, *pair) for pair in pairs]
+    means = {sigma: sum(each[sigma] for each in shares) / len(shares) for sigma in SIGMAS}
+    return found | {"attention": means}
 
 
 @torch.no_grad()
@@ -63,7 +70,7 @@ def draw_curve(curve, folder):
     for name in curve[0]:
         if name.startswith("psnr_db_"):
             middle.plot(steps, [row[name] for row in curve], label=name.removeprefix("psnr_db_"))
-    middle.set(xlabel="iteration", ylabel="PSNR of unseen clips, dB")
+    middle.set(xlabel="iteration", ylabel="PSNR of clips not learned from, dB")
     middle.legend()
     if last := curve[-1].get("attention"):
         right.plot([float(sigma) for sigma in last], list(last.values()))

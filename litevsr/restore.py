@@ -12,6 +12,7 @@ scored against the sharp video, beside bicubic and, with --adapt, the adapter as
 import runs  # first: it says how torch's threads wait
 
 # isort: split
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -21,10 +22,11 @@ from common.loading import NANO, pick_device
 from common.values import at_least
 from litevsr.adapting import adapted
 from litevsr.enlarging import Enlarger
-from litevsr.files import load_adapter
+from litevsr.files import WEIGHTS, load_adapter
 from litevsr.restorer import Restorer
 from litevsr.scores import Comparison
 from litevsr.video import frames_of, write
+from runs.identity import fingerprint
 from runs.parser import Parser
 
 EMBEDDED = NANO.parent / "litevsr"  # the adapter of nano
@@ -54,7 +56,7 @@ def arguments():
         "--quality", nargs="+", default=(), metavar="NAME",
         help="no-reference metrics of pyiqa (niqe, musiq, ...), which fetches their weights",
     )  # fmt: skip
-    add("--seed", type=int, default=42, help="of the noise and of --adapt's damage")
+    add("--seed", type=at_least(0), default=42, help="of the noise and of --adapt's damage")
     add("--device", default="auto", help="cpu, cuda, ...; auto takes a GPU if there is one")
     args = parser.parse_args()
     if args.out and args.out.suffix.lower() != ".mp4":
@@ -75,6 +77,12 @@ def load(args):
     except backbones.CheckpointError as error:
         raise UsageError(f"--checkpoint: {error}") from error
     adapter, config = load_adapter(args.adapter, model)
+    if config.get(WEIGHTS) not in (None, fingerprint(args.checkpoint)):
+        print(
+            f"--adapter {args.adapter}: was trained on other weights than those of --checkpoint "
+            f"{args.checkpoint}, and may do worse than none",
+            file=sys.stderr,
+        )
     if args.scale not in (None, config["scale"]):
         raise UsageError(f"--scale {args.scale}: this adapter enlarges {config['scale']} times")
     if args.overlap >= config["frames"]:

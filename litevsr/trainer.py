@@ -12,21 +12,22 @@ import backbones
 from common.errors import UsageError
 from common.loading import pick_device
 from devices import ranks
-from litevsr.data import Pairs, source_of
-from litevsr.files import load_adapter, save_adapter
+from litevsr.data import UNSEEN, Pairs, source_of, together
+from litevsr.files import WEIGHTS, load_adapter, save_adapter
 from litevsr.progress import check, draw_curve
 from litevsr.restorer import Restorer, new_adapter
 from litevsr.unrolling import draw_walks, training_loss
 from nano.recipe import average
-from runs.results import save_whole, write_json
+from runs.identity import fingerprint
+from runs.results import read_json, save_whole, write_json
 
 WARM_UP, MAX_GRAD_NORM = 200, 1.0
 ALONE = 500  # first iterations, without unrolling
 HEAD = 128  # channels of a head
 PARTS = ("adapter", "average", "optimizer")  # of the state
-UNSEEN, CHECKED = 2**40, 8  # numbers of pairs that no training shows
+CHECKED = 8  # pairs that no training shows
 
-SETTINGS = "settings.json"
+SETTINGS, CURVE = "settings.json", "curve.json"
 # what may differ when the same training goes on
 FREE = ("out", "work", "recompute", "workers", "save_every", "device")
 
@@ -44,17 +45,18 @@ class Trainer:
         source, geometry = source_of(args.data), backbones.geometry(args.checkpoint)
         self.size = args.size or geometry.size
         refuse_misfit(geometry, self.size, args)
-        refuse_other(args)
+        self.settings = settings_of(args)
+        refuse_other(args.work, self.settings)
         self.model = backbones.load(args.checkpoint, self.device)
         self.model.recompute(args.recompute)
         self.pairs = Pairs(source, args.frames, self.size, args.scale, not args.bicubic)
         text = next(self.model.embed_each([""]))
         self.text = {name: value.to(self.device) for name, value in text.items()}
-        self.checked = self.encode(self.loaded(range(UNSEEN, UNSEEN + CHECKED), CHECKED))
+        self.checked = self.encode(self.loaded(range(UNSEEN, UNSEEN + CHECKED)))
         self.restorer = Restorer(self.model, self.new_adapter())
         if self.rank == 0:  # what is refused above leaves no trace
             args.work.mkdir(parents=True, exist_ok=True)
-            write_json(args.work / SETTINGS, settings_of(args))
+            write_json(args.work / SETTINGS, self.settings)
         self.cached = self.encode_once() if args.cache else None
         self.adapter = self.restorer.adapter
         self.average = AveragedModel(self.adapter, multi_avg_fn=average)
@@ -67,7 +69,9 @@ class Trainer:
                 raise UsageError(f"--work {args.work}: its state has no {missing[0]}; give another")
             for name in PARTS:
                 getattr(self, name).load_state_dict(saved[name])
-            self.step, self.curve = saved["step"], saved["curve"]
+            self.step = saved["step"]
+            known = read_json(args.work / CURVE) or []
+            self.curve = [row for row in known if row["step"] <= self.step]
 
     def new_adapter(self):
         args = self.args
@@ -80,12 +84,16 @@ class Trainer:
 
     # Pairs
 
-    def loaded(self, numbers, batch):
+    def loaded(self, numbers, batch=1):
         """Batches of (sharp, damaged) of those pair numbers, (batch, 3, F, H, W) each."""
-        return DataLoader(
+        loader = DataLoader(
             self.pairs, batch, sampler=numbers, num_workers=self.args.workers,
-            multiprocessing_context="spawn" if self.args.workers else None,
+            multiprocessing_context="spawn" if self.args.workers else None, collate_fn=together,
         )  # fmt: skip
+        for pair in loader:
+            if isinstance(pair, UsageError):
+                raise pair
+            yield pair
 
     @torch.no_grad()
     def encode(self, batches):
@@ -97,7 +105,8 @@ class Trainer:
         """Those of pairs 0..cache - 1, 16-bit, from the work folder where they are already."""
         path = self.args.work / "pairs.pt"
         if self.rank == 0 and not path.exists():
-            bar = tqdm(self.loaded(range(self.args.cache), 1), "encoding pairs", disable=None)
+            count = self.args.cache
+            bar = tqdm(self.loaded(range(count)), "encoding pairs", count, disable=None)
             save_whole([x.half().cpu() for x in self.encode(bar)], path)
         ranks.broadcast()  # the first has written it
         return torch.load(path, weights_only=True)
@@ -137,7 +146,8 @@ class Trainer:
             self.save_adapter()
 
     def save_adapter(self):
-        save_adapter(self.args, self.model, self.average.module, self.step)
+        weights = self.settings[WEIGHTS]
+        save_adapter(self.args, self.model, self.average.module, self.step, weights)
 
     def train_step(self, latents, low):
         # noise on the CPU: the same on every device, whatever was drawn before
@@ -171,23 +181,28 @@ class Trainer:
         return min((self.step + 1) / WARM_UP, 0.5 + 0.5 * math.cos(math.pi * done))
 
     def save(self, loss):
-        """The state, the adapter, and what they reach on unseen pairs."""
+        """The state, the adapter, then what they reach on pairs that they do not learn from."""
+        parts = {name: getattr(self, name).state_dict() for name in PARTS}
+        save_whole(parts | {"step": self.step}, self.state)
+        self.save_adapter()
         averaged = Restorer(self.model, self.average.module)
         found = check(averaged, self.text, *self.checked, self.args.work / "samples.png")
         self.curve.append({"step": self.step, "loss": loss} | found)
+        write_json(self.args.work / CURVE, self.curve)
         draw_curve(self.curve, self.args.work)
-        parts = {name: getattr(self, name).state_dict() for name in PARTS}
-        save_whole(parts | {"step": self.step, "curve": self.curve}, self.state)
-        self.save_adapter()
 
 
 def refuse_misfit(geometry, size, args):
-    """Raises UsageError where crops of that size and length fit neither model nor scale."""
+    """Raises UsageError where crops of that size and length fit neither model nor scale, or heads
+    not the model's width."""
     shown, multiple = f"--size {size[1]}x{size[0]}", geometry.size_multiple
     if any(side % multiple for side in size):
         raise UsageError(f"{shown}: this checkpoint needs multiples of {multiple}")
     if any(side % args.scale for side in size):
         raise UsageError(f"{shown}: no multiple of --scale {args.scale}")
+    width = geometry.hidden_width
+    if args.heads and (width % args.heads or width // args.heads % 2):
+        raise UsageError(f"--heads {args.heads}: must part the model's width of {width} evenly")
     try:
         geometry.latents_of(args.frames)
     except ValueError as error:
@@ -196,16 +211,21 @@ def refuse_misfit(geometry, size, args):
 
 def settings_of(args):
     found = {k: str(v) for k, v in sorted(vars(args).items()) if k not in FREE}
-    return found | {"processes": str(ranks.count())}
+    return found | {"processes": str(ranks.count()), WEIGHTS: fingerprint(args.checkpoint)}
 
 
-def refuse_other(args):
+def refuse_other(work, asked):
     """A work folder belongs to one training. Raises UsageError."""
-    path, asked = args.work / SETTINGS, settings_of(args)
+    path = work / SETTINGS
     if path.exists() and (found := json.loads(path.read_text())) != asked:
         keys = sorted(found.keys() | asked.keys())
         other = next(key for key in keys if found.get(key) != asked.get(key))
+        if other == WEIGHTS:
+            raise UsageError(
+                f"--work {work}: holds a training on other weights than those that --checkpoint "
+                f"{asked['checkpoint']} has now; give another --work"
+            )
         raise UsageError(
-            f"--work {args.work}: holds a training with --{other.replace('_', '-')} "
+            f"--work {work}: holds a training with --{other.replace('_', '-')} "
             f"{found.get(other)}, asked for is {asked.get(other)}; give another --work"
         )

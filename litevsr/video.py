@@ -1,5 +1,6 @@
 """Whole videos, frame by frame, with their sound."""
 
+import contextlib
 import heapq
 import shutil
 import sys
@@ -8,7 +9,7 @@ from fractions import Fraction
 import av
 
 from common.errors import VideoError
-from common.video import decode, fit, opened, write_video
+from common.video import announced_frames, decode, fit, opened, upright, write_video
 from runs.results import discard, replace_file
 
 HELD = ("aac", "ac3", "alac", "eac3", "flac", "mp3", "opus")  # codecs that an mp4 takes
@@ -19,19 +20,26 @@ LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1", 8: "7.1"}  # of channels
 def frames_of(path):
     """The frames of a video, upright and with square pixels, (3, H, W) in 0..1, one by one; and its
     frame rate. Raises VideoError, from the iterator too."""
-    with opened(path) as (_, stream):
+    with readable(path) as (_, stream):
         fps = float(stream.average_rate or 24)
     return each_frame(path), fps
 
 
 def each_frame(path):
+    with readable(path) as (container, stream):
+        aspect, count = stream.sample_aspect_ratio, 0
+        for frame in decode(container, stream, path):
+            yield fit(frame, aspect, upright(frame, aspect))
+            count += 1
+        if (announced := announced_frames(stream)) > count:
+            print(f"{path}: {count} of {announced} announced frames decode", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def readable(path):
     try:
-        with opened(path) as (container, stream):
-            aspect = stream.sample_aspect_ratio
-            for frame in decode(container, stream, path):
-                height, width = frame.height, max(1, round(frame.width * float(aspect or 1)))
-                turned = (width, height) if frame.rotation % 180 else (height, width)
-                yield fit(frame, aspect, turned)
+        with opened(path) as found:
+            yield found
     except av.FFmpegError as error:
         raise VideoError(f"{path}: cannot be read ({error.strerror})") from error
 

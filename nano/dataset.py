@@ -65,7 +65,7 @@ def make_autoencoder(args):
         drawn = draw(min(FITTED, args.clips), args.pace)
         return fit_linear(torch.cat([x for x, _ in drawn]), args.channels, args.temper)
     clips = torch.cat([clips for clips, _ in draw(min(TRAINED, args.clips), args.pace)])
-    return train_wan(clips, args.autoencoder_minutes, args.device)
+    return train_wan(clips, args.autoencoder_minutes, args.device, args.temper)
 
 
 def draw(count, pace):

@@ -193,10 +193,10 @@ def main():
     )
     add_recipe(parser.add_argument_group("the recipe").add_argument)
     parser.add_argument(
-        "--autoencoder", choices=("linear", "wan"), default="linear",
-        help="wan: a small AutoencoderKLWan, trained first; it wants a GPU",
+        "--autoencoder", choices=("linear", "wan"),
+        help="wan: a small AutoencoderKLWan, trained first; it wants a GPU (default: linear)",
     )  # fmt: skip
-    parser.add_argument("--autoencoder-minutes", type=float, default=10, help="for wan")
+    parser.add_argument("--autoencoder-minutes", type=float, help="for wan; by default 10")
     parser.add_argument(
         "--start", type=Path, metavar="FOLDER",
         help="a checkpoint that this script made: its autoencoder and tokenizer are kept and its "

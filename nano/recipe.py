@@ -10,6 +10,9 @@ SHIFT = 3.0  # of the schedule, as in the sampler
 SHAPE = {"width": 128, "depth": 12, "patch": 2, "channels": 16}  # where no flag says otherwise
 
 
+AUTOENCODER = {"autoencoder": "linear", "autoencoder_minutes": 10.0, "temper": 0.5}  # the same
+
+
 def add_recipe(add):
     add("--steps", type=int, default=20000, help="in all, resumed runs included")
     add("--lr", type=float, default=1e-3, help="of AdamW")
@@ -19,7 +22,10 @@ def add_recipe(add):
     add("--depth", type=int)
     add("--patch", type=int, choices=(1, 2), help="latents on a side of a token")
     add("--channels", type=int, help="of the linear autoencoder")
-    add("--temper", type=float, default=0.5, help="1: channels of unit variance; 0: as they are")
+    add(
+        "--temper", type=float,
+        help="1: channels of unit variance; 0: as they are; by default 0.5",
+    )  # fmt: skip
     add("--damp", type=float, default=0.0, help="1: squared errors count as in pixels")
     add("--context-noise", type=float, default=0.0, help="largest sigma of the context")
     add("--no-context", type=float, default=0.0, help="share of steps without context")
@@ -34,14 +40,20 @@ def add_recipe(add):
 
 
 def fill_shape(args):
-    """Puts the shape of --start, or SHAPE, where no flag says one. Raises CheckpointError where a
-    flag says another than --start has."""
+    """Puts the shape of --start, or SHAPE, where no flag says one, and AUTOENCODER. Raises
+    CheckpointError where a flag says another than --start has."""
     for name, value in (shape_of(args.start) if args.start else SHAPE).items():
         asked = getattr(args, name)
         if args.start and asked not in (None, value):
             raise backbones.CheckpointError(
                 f"{args.start} has --{name} {value}, got --{name} {asked}; leave it out"
             )
+        setattr(args, name, value if asked is None else asked)
+    for name, value in AUTOENCODER.items():
+        asked = getattr(args, name)
+        if args.start and asked is not None:
+            flag = f"--{name.replace('_', '-')} {asked}"
+            raise backbones.CheckpointError(f"{args.start} keeps its autoencoder: without {flag}")
         setattr(args, name, value if asked is None else asked)
 
 

@@ -9,6 +9,7 @@ What is in between lies in `--work`. Interrupted, the same command goes on, with
 
 import argparse
 import json
+import shutil
 from pathlib import Path
 
 import torch
@@ -141,14 +142,13 @@ def main():
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     same_settings(args)
-    (args.out / "encoder").mkdir(parents=True, exist_ok=True)
+    encoder = args.work / "encoder"
     if not (args.work / "features.pt").exists():
-        train_encoder(args.encoder_steps, min(args.clips, 2000)).save_pretrained(
-            args.out / "encoder"
-        )
-        save_whole(draw(load_encoder(args.out / "encoder"), args.clips), args.work / "features.pt")
+        train_encoder(args.encoder_steps, min(args.clips, 2000)).save_pretrained(encoder)
+        save_whole(draw(load_encoder(encoder), args.clips), args.work / "features.pt")
     features, actions = torch.load(args.work / "features.pt")
     predictor = train_predictor(features, actions, args.steps, args.work / "state.pt")
+    shutil.copytree(encoder, args.out / "encoder", dirs_exist_ok=True)
     save_file(predictor.state_dict(), args.out / "weights.safetensors")
     (args.out / "config.json").write_text(json.dumps(PREDICTOR, indent=1) + "\n")
 

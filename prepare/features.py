@@ -29,7 +29,7 @@ from common.data import file_facts, sha256
 from common.errors import UsageError, VideoError
 from common.loading import pick_device
 from common.values import at_least, folder
-from common.video import announced_frames, decode, fit, opened
+from common.video import decode, fit, opened, refuse_lost
 from predictors.encoder import encode, load_encoder
 from prepare.flags import frame_rate
 from prepare.make import FASTEST, SLOWEST, without_path
@@ -61,8 +61,7 @@ def windows(path, args, size):
                 indices, pictures, made = [], [], made + 1
             if made == args.per_video:
                 return
-        if (announced := announced_frames(stream)) > index + 1 or index < 0:
-            raise VideoError(f"damaged: {index + 1} of {announced} announced frames decode")
+        refuse_lost(stream, index + 1)
     if not made:
         raise VideoError(
             f"short: {len(indices)} frames at {rate / step:g} fps, {args.frames} needed"

@@ -12,7 +12,7 @@ import numpy as np
 
 from common.data import real, sha256
 from common.errors import VideoError
-from common.video import announced_frames, decode, fit, opened, seek_before, write_video
+from common.video import decode, fit, opened, refuse_lost, seek_before, write_video
 from runs.motion import farneback
 
 MEASURED = (72, 120)  # height and width of the grey frames that motion and cuts are measured on
@@ -152,8 +152,7 @@ def stretch(container, stream, candidate, rules):
             yield last
         last, last_time = (index, frame), time
     else:
-        if (announced := announced_frames(stream)) > index + 1:
-            raise VideoError(f"damaged: {index + 1} of {announced} announced frames decode")
+        refuse_lost(stream, index + 1)
     if last and kept < rules.max_frames and candidate.start + kept / rules.fps <= last_time + 1e-6:
         yield last
 

@@ -32,7 +32,7 @@ from tqdm import tqdm
 from common.data import Video, real, sha256
 from common.errors import UsageError, VideoError
 from common.values import at_least, folder
-from common.video import decode, fit, opened
+from common.video import decode, fit, opened, refuse_lost, upright
 from prepare.flags import clip_size
 from prepare.make import FASTEST, SLOWEST
 from prepare.shifts import KINDS, OWN_TRUTH, shifted
@@ -65,17 +65,12 @@ def read(path, size):
                 total += frames[-1].nbytes
                 if total > LARGEST:
                     raise VideoError(f"{path}: too long to be shifted whole; see prepare.clips")
+            refuse_lost(stream, len(frames))
     except av.FFmpegError as error:
         raise VideoError(f"{path}: damaged ({error.strerror})") from error
     if not frames or not SLOWEST <= fps <= FASTEST:
         raise VideoError(f"{path}: damaged: {len(frames)} frames at {fps:g} a second")
     return Footage(np.stack(frames), fps, upright(frame, 1) == (size or own))
-
-
-def upright(frame, aspect):
-    """(height, width) of a frame with square pixels, turned as it is shown."""
-    sides = frame.height, max(1, round(frame.width * float(aspect or 1)))
-    return sides[::-1] if frame.rotation % 180 else sides
 
 
 def in_8_bits(picture):  # (3, H, W) in 0..1 -> (H, W, 3)

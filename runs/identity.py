@@ -126,7 +126,8 @@ def fingerprint(checkpoint):
     """SHA-256 over a checkpoint's files, links followed: names, sizes and contents, of large files
     evenly spaced samples."""
     if checkpoint.is_file():
-        return digest_of([checkpoint], checkpoint.parent)
+        beside = checkpoint.parent / "config.json"  # as predictors.load_predictor reads it
+        return digest_of([checkpoint, *[beside] * beside.is_file()], checkpoint.parent)
     if not checkpoint.is_dir():
         raise UsageError(f"--checkpoint {checkpoint}: no such folder")
     return digest_of(sorted(files_in(checkpoint)), checkpoint)

@@ -75,6 +75,11 @@ def complete(args, method):
     """Fills in what presets give and checks what can be checked by now."""
     method.check(args)
     args.score = args.score or ("jump" if "jump" in args.mode else "rollout")
+    if args.score == "jump" and vars(args).get("context_frames", 1) > 1:
+        raise UsageError(
+            f"--context-frames {args.context_frames}: not with --score jump, which predicts from "
+            "frame 0"
+        )
     todo.check(args)
     if not args.checkpoint.exists():
         raise UsageError(f"--checkpoint {args.checkpoint}: no such file or folder")

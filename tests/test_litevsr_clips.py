@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from common.errors import UsageError
+from common.errors import UsageError, VideoError
 from common.video import write_video
-from litevsr.data import Pairs, Reds, Videos, source_of
+from litevsr.data import UNSEEN, Pairs, Reds, Videos, source_of, together
 from litevsr.degradation import Degradation, gaussian_kernel
 from litevsr.windows import in_tiles, in_windows, spans
 
@@ -121,8 +121,32 @@ def test_clips_that_cannot_be_used_are_left_out_until_there_is_none(tmp_path):
     pairs = Pairs(source_of(tmp_path), 5, (32, 48), 4)
     assert all(pairs[i][0].shape == (3, 5, 32, 48) for i in range(6))
     (tmp_path / "long.mp4").unlink()
-    with pytest.raises(UsageError, match="--data: 20 clips in a row cannot be used, the last: "):
-        Pairs(source_of(tmp_path), 5, (32, 48), 4)[0]
+    none = Pairs(source_of(tmp_path), 5, (32, 48), 4)[0]
+    assert "--data: 20 clips in a row cannot be used, the last: " in str(none)
+    with pytest.raises(UsageError) as wrong:
+        raise together([none, none])
+    assert wrong.value is none
+
+
+def test_what_is_checked_is_of_clips_that_are_not_learned_from(tmp_path):
+    source = source_of(make_reds(tmp_path, [f"{i:03}" for i in range(1, 11)], frames=1))
+    shades = [{shade_of(source, n + i) for i in range(60)} for n in (0, UNSEEN)]
+    assert len(source) == 12 and all(len(found) == 11 for found in shades)  # too few
+    source = source_of(make_reds(tmp_path / "more", [f"{i:03}" for i in range(30, 50)], frames=1))
+    learned, checked = ({shade_of(source, n + i) for i in range(200)} for n in (0, UNSEEN))
+    assert len(learned) == len(source) - 8 and len(checked) == 8 and not learned & checked
+
+
+def shade_of(source, number):
+    """That of the clip, which is of one shade."""
+    return round(Pairs(source, 1, (32, 48), 4)[number][0].mean().item() * 255)
+
+
+def test_a_picture_that_cannot_be_read_is_a_clip_left_out(tmp_path):
+    source = source_of(make_reds(tmp_path))
+    source.clips[0][0].write_bytes(b"no picture")
+    with pytest.raises(VideoError, match="001: cannot be read"):
+        source.frames(0, np.random.default_rng(0), 4, (32, 48))
 
 
 def test_nano_draws_its_own_clips():

@@ -134,6 +134,16 @@ def test_another_shape_than_that_of_the_start_is_refused(
     assert f"nano/checkpoint has {flag} {there}, got {flag} {value}" in said
 
 
+@pytest.mark.parametrize("flag", ["--autoencoder wan", "--temper 1"])
+def test_the_start_keeps_its_autoencoder(flag, monkeypatch, capsys, tmp_path):
+    words = ["pretrain", "--start", "nano/checkpoint", *flag.split(), "--work", f"{tmp_path}/w"]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit):
+        pretrain.main()
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert f"nano/checkpoint keeps its autoencoder: without {flag}" in said
+
+
 REFUSED = {  # before a clip is drawn
     "--batch 16: 3 processes cannot share it evenly": ["--batch", "16"],
     "--width 100: must be a multiple of 32": ["--width", "100"],

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from test_data import BAD, needs_bad_inputs
 from test_prepare import manifest_rows, pan, prepared, write_avi
 
 from common.errors import VideoError
@@ -173,6 +174,12 @@ def test_of_speed_the_truth_is_the_clip_itself_and_a_short_one_is_skipped(
     assert call(monkeypatch, listed, tmp_path / "faster", "speed", 5) == 1
     assert "none of 2 clips can take --kind speed" in capsys.readouterr().out
     assert not (tmp_path / "faster" / "manifest.csv").exists()
+
+
+@needs_bad_inputs
+def test_a_clip_that_was_cut_is_skipped():
+    with pytest.raises(VideoError, match="28 of 73 announced frames"):
+        shift.read(BAD / "truncated_data_lost.mp4", None)
 
 
 WRONG = {

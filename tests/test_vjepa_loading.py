@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from predictors import ActionConditionedPredictor, CheckpointError, load_predictor
 from predictors.convert import main as convert
+from runs.identity import fingerprint
 
 TINY = {
     "img_size": [32, 32], "embed_dim": 6, "predictor_embed_dim": 24, "depth": 2, "num_heads": 2,
@@ -90,6 +91,15 @@ def test_a_config_beside_a_file_and_a_lightning_checkpoints_own(folder):
     torch.save(LAYOUTS["lightning"](tiny()), folder / "b.ckpt")
     found = load_predictor(folder / "b.ckpt")  # 256 pixels, where nothing says another size
     assert found.patches == 256 and found.head_dim == 12
+
+
+def test_a_configuration_beside_the_file_is_part_of_the_checkpoint(tmp_path):
+    torch.save(LAYOUTS["official"](tiny()), tmp_path / "a.pt")
+    digests = [fingerprint(tmp_path / "a.pt")]
+    for heads in (1, 2):
+        (tmp_path / "config.json").write_text(json.dumps({"num_heads": heads}))
+        digests.append(fingerprint(tmp_path / "a.pt"))
+    assert len(set(digests)) == 3
 
 
 def test_of_the_released_sizes_nothing_else_is_needed(tmp_path):
