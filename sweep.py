@@ -5,9 +5,9 @@
     python sweep.py sweeps/groups_5_steps.yaml --status
 
 The same command goes on where it was stopped, and so does the file alone: the results' folder
-remembers the flags. Checkpoint and videos come from the flags, from sbatch/site.sh, or with --nano
-from the bundled ones. Rows that this model cannot run (more groups than blocks) are named and left
-out; the exit code is 0 where the others worked, 1 where one failed, 3 where one lacks videos, 2
+remembers the flags. Checkpoint and videos come from the flags, the file, sbatch/site.sh, or with
+--nano from the bundled ones. Rows that this model cannot run (more groups than blocks) are named
+and left out; the exit code is 0 where the others worked, 1 where one failed, 3 where one lacks videos, 2
 where nothing started. A sweep file has the keys
 
     baseline: the script that runs without adaptation (--steps 0)
@@ -55,10 +55,16 @@ def parser_of():
     parser.add_argument("--dry-run", action="store_true", help="print the commands only")
     parser.add_argument("--nano", action="store_true", help="the bundled checkpoint and demo clips")
     parser.add_argument(
-        "--checkpoint", type=Path, metavar="FOLDER", help="model; else that of sbatch/site.sh"
+        "--checkpoint",
+        type=Path,
+        metavar="FOLDER",
+        help="model; else the file's or site.sh's",
     )
     parser.add_argument(
-        "--videos", type=Path, metavar="LIST", help="list of clips; else that of sbatch/site.sh"
+        "--videos",
+        type=Path,
+        metavar="LIST",
+        help="list of clips; else the same",
     )
     parser.add_argument(
         "--limit", type=common.at_least(1), metavar="N",

@@ -122,10 +122,16 @@ def decode(container, stream, path, first=0):
         yield frame
 
 
+def lost(stream, count):
+    """What a file from which so many frames came announces more, in words; or None."""
+    announced = announced_frames(stream)
+    return f"{count} of {announced} announced frames decode" if announced > count else None
+
+
 def refuse_lost(stream, count):
-    """Raises VideoError where a file from which so many frames came announces more."""
-    if (announced := announced_frames(stream)) > count:
-        raise VideoError(f"damaged: {count} of {announced} announced frames decode")
+    """Raises VideoError where the file announces more."""
+    if said := lost(stream, count):
+        raise VideoError(f"damaged: {said}")
 
 
 def upright(frame, pixel_aspect):

@@ -16,7 +16,6 @@ from backbones.longcat_layers import rotary_table, rotate, timestep_sinusoid
 
 SINUSOID = 256
 SCORES = 1 << 26  # of attention that are held at once
-SCORES = 1 << 26  # of attention that are held at once
 
 
 class StateAwareAdapter(nn.Module):

@@ -12,7 +12,7 @@ from litevsr.degradation import Degradation
 from runs.lists import list_videos
 
 UNSEEN = 1 << 40  # from this number on pairs are of clips held out from the others
-HELD = 8  # clips, of at least twice as many
+HELD = 8  # clips, at most a tenth of all
 TRIES = 20  # other clips in place of one that cannot be read
 REDS_TEST = ("000", "011", "015", "020")  # REDS4, of the training folder: what papers report on
 
@@ -35,6 +35,10 @@ class Reds:
 
     def __len__(self):
         return len(self.clips)
+
+    def begins(self, index):
+        """Whether a clip is of another source than the one before."""
+        return True
 
     def frames(self, index, rng, count, size):
         import imageio.v3 as iio
@@ -59,6 +63,9 @@ class Videos:
 
     def __len__(self):
         return len(self.videos)
+
+    def begins(self, index):
+        return self.videos[index].source != self.videos[index - 1].source
 
     def frames(self, index, rng, count, size):
         path = self.videos[index].path
@@ -85,6 +92,9 @@ class Scenes:
     def __len__(self):
         return 1_000_000
 
+    def begins(self, index):
+        return True
+
     def frames(self, index, rng, count, size):
         from nano import scenes
 
@@ -109,9 +119,9 @@ def crop(frames, rng, size):
 
 class Pairs(Dataset):
     """Pair number n, whatever came before it: a sharp clip (3, F, H, W) and its damaged version,
-    enlarged again. From UNSEEN on they are of the last HELD clips of the source, of which no others
-    are, if it has enough. In place of one that cannot be made the UsageError: raised by a process
-    that loads, it would be a traceback."""
+    enlarged again. From UNSEEN on they are of the last clips, of which no others are, nor of their
+    sources; of any where there are too few to hold some out. In place of one that cannot be made
+    the UsageError: raised by a process that loads, it would be a traceback."""
 
     def __init__(self, source, frames, size, scale, degraded=True):
         self.source, self.count, self.size = source, frames, size
@@ -137,8 +147,12 @@ class Pairs(Dataset):
     def among(self, number):
         """First and end of the clips that a pair may be of."""
         count = len(self.source)
-        held = HELD if count >= 2 * HELD else 0
-        return (count - held if held else 0, count) if number >= UNSEEN else (0, count - held)
+        first = count - min(HELD, count // 10)
+        while 0 < first < count and not self.source.begins(first):
+            first -= 1
+        if first in (0, count):
+            return 0, count
+        return (first, count) if number >= UNSEEN else (0, first)
 
 
 def together(pairs):

@@ -30,7 +30,8 @@ def arguments():
     add("--checkpoint", type=Path, default=NANO, metavar="FOLDER", help="the frozen model")
     add(
         "--data", type=Path, metavar="PATH",
-        help="REDS' folder, a CSV manifest, a folder of videos or one; by default nano's scenes",
+        help="REDS' folder, a CSV manifest, a folder of videos or one; by default nano's scenes. A "
+        "tenth, at most 8 clips, is held out and checked on",
     )  # fmt: skip
     add(
         "--start", type=Path, metavar="FOLDER",

@@ -69,7 +69,7 @@ class Trainer:
                 raise UsageError(f"--work {args.work}: its state has no {missing[0]}; give another")
             for name in PARTS:
                 getattr(self, name).load_state_dict(saved[name])
-            self.step = saved["step"]
+            self.step, self.loss = saved["step"], saved["loss"]
             known = read_json(args.work / CURVE) or []
             self.curve = [row for row in known if row["step"] <= self.step]
 
@@ -142,8 +142,10 @@ class Trainer:
                 if self.rank == 0:
                     self.save(loss)
         bar.close()
-        if self.rank == 0:  # a kill may have come between the state and the adapter
+        if self.rank == 0:  # a kill may have come after the state
             self.save_adapter()
+            if self.curve[-1:] == [] or self.curve[-1]["step"] < self.step:
+                self.check(self.loss)
 
     def save_adapter(self):
         weights = self.settings[WEIGHTS]
@@ -181,10 +183,13 @@ class Trainer:
         return min((self.step + 1) / WARM_UP, 0.5 + 0.5 * math.cos(math.pi * done))
 
     def save(self, loss):
-        """The state, the adapter, then what they reach on pairs that they do not learn from."""
+        """The state and the adapter, then what it reaches on pairs that it does not learn from."""
         parts = {name: getattr(self, name).state_dict() for name in PARTS}
-        save_whole(parts | {"step": self.step}, self.state)
+        save_whole(parts | {"step": self.step, "loss": loss}, self.state)
         self.save_adapter()
+        self.check(loss)
+
+    def check(self, loss):
         averaged = Restorer(self.model, self.average.module)
         found = check(averaged, self.text, *self.checked, self.args.work / "samples.png")
         self.curve.append({"step": self.step, "loss": loss} | found)
@@ -217,7 +222,8 @@ def settings_of(args):
 def refuse_other(work, asked):
     """A work folder belongs to one training. Raises UsageError."""
     path = work / SETTINGS
-    if path.exists() and (found := json.loads(path.read_text())) != asked:
+    found = json.loads(path.read_text()) if path.exists() else asked
+    if found != asked:
         keys = sorted(found.keys() | asked.keys())
         other = next(key for key in keys if found.get(key) != asked.get(key))
         if other == WEIGHTS:

@@ -1,6 +1,7 @@
 """Whole videos, frame by frame, with their sound."""
 
 import contextlib
+import functools
 import heapq
 import shutil
 import sys
@@ -9,7 +10,7 @@ from fractions import Fraction
 import av
 
 from common.errors import VideoError
-from common.video import announced_frames, decode, fit, opened, upright, write_video
+from common.video import decode, fit, lost, opened, upright, write_video
 from runs.results import discard, replace_file
 
 HELD = ("aac", "ac3", "alac", "eac3", "flac", "mp3", "opus")  # codecs that an mp4 takes
@@ -31,8 +32,13 @@ def each_frame(path):
         for frame in decode(container, stream, path):
             yield fit(frame, aspect, upright(frame, aspect))
             count += 1
-        if (announced := announced_frames(stream)) > count:
-            print(f"{path}: {count} of {announced} announced frames decode", file=sys.stderr)
+        if said := lost(stream, count):
+            say_once(f"{path}: {said}")
+
+
+@functools.cache  # a video is read again to be compared with
+def say_once(text):
+    print(text, file=sys.stderr)
 
 
 @contextlib.contextmanager

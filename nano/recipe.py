@@ -10,7 +10,7 @@ SHIFT = 3.0  # of the schedule, as in the sampler
 SHAPE = {"width": 128, "depth": 12, "patch": 2, "channels": 16}  # where no flag says otherwise
 
 
-AUTOENCODER = {"autoencoder": "linear", "autoencoder_minutes": 10.0, "temper": 0.5}  # the same
+AUTOENCODER = {"autoencoder": "linear", "autoencoder_minutes": 10, "temper": 0.5}  # the same
 
 
 def add_recipe(add):

@@ -143,7 +143,7 @@ def main():
     args.work.mkdir(parents=True, exist_ok=True)
     same_settings(args)
     encoder = args.work / "encoder"
-    if not (args.work / "features.pt").exists():
+    if not ((args.work / "features.pt").exists() and encoder.is_dir()):
         train_encoder(args.encoder_steps, min(args.clips, 2000)).save_pretrained(encoder)
         save_whole(draw(load_encoder(encoder), args.clips), args.work / "features.pt")
     features, actions = torch.load(args.work / "features.pt")

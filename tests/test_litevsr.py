@@ -103,12 +103,16 @@ def test_the_state_is_read_and_is_the_low_resolution_at_first(restorer, given):
     assert not torch.equal(first, restorer.velocity(*given, state=torch.randn_like(low)))
 
 
-def test_attention_is_shared_out_between_the_streams(restorer, given):
+def test_attention_is_shared_out_between_the_streams(restorer, given, monkeypatch):
     """As an explicit softmax has it; keys that are alike have half each."""
     noisy, sigma, low, _ = given
     masses = []
     trained(restorer).adapter(low, noisy, sigma, masses)
     assert len(masses) == 2 and all(((m > 0) & (m < 1)).all() for m in masses)
+    monkeypatch.setattr("litevsr.adapter.SCORES", 1)  # a query at a time
+    restorer.adapter(low, noisy, sigma, one_by_one := [])
+    for mass, same in zip(masses, one_by_one, strict=True):
+        assert_near(mass, same, 1e-6)
     alike = []
     with torch.no_grad():
         restorer.adapter.kinds.zero_()

@@ -129,12 +129,15 @@ def test_clips_that_cannot_be_used_are_left_out_until_there_is_none(tmp_path):
 
 
 def test_what_is_checked_is_of_clips_that_are_not_learned_from(tmp_path):
-    source = source_of(make_reds(tmp_path, [f"{i:03}" for i in range(1, 11)], frames=1))
-    shades = [{shade_of(source, n + i) for i in range(60)} for n in (0, UNSEEN)]
-    assert len(source) == 12 and all(len(found) == 11 for found in shades)  # too few
-    source = source_of(make_reds(tmp_path / "more", [f"{i:03}" for i in range(30, 50)], frames=1))
+    few = source_of(make_reds(tmp_path, [f"{i:03}" for i in range(30, 37)], frames=1))
+    shades = [{shade_of(few, n + i) for i in range(60)} for n in (0, UNSEEN)]
+    assert len(few) == 9 and all(len(found) == 9 for found in shades)  # too few to hold one out
+    source = source_of(make_reds(tmp_path / "more", [f"{i:03}" for i in range(30, 49)], frames=1))
     learned, checked = ({shade_of(source, n + i) for i in range(200)} for n in (0, UNSEEN))
-    assert len(learned) == len(source) - 8 and len(checked) == 8 and not learned & checked
+    assert len(source) == 21 and len(learned) == 19 and checked == {0, 1}
+    source.begins = lambda index: index == 16  # the last five are of one
+    learned, checked = ({shade_of(source, n + i) for i in range(200)} for n in (0, UNSEEN))
+    assert len(learned) == 16 and len(checked) == 5 and not learned & checked
 
 
 def shade_of(source, number):

@@ -198,7 +198,9 @@ def adapter(toy_checkpoint, clips, tmp_path_factory):
 def test_what_is_bundled_is_better_than_bicubic(script, tmp_path, capsys):
     given = ["nano/litevsr/low.mp4", "--scale", 4, "--truth", "nano/demo/scene_0.mp4"]
     assert script(litevsr.restore, *given, "--out", tmp_path / "high.mp4") == 0
-    rows = capsys.readouterr().out.splitlines()[2:4]
+    said = capsys.readouterr()
+    assert "other weights" not in said.err
+    rows = said.out.splitlines()[2:4]
     found = [dict(pair.split() for pair in row.split(": ")[1].split(", ")) for row in rows]
     assert [row.split(":")[0] for row in rows] == ["restored", "bicubic"]
     for name in ("psnr_db", "luma_psnr_db", "temporal_psnr_db"):

@@ -91,7 +91,7 @@ def test_a_lost_process_ends_all_with_a_line(where, rank, options, tmp_path):
 @pytest.mark.slow  # five processes are started
 def test_the_same_command_goes_on(tmp_path):
     """After it was lost with the second video."""
-    flags = ["--steps", 2, "--limit", 2, "--no-generate", "--save-adapter"]
+    flags = ["--steps", 2, "--lr", 1e-4, "--limit", 2, "--no-generate", "--save-adapter"]
     lost("going on", 0, tmp_path, *flags, options=PATIENT)
     said, _ = run(2, FULL, *flags, "--out", tmp_path / "out")
     assert "1 already done, 1 to do" in said

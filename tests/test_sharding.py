@@ -57,7 +57,7 @@ def test_two_processes_reproduce_one(name, one_process, tmp_path):
 
 @pytest.mark.slow  # four processes on two cores
 def test_four_processes_reproduce_one(one_process, tmp_path):
-    flags = ["--steps", 2, *FLAGS, "--no-generate"]
+    flags = ["--steps", 2, "--lr", 1e-4, *FLAGS, "--no-generate"]
     alone = one_process(FULL, *flags)
     run(4, FULL, *flags, "--out", tmp_path)
     assert not differences(records(alone), records(tmp_path)) and furthest(alone, tmp_path) < 1e-5
@@ -69,8 +69,9 @@ def test_four_processes_reproduce_one(one_process, tmp_path):
 @pytest.mark.slow  # three processes are started
 def test_saved_weights_are_started_from(one_process, tmp_path):
     """Of one process by two, each of which takes its part."""
-    saved = one_process(FULL, "--steps", 2, *FLAGS, "--no-generate") / "videos"
-    flags = ["--adapter", saved, "--steps", 1, "--limit", 1, "--no-generate", "--save-adapter"]
+    saved = one_process(FULL, "--steps", 2, "--lr", 1e-4, *FLAGS, "--no-generate") / "videos"
+    flags = ["--adapter", saved, "--steps", 1, "--lr", 1e-4, "--limit", 1, "--no-generate"]
+    flags += ["--save-adapter"]
     alone = one_process(FULL, *flags)
     run(2, FULL, *flags, "--out", tmp_path)
     assert not differences(records(alone), records(tmp_path))
@@ -79,7 +80,7 @@ def test_saved_weights_are_started_from(one_process, tmp_path):
 
 @pytest.mark.slow  # two processes are started
 def test_one_process_of_torchrun_is_none(one_process, tmp_path):
-    flags = ["--steps", 2, *FLAGS, "--no-generate"]
+    flags = ["--steps", 2, "--lr", 1e-4, *FLAGS, "--no-generate"]
     run(1, FULL, *flags, "--out", tmp_path)
     assert records(tmp_path) == records(one_process(FULL, *flags))
     assert furthest(one_process(FULL, *flags), tmp_path) == 0
