@@ -7,8 +7,8 @@
 The same command goes on where it was stopped, and so does the file alone: the results' folder
 remembers the flags. Checkpoint and videos come from the flags, the file, sbatch/site.sh, or with
 --nano from the bundled ones. Rows that this model cannot run (more groups than blocks) are named
-and left out; the exit code is 0 where the others worked, 1 where one failed, 3 where one lacks videos, 2
-where nothing started. A sweep file has the keys
+and left out; the exit code is 0 where the others worked, 1 where one failed, 3 where one lacks
+videos, 2 where nothing started. A sweep file has the keys
 
     baseline: the script that runs without adaptation (--steps 0)
     shared:   flags of every row
