@@ -48,6 +48,8 @@ class DeltaC:
             if args.cached_draws:
                 raise common.UsageError("--cached-draws: adamw draws at every step")
             return
+        for flag in common.given_flags(args, "lr", "eps", "weight_decay"):
+            raise common.UsageError(f"{flag}: AdamW's; closed-form has no rate")
         common.refuse_other_draws(args)
         args.cached_draws = args.cached_draws or CACHED_DRAWS
         args.steps, args.stop_every = min(args.steps, 1), min(args.stop_every, 1)

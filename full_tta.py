@@ -101,6 +101,8 @@ class FullTTA:
     def fisher_information(self):
         """Mean squared gradient, over a few draws, of the loss of predicting the context latents
         after the first; scaled to mean 1 over all weights."""
+        for weight in self.weights.values():  # of an attempt that ran out of memory
+            weight.grad = None
         known = self.clip.context
         problem = common.Problem(known[:, :, :1], known[:, :, 1:], self.clip.text)
         generator = common.random_stream(self.clip.seed, self.clip.video.id, "fisher")

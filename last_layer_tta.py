@@ -60,8 +60,10 @@ class LastLayer:
         if self.left is None:  # in the first step, as if delta were zero: --adapter gives another
             given = self.delta.detach().clone()
             self.delta.data.zero_()
-            self.left = [self.before_last_layer(*each) for each in draw.each()]
-            self.delta.data.copy_(given)
+            try:
+                self.left = [self.before_last_layer(*each) for each in draw.each()]
+            finally:  # out of memory, after which it is tried again
+                self.delta.data.copy_(given)
         return torch.stack([self.loss_after(*each) for each in self.left]).mean()
 
     def before_last_layer(self, problem, sigma, noise):

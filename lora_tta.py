@@ -59,10 +59,13 @@ class LoRA:
         modules = dict(model.dit.named_modules())  # a layer may be in blocks of one stack alone
         paths = [path for block in blocks for path in common.paths_of(block)]
         places = [f"{path}.{target}" for path in paths for target in chosen_targets(model, args)]
+        found = [place for place in places if place in modules]
+        if not found:
+            layers = " ".join(args.targets or ["where not given"])
+            raise common.UsageError(f"--targets {layers}: in none of --blocks {args.blocks}")
         self.config = LoraConfig(
-            r=args.rank, lora_alpha=args.alpha, bias="none",
-            target_modules=[place for place in places if place in modules],
-        )  # fmt: skip
+            r=args.rank, lora_alpha=args.alpha, bias="none", target_modules=found
+        )
         self.layers = self.new_layers()
         generator = common.start_stream(clip, args, "lora")
         for layer in self.layers.values():

@@ -20,7 +20,7 @@ from common.loss import (
 )
 from common.masters import Masters
 from common.start import start_stream
-from common.values import at_least, blocks, not_negative, positive
+from common.values import at_least, blocks, given_flags, not_negative, positive
 from devices.paths import all_paths, paths_of
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "add_noise",
     "all_paths",
     "at_least",
+    "given_flags",
     "blocks",
     "check_groups",
     "chosen_blocks",

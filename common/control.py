@@ -49,6 +49,11 @@ def refuse_lender(args):
     """Raises UsageError for adapters that the control cannot take the place of: for `other` those
     that began at other videos', from which what was learned on a video alone is not to be told; for
     `random` those that began elsewhere than this run's parameters do."""
+    if args.control == "random" and (args.adapter / "adapter_config.json").is_file():
+        raise UsageError(
+            f"--control random: --adapter {args.adapter} is peft's, which draws its start and does "
+            "not say where that was; give RUN/videos, of a run with --save-adapter"
+        )
     its, names = lender_arguments(args), ["adapter", "start_from"]
     names += ["carry_over", "reptile"] if args.control == "other" else []
     for name in names:

@@ -11,6 +11,7 @@ import time
 
 import torch
 
+from common.errors import UsageError
 from common.loss import Problem, add_noise, draw_noise, random_stream, velocity_target
 from common.stages import stage
 from common.values import at_least
@@ -30,6 +31,11 @@ def add_arguments(group):
         "--trace-future", type=at_least(0), default=0, metavar="N", changes=None,
         help="measure it after every Nth update too; nothing is chosen by it",
     )  # fmt: skip
+
+
+def check(args):
+    if args.trace_future and not args.future_draws:
+        raise UsageError(f"--trace-future {args.trace_future}: not with --future-draws 0")
 
 
 @torch.no_grad()

@@ -49,6 +49,8 @@ def fill(args, geometry):
     """What is asked of sampling, with the defaults of the model, or those of its distilled weights
     in place of what is not given. Raises UsageError."""
     best_of.check(args)
+    if args.samples > 1 and not args.generate:
+        raise UsageError(f"--samples {args.samples}: nothing is sampled with --no-generate")
     given = args.sampling or ()
     args.sampling = sampling_options(given, geometry.sampling, geometry.sampling_ranges)
     distilled = args.sampling.get("distilled", False)

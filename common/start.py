@@ -16,7 +16,7 @@ from common.adapters import adapter_of, is_of_each_video, load_adapter
 from common.errors import UsageError
 from common.loss import random_stream
 from common.stopping import finite_or_none, losses_of_levels, refuse_one_draw, risen
-from common.values import share
+from common.values import given_flags, share
 from devices import shards
 
 BANK = "bank"  # of --start-from
@@ -71,7 +71,7 @@ def check(args):
             f"give --adapter RUN/videos, of {right} and --save-adapter"
         )
     if args.reset_on_degradation:
-        asked = any(given.get("carry_over") for given in args.headings.values())  # 0 is a KEEP too
+        asked = given_flags(args, "carry_over")  # 0 is a KEEP too
         if not asked and args.start_from != BANK:
             raise UsageError("--reset-on-degradation: needs --carry-over or --start-from bank")
         refuse_one_draw(args, "--reset-on-degradation")

@@ -12,7 +12,7 @@ import torch
 
 from common.errors import UsageError
 from common.loss import Problem, anchored_loss, draw_noise, random_stream
-from common.values import at_least, not_negative, numbers
+from common.values import at_least, given_flags, not_negative, numbers
 from devices.agreement import said_by_all
 from devices.shards import kept
 
@@ -30,7 +30,7 @@ def add_arguments(group):
     group.add_argument(
         "--stop-sigmas", type=numbers, default="0.25,0.5,0.75", metavar="S,S",
         changes="adaptation",
-        help="noise levels of the check",
+        help="noise levels of the check, of --gate's and of --reset-on-degradation's",
     )  # fmt: skip
     group.add_argument(
         "--stop-draws", type=at_least(1, 1024), default=2, changes="adaptation",
@@ -45,6 +45,9 @@ def add_arguments(group):
 
 
 def check(args):
+    if not args.stop_every and args.gate is None and not args.reset_on_degradation:
+        for flag in given_flags(args, "patience", "stop_sigmas", "stop_draws"):
+            raise UsageError(f"{flag}: says how --stop-every N checks; give that too")
     if args.gate is not None:
         refuse_one_draw(args, f"--gate {args.gate:g}")
     if args.gate is not None and args.adapter and not args.steps:
@@ -65,19 +68,26 @@ def refuse_one_draw(args, flag):
         )
 
 
-def held_out_problem(clip):
-    """The held-out latents, predicted at their own place in time from context and target latents;
+def held_out_problem(model, clip):
+    """The held-out latents, predicted at their own place in time from context and target latents,
+    or, by a model that takes no such context, with the target latents, which do not count then;
     where none are held out the adaptation's own problem."""
-    if not clip.held_out.shape[2]:
+    target, held_out, lengths = clip.target, clip.held_out, model.geometry.context_lengths
+    if not held_out.shape[2]:
         return clip
-    known = torch.cat([clip.context, clip.target], dim=2)
-    return Problem(known, clip.held_out, clip.text)
+    known = torch.cat([clip.context, target], dim=2)
+    if not model.geometry.context_alone and (lengths is None or known.shape[2] in lengths):
+        return Problem(known, held_out, clip.text)
+    both = torch.cat([target, held_out], dim=2)
+    counts = torch.zeros(1, 1, both.shape[2], 1, 1, device=both.device)
+    counts[:, :, target.shape[2] :] = both.shape[2] / held_out.shape[2]
+    return Problem(clip.context, both, clip.text, counts)
 
 
 def losses_of_levels(model, clip, args):
     """At each of args.stop_sigmas the losses of args.stop_draws noises of its own, of what is held
     out; the noises are not those that early stopping chooses by."""
-    problem = held_out_problem(clip)
+    problem = held_out_problem(model, clip)
     generator = random_stream(clip.seed, clip.video.id, "gate noise")
     levels = [(s, draw_noise(generator, problem.target, args.stop_draws)) for s in args.stop_sigmas]
     found = [
@@ -186,9 +196,9 @@ def early_stopping(model, clip, args, parameters):
     """The stopper that the flags ask for."""
     if not args.stop_every:
         return EarlyStopping(parameters)
-    problem = held_out_problem(clip)
+    problem = held_out_problem(model, clip)
     generator = random_stream(clip.seed, clip.video.id, "validation noise")
-    noise = draw_noise(generator, clip.held_out, args.stop_draws)
+    noise = draw_noise(generator, problem.target, args.stop_draws)
     return EarlyStopping(
         parameters,
         lambda: said_by_all(anchored_loss(model, problem, args.stop_sigmas, noise))[0],

@@ -80,6 +80,12 @@ def groups(text):
     return text if text == "auto" else at_least(1)(text)
 
 
+def given_flags(args, *names):
+    """Those of them, as a user writes them, that stand on the command line."""
+    given = {name for each in args.headings.values() for name, there in each.items() if there}
+    return [args.flags[name]["names"][0] for name in names if name in given]
+
+
 def blocks(text):
     """'all', 'last:K' or "0,5,7": kept as text; `chosen_blocks` knows the depth."""
     if text != "all":

@@ -7,7 +7,15 @@ import numpy as np
 from common.errors import UsageError
 from report.controls import controls_of, notes_on_controls
 from report.metrics import ZERO, shared, unit
-from report.notes import edited, listed, notes_on, notes_on_order, notes_on_seeds, versions
+from report.notes import (
+    edited,
+    listed,
+    not_paired,
+    notes_on,
+    notes_on_order,
+    notes_on_seeds,
+    versions,
+)
 from report.paired import Comparison, Method
 from report.runs import efforts, refuse_mismatch
 from report.statistics import clustered_interval, harmed, holm, signed_rank, spread_over_seeds
@@ -50,7 +58,7 @@ def compare(runs):
     notes += [f"{metric} is not compared: {why}" for metric, why in left_out.items()]
     first = kept.pop(with_results.index(baseline))
     controls = controls_of(kept)
-    notes += notes_on_controls(kept, controls)
+    notes += notes_on_controls(kept, controls) + not_paired(kept, first, sorted(videos))
     metrics = shared([run for method in kept or [first] for run in method.runs])
     return Comparison(first, kept, sorted(videos), notes, left_out, metrics, controls)
 

@@ -5,6 +5,8 @@ from collections import Counter
 from runs.identity import goes_on
 from runs.names import printable
 
+SAME = 2e-3  # a relative difference that rounding makes
+
 
 def notes_on(runs, shared):
     """What each run lacks, and how many adaptations diverged."""
@@ -73,6 +75,23 @@ def versions(runs):
         f"{name} {' and '.join(digests)}" for name, digests in found.items() if digests
     )
     return [f"the code below the scripts was not the same (source_sha256): {named}"]
+
+
+def not_paired(methods, baseline, videos):
+    """Which found another loss of the model as it is than the baseline did, on the same draws."""
+    notes = []
+    for run in (run for method in methods for run in method.runs):
+        (before,) = (each for each in baseline.runs if each.seed == run.seed)
+        pairs = [[r.done[v].get("future_loss_before") for r in (before, run)] for v in videos]
+        differ = [there for there, here in pairs if None not in (there, here)
+                  and abs(here - there) > SAME * abs(there)]  # fmt: skip
+        if differ:
+            notes.append(
+                f"{run.name}: before adapting the loss on the true future is not the baseline's on "
+                f"{len(differ)} of {len(videos)} videos (by more than {SAME:.1%}): another device "
+                "or type gave other latents or other noise, so that they are not exactly paired"
+            )
+    return notes
 
 
 def listed(seeds):

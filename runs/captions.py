@@ -64,7 +64,7 @@ def poor_captions(captions):
 def captioned(videos, args):
     """The videos with the captions of a run: --caption, or their own. Raises UsageError where those
     are poor."""
-    if args.caption:
+    if args.caption is not None:
         return [replace(video, caption=args.caption) for video in videos]
     if args.prompt:
         return videos

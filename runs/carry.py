@@ -38,10 +38,16 @@ def refuse_parts(args, flag):
 
 def in_order(items, args):
     """As listed, or, where what is learned goes on, in an order that the seed and each item's id
-    give."""
+    give; but those of one source as listed, in turn at its places: a later clip may show what an
+    earlier one is scored by."""
     if args.order == "list" or not args.kind.carries(args):
         return items
-    return sorted(items, key=lambda x: hashlib.sha256(f"{args.seed} {x.id}".encode()).digest())
+    mixed = sorted(items, key=lambda x: hashlib.sha256(f"{args.seed} {x.id}".encode()).digest())
+    listed = {}
+    for item in items:
+        listed.setdefault(item.source, []).append(item)
+    waiting = {source: iter(found) for source, found in listed.items()}
+    return [next(waiting[item.source]) for item in mixed]
 
 
 def passed(items, folder):

@@ -121,7 +121,7 @@ def by_flag(tokens):
     """The tokens in pieces, each a flag with its values."""
     pieces = []
     for token in tokens:
-        if token.startswith("--") or not pieces:
+        if token.startswith("--") and " " not in token or not pieces:
             pieces.append([])
         pieces[-1].append(token)
     return pieces

@@ -4,6 +4,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 from common.clip import mean_change
+from common.errors import UsageError
 from runs import results
 from runs.baseline import moved
 from runs.evaluate import clean_scores, evaluate, reference_scores
@@ -17,6 +18,11 @@ def add_arguments(group):
         "--save-frames", action="store_true", changes=None, baseline=True,
         help="keep generated and true frames as <id>.npz, 8 bits, for report.fvd",
     )  # fmt: skip
+
+
+def check(args):
+    if args.save_frames and not args.generate:
+        raise UsageError("--save-frames: nothing is sampled with --no-generate")
 
 
 class Scores:

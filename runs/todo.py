@@ -70,7 +70,7 @@ def check(args):
 def chosen_videos(args):
     """The videos of this range, with their captions, and the SHA-256 of the whole list."""
     videos, digest = list_videos(
-        args.videos, args.prompt, allow_empty=args.caption or args.allow_poor_captions
+        args.videos, args.prompt, allow_empty=args.caption is not None or args.allow_poor_captions
     )
     videos = in_order(in_range(captioned(videos, args), args), args)
     refuse_overwriting(videos, args)

@@ -54,7 +54,7 @@ def complete(args, method):
     geometry = loading.geometry_of(args)
     loading.check(args, geometry)
     clip.fill_window(args, geometry)
-    for module in (start, control, todo, drawing, stopping):
+    for module in (start, control, todo, drawing, stopping, future, scores):
         module.check(args)
     args.save_adapter = args.save_adapter or args.start_from == start.BANK
     if carries(args):

@@ -5,6 +5,7 @@ import contextlib
 import functools
 import shlex
 
+from common.adapters import adapter_files
 from common.errors import UsageError
 from runs.claims import is_live
 from runs.identity import difference, network_sha256, plain_arguments, read_config
@@ -66,7 +67,7 @@ def status(row):
     the first that was skipped or replaced, or of a folder that holds another run, where nothing
     counts."""
     counts, reasons = dict.fromkeys(COUNTED, 0), []
-    other = other_run(row)
+    other, learned = other_run(row), learned_at(row.args)
     for video in videos_of(row.args):
         path = row.out / "videos" / f"{video.id}.json"
         record = None if other else read_record(path)
@@ -74,11 +75,21 @@ def status(row):
         if state == "done" and (other_file := row.args.kind.other_file(video, record)):
             state = "missing"
             reasons.append(f"{other_file} is another file than there")
+        if state == "done" and path.stat().st_mtime < learned:
+            state = "missing"
+            reasons.append(f"{row.args.adapter} was learned anew")
         running = state != "done" and is_live(path.with_name(f"{video.id}.claim"))
         counts["running" if running else state] += 1
         if state == "skipped":
             reasons.append(record["reason"])
     return counts | {"why": printable(other or "".join(reasons[:1]))}
+
+
+def learned_at(args):
+    """When the newest of the adapters that a row takes was written; 0 where it takes none."""
+    with contextlib.suppress(UsageError, AttributeError, OSError):  # none yet, or no such flag
+        return max(file.stat().st_mtime for file in adapter_files(args.adapter))
+    return 0
 
 
 def other_run(row):

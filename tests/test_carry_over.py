@@ -6,6 +6,7 @@ import math
 import os
 import shutil
 import signal
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -94,6 +95,20 @@ def test_each_video_begins_where_the_last_one_ended(run):
     summary = json.loads((folder / "summary.json").read_text())
     online = [r["future_loss_online"] for r in (first, *rest)]
     assert summary["mean_future_loss_online"] == pytest.approx(sum(online) / 4)
+
+
+def test_no_later_clip_of_a_source_comes_before_an_earlier_one():
+    """Its frames may be what the earlier one is scored by."""
+    clips = [SimpleNamespace(id=f"{s}{i}", source=s) for s in "abc" for i in range(4)]
+    args = SimpleNamespace(order="seed", kind=SimpleNamespace(carries=lambda _: True))
+    orders = []
+    for args.seed in range(5):
+        orders.append([clip.id for clip in carry.in_order(clips, args)])
+        assert sorted(orders[-1]) == [clip.id for clip in clips]
+        for source in "abc":
+            assert [x for x in orders[-1] if x[0] == source] == [f"{source}{i}" for i in range(4)]
+        assert len({x[0] for x in orders[-1][:4]}) > 1  # yet mixed
+    assert len(set(map(tuple, orders))) == 5
 
 
 def test_the_order_is_the_seeds_or_the_lists(run, capsys):

@@ -18,6 +18,7 @@ import lora_tta
 import runs
 import sweep
 from prepare import check, clips, ucf101
+from runs.flags import kept_by_baseline
 
 NANO, DIT = ROOT / "nano" / "checkpoint", "dit/diffusion_pytorch_model.safetensors"
 
@@ -93,6 +94,9 @@ def test_a_value_may_look_like_a_flag(script, tmp_path, capsys):
     flags = ["--dry-run", "--out", tmp_path / "out", "--negative-prompt", "--ugly and blurred"]
     assert script(adasteer, *flags) == 0
     assert "  * --negative-prompt '--ugly and blurred'" in capsys.readouterr().out
+    args = runs.parse_args(None, adasteer.AdaSteer, list(map(str, flags)))
+    words = ["--negative-prompt", "--ugly and blurred"]
+    assert kept_by_baseline(words, args.flags) == words
     assert script(adasteer, "--dry-run", "--out", tmp_path / "out", "--caption=--x") == 0
 
 

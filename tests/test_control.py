@@ -16,6 +16,7 @@ from toy import copies, new
 
 import adasteer
 import common
+import lora_tta
 import runs
 from adasteer import AdaSteer
 from common import best_of, control
@@ -24,6 +25,7 @@ from common.data import Video
 from common.errors import UsageError, VideoError
 from common.generation import generate
 from delta_c import DeltaC
+from lora_tta import LoRA
 from report.runs import read_run
 from runs.results import save_adapter
 
@@ -158,6 +160,10 @@ def test_what_lends_nothing_is_refused(tmp_path):
         ("--control other", "--control other: needs --adapter RUN/videos"),
         ("--control other --steps 2 --adapter x", "leave out --steps 2"),
         ("--control random --steps 0", "--control random: with --steps 0 nothing is learned"),
+        ("--samples 2 --no-generate", "--samples 2: nothing is sampled with --no-generate"),
+        ("--save-frames --no-generate", "--save-frames: nothing is sampled with --no-generate"),
+        ("--trace-future 1 --future-draws 0", "--trace-future 1: not with --future-draws 0"),
+        ("--patience 2", "--patience: says how --stop-every N checks; give that too"),
         ("--best-of 4 --samples 2", "--best-of 4: gives one continuation; leave out --samples 2"),
         ("--best-of 4 --no-generate", "--best-of 4: nothing is sampled with --no-generate"),
         ("--best-of 2", "argument --best-of: must be at least 3, got 2"),
@@ -167,6 +173,14 @@ def test_flags_that_make_no_sense(flags, why, script, capsys):
     assert script(adasteer, *flags.split(), "--dry-run") == 2
     said = capsys.readouterr().err
     assert why in said and said.count("\n") == 1
+
+
+def test_where_a_lora_of_pefts_began_is_not_known(model, clip, tmp_path, script, capsys):
+    args = arguments(LoRA)
+    path = save_adapter(tmp_path / "start", LoRA(model, clip, args), args)
+    flags = ["--adapter", path, "--control", "random", "--dry-run"]
+    assert script(lora_tta, *flags) == 2
+    assert "is peft's, which draws its start" in capsys.readouterr().err
 
 
 def test_controls_of_a_run_are_runs_of_their_own(tmp_path, script, capsys):

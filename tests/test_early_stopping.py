@@ -1,5 +1,7 @@
 """Early stopping against recorded numbers: anchor losses, whole runs, decisions, latents."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from oracles import (
@@ -21,8 +23,8 @@ from backbones.configs import geometry
 from common.adaptation import adapt
 from common.clip import Window
 from common.errors import UsageError
-from common.loss import Problem, anchored_loss
-from common.stopping import EarlyStopping
+from common.loss import Problem, anchored_loss, flow_matching_loss
+from common.stopping import EarlyStopping, held_out_problem
 
 pytestmark = needs_oracles
 
@@ -69,6 +71,34 @@ def test_early_stopping_run(entry):
     assert record["best_step"] == entry["best_step"]
     assert record["stop_step"] == (len(record["losses"]) if entry["stopped_early"] else None)
     assert_near(method.delta[0].detach(), values[entry["tensor"]], LIMIT)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "alone", "shown"), [(None, False, 4), ((1, 4), False, 4), ((1, 9), False, 1),
+                                    (None, True, 1)],
+)  # fmt: skip
+def test_what_is_held_out_is_predicted_as_the_model_was_made_for(lengths, alone, shown):
+    """From a context of a length that it takes; the loss is of the held-out latents alone."""
+    latents = torch.arange(5.0).view(1, 1, 5, 1, 1)
+    clip = SimpleNamespace(
+        context=latents[:, :, :1], target=latents[:, :, 1:4], held_out=latents[:, :, 4:], text={}
+    )
+    seen = []
+
+    def velocity(noisy, sigma, context, text):
+        seen.append((context.flatten().tolist(), noisy.shape[2]))
+        target = latents[:, :, context.shape[2] :]
+        return torch.where(target == 4, 1 - target, 1e3)  # of noise 1: right where it counts
+
+    model = SimpleNamespace(
+        geometry=SimpleNamespace(context_lengths=lengths, context_alone=alone), velocity=velocity
+    )
+    problem = held_out_problem(model, clip)
+    loss = flow_matching_loss(model, problem, torch.ones(1), torch.ones_like(problem.target))
+    assert seen == [(latents[:, :, :shown].flatten().tolist(), 5 - shown)] and loss == 0
+    model.velocity = lambda noisy, *_: torch.ones_like(noisy)  # wrong by 4 on the one that counts
+    wrong = flow_matching_loss(model, problem, torch.ones(1), torch.ones_like(problem.target))
+    assert wrong == 16
 
 
 @pytest.mark.parametrize("row", entries("early_stopping", "stop_table"))

@@ -90,12 +90,40 @@ def test_impossible_flags(model, clip, method, flags, message):
         (DeltaC, "--cached-draws 4", "--cached-draws: adamw draws at every step"),
         (DeltaC, "--solver closed-form --draws 2", "are for draws at every step"),
         (LastLayer, "--context varying", "are for draws at every step"),
+        (DeltaC, "--solver closed-form --lr 0.1", "--lr: AdamW's; closed-form has no rate"),
         (FullTTA, "--ewc 1 --context-latents 1", "--context-latents of at least 2"),
     ],
 )
 def test_flags_that_contradict_each_other(method, flags, message):
     with pytest.raises(common.UsageError, match=message):
         arguments(method, flags)
+
+
+def test_layers_that_no_chosen_block_has_are_refused(model, clip, monkeypatch):
+    monkeypatch.setattr("lora_tta.chosen_targets", lambda *_: ["attn.of_another_stack"])
+    with pytest.raises(common.UsageError, match="--targets .*: in none of --blocks last:1"):
+        new(LoRA, "--blocks last:1", model, clip)
+
+
+def test_memory_that_runs_out_while_caching_leaves_what_was_learned(model, clip, monkeypatch):
+    method, _ = new(LastLayer, "--cached-draws 3", model, clip)
+    draw = method.draws()[0]
+    perturb(method)
+    learned = method.delta.detach().clone()
+
+    def no_room(*_):
+        raise torch.OutOfMemoryError
+
+    with method.attached():
+        with monkeypatch.context() as patched, pytest.raises(torch.OutOfMemoryError):
+            patched.setattr(method, "before_last_layer", no_room)
+            method.loss(draw)
+        assert torch.equal(method.delta, learned)
+        again = method.loss(draw)
+    other, _ = new(LastLayer, "--cached-draws 3", model, clip)
+    other.delta.data.copy_(learned)
+    with other.attached():
+        assert torch.equal(again, other.loss(draw))
 
 
 def penalty_of(method, clip):

@@ -50,6 +50,20 @@ def test_the_table_is_paired(runs):
     assert table(comparison, "flow_error_px")[1]["gain"] == 0
 
 
+def test_runs_that_are_not_exactly_paired_are_noted(runs):
+    """The loss before adapting is the baseline's, but on a device that gave other noise."""
+    base, same, other = runs(
+        ("base", [0] * 3, {"steps": 0, "futures": [0.2] * 3}),
+        ("same", [0] * 3, {"futures": [0.1] * 3}),
+        ("other", [0] * 3, {"lr": 1e-2, "futures": [0.1] * 3}),
+    )
+    for run, share in ((same, 1.001), (other, 1.003)):
+        run.done["v001"]["future_loss_before"] *= share
+    found = [note for note in compare([base, same, other]).notes if "exactly paired" in note]
+    assert len(found) == 1 and found[0].startswith("other: before adapting the loss")
+    assert "on 1 of 3 videos (by more than 0.2%)" in found[0]
+
+
 def test_every_table_has_its_references(runs):
     base, run = runs(("base", [0, 0], {"steps": 0}), ("run", [1, 1], {}))
     for i, record in enumerate(base.done.values()):
