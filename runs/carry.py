@@ -21,7 +21,8 @@ WHY = "what is learned from a clip goes on to the next, so that their order is p
 def add_order(group, default="seed"):
     group.add_argument(
         "--order", choices=("list", "seed"), default=default, changes="adaptation",
-        help="where what is learned goes on from one to the next; seed: one that --seed gives",
+        help="where what is learned goes on from one to the next; seed: one that --seed gives, but "
+        "clips of a source as listed",
     )  # fmt: skip
 
 
