@@ -227,7 +227,6 @@ def test_presets(preset, row):
     ("--adapt layernorm+", "--adapt: must be of layernorm"),
     ("--mode sequential --steps 5", "--steps 5: must be 1, for each frame, or 0 with --mode seq"),
     ("--mode jump --context-frames 2", "--context-frames 2: must be 1 with --mode jump"),
-    ("--score jump --context-frames 2", "--context-frames 2: not with --score jump"),
     ("--preset adajepa --context-frames 2", "--context-frames 2: must be 1 with --mode teacher"),
     ("--optimizer adam --weight-decay 0.1", "--weight-decay 0.1: only with --optimizer adamw"),
     ("--grad-clip -1", "--grad-clip: must not be negative, got -1"),

@@ -91,6 +91,12 @@ def test_every_mode_is_scored_in_one_of_two_ways(mode, run):
     assert found["untouched_look_ahead_loss"] == base["look_ahead_loss"]
 
 
+def test_jumps_have_no_context_to_be_scored_with(data, script, tmp_path, capsys):
+    flags = ["--score", "jump", "--context-frames", 2, "--out", tmp_path / "out"]
+    assert script(vjepa_tta, *data, *flags) == 2
+    assert "--context-frames 2: not with --score jump" in capsys.readouterr().err
+
+
 def test_the_studys_protocol_and_its_names(run, tmp_path):
     found = run("all", "--adapt-frames", "all", "--preset", "conservative")
     assert all(record["look_ahead_loss"] is None for record in found)
