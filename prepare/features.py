@@ -62,6 +62,8 @@ def windows(path, args, size):
             if made == args.per_video:
                 return
         refuse_lost(stream, index + 1)
+        if index < 0:
+            raise VideoError("damaged: no frame in it")
     if not made:
         raise VideoError(
             f"short: {len(indices)} frames at {rate / step:g} fps, {args.frames} needed"
