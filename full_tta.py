@@ -29,7 +29,9 @@ class FullTTA:
     @staticmethod
     def add_arguments(group):
         group.set_defaults(lr=1e-5)
-        group.add_argument("--optimizer", choices=("adamw", "sgd"), default="adamw")
+        group.add_argument(
+            "--optimizer", choices=("adamw", "sgd"), default="adamw", help="sgd: no moments to keep"
+        )
         group.add_argument(
             "--weight-decay", type=common.not_negative, default=0.01,
             help="AdamW's; with sgd added to the gradient after clipping",

@@ -12,7 +12,6 @@ import runs  # first: it says how torch's threads wait
 
 # isort: split
 import contextlib
-import itertools
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -54,17 +53,8 @@ class LoRA:
 
     def __init__(self, model, clip, args):
         self.model, self.dit, self.args = model, model.dit, args
-        names = list(itertools.chain(*model.stacks))
-        blocks = [names[i] for i in common.chosen_blocks(args.blocks, model.depth)]
-        modules = dict(model.dit.named_modules())  # a layer may be in blocks of one stack alone
-        paths = [path for block in blocks for path in common.paths_of(block)]
-        places = [f"{path}.{target}" for path in paths for target in chosen_targets(model, args)]
-        found = [place for place in places if place in modules]
-        if not found:
-            layers = " ".join(args.targets or ["where not given"])
-            raise common.UsageError(f"--targets {layers}: in none of --blocks {args.blocks}")
         self.config = LoraConfig(
-            r=args.rank, lora_alpha=args.alpha, bias="none", target_modules=found
+            r=args.rank, lora_alpha=args.alpha, bias="none", target_modules=places(model, args)
         )
         self.layers = self.new_layers()
         generator = common.start_stream(clip, args, "lora")
@@ -121,14 +111,21 @@ class LoRA:
         save_file(tensors, path / "adapter_model.safetensors")
 
 
-def chosen_targets(model, args):
-    """Names of layers in a block. Raises UsageError."""
+def places(model, args):
+    """Paths of the layers that get updates. Raises UsageError."""
     known = [name for kind in model.linears.values() for name in kind]
     for target in args.targets or ():
         if target not in known:
             raise common.UsageError(f"--targets: {target} is not one of {' '.join(known)}")
     targets = args.targets or model.linears["attention"]
-    return [*targets, *(model.linears["ffn"] if args.ffn else ())]
+    targets = [*targets, *(model.linears["ffn"] if args.ffn else ())]
+    names = [name for stack in model.stacks for name in stack]
+    blocks = [names[i] for i in common.chosen_blocks(args.blocks, model.depth)]
+    modules = dict(model.dit.named_modules())  # a layer may be in blocks of one stack alone
+    paths = [f"{path}.{t}" for block in blocks for path in common.paths_of(block) for t in targets]
+    if not (found := [path for path in paths if path in modules]):
+        raise common.UsageError(f"--targets {args.targets}: in none of --blocks {args.blocks}")
+    return found
 
 
 def main():

@@ -16,6 +16,7 @@ class Truthful:
     """A model that knows the latents: its velocity is (noisy - latents) / sigma, plus `off`."""
 
     sigma_min, device, stacks = 0.001, torch.device("cpu"), (("blocks.0",),)
+    geometry = SimpleNamespace(context_lengths=None, context_alone=False)
 
     def __init__(self, latents, off=0.0):
         self.latents, self.off, self.seen = latents, off, []

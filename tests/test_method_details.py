@@ -100,7 +100,7 @@ def test_flags_that_contradict_each_other(method, flags, message):
 
 
 def test_layers_that_no_chosen_block_has_are_refused(model, clip, monkeypatch):
-    monkeypatch.setattr("lora_tta.chosen_targets", lambda *_: ["attn.of_another_stack"])
+    monkeypatch.setattr(type(model), "linears", {"attention": ["attn.of_another_stack"]})
     with pytest.raises(common.UsageError, match="--targets .*: in none of --blocks last:1"):
         new(LoRA, "--blocks last:1", model, clip)
 
