@@ -144,7 +144,7 @@ class Trainer:
         bar.close()
         if self.rank == 0:  # a kill may have come after the state
             self.save_adapter()
-            if self.curve[-1:] == [] or self.curve[-1]["step"] < self.step:
+            if not self.curve or self.curve[-1]["step"] < self.step:
                 self.check(self.loss)
 
     def save_adapter(self):
@@ -226,7 +226,7 @@ def refuse_other(work, asked):
     if found != asked:
         keys = sorted(found.keys() | asked.keys())
         other = next(key for key in keys if found.get(key) != asked.get(key))
-        if other == WEIGHTS:
+        if other == WEIGHTS and WEIGHTS in found:  # older versions did not say
             raise UsageError(
                 f"--work {work}: holds a training on other weights than those that --checkpoint "
                 f"{asked['checkpoint']} has now; give another --work"
