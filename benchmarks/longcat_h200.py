@@ -59,7 +59,7 @@ class Table:
         more() is added to the row."""
         if case not in self.rows:
             try:
-                self.rows[case] = self._measured(make(), flops, repeats or self.repeats) | more()
+                self.rows[case] = self._measured(make(), flops, repeats) | more()
             except (torch.OutOfMemoryError, StopRun):
                 self.rows[case] = {"seconds": None, "out_of_memory": True}
             release(self.device)
@@ -67,6 +67,7 @@ class Table:
         print(f"{case}: {json.dumps(self.rows[case])}", flush=True)
 
     def _measured(self, work, flops, repeats):
+        repeats = self.repeats if repeats is None else repeats
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         row = {"seconds": in_turns({"work": work}, self.device, repeats)["work"]}
@@ -106,7 +107,7 @@ def adaptation(table, model, problem, compiled):
     step = steps_of(AdaSteer, model, problem)
     # what counts as useful: without the second forward of a step that fits into any memory
     useful = counted(lambda: step(None)) - counted(lambda: forward(model, problem))
-    for blocks in (0, model.depth // 2, model.depth):
+    for blocks in (0,) if compiled else (0, model.depth // 2, model.depth):
         case = f"AdaSteer step, {blocks} recomputed{compiled}"
         table.add(case, lambda b=blocks: functools.partial(step, b), useful)
     if not compiled:
@@ -135,14 +136,14 @@ def generation(model, problem, steps, way=LongCat.generate):
 
 
 def continuation(table, model, problem, compiled, few, steps):
-    """With few steps of the schedule (and its last ten) for the ratio, with all of them once."""
-    cases = {
-        f"generation, {n} steps{compiled}": generation(model, problem, n) for n in (few, steps)
-    }
+    """With few steps of the schedule (and its last ten) for the ratio, with all of them once. These
+    take long: what was run by then has warmed the GPU."""
+    cases = {f"generation, {few} steps{compiled}": (generation(model, problem, few), 1)}
     if not compiled:
-        cases[f"plain: generation, {few} steps"] = generation(model, problem, few, plain)
-    for case, work in cases.items():
-        table.add(case, lambda w=work: w, repeats=1)
+        cases[f"generation, {steps} steps"] = generation(model, problem, steps), 0
+        cases[f"plain: generation, {few} steps"] = generation(model, problem, few, plain), 0
+    for case, (work, repeats) in cases.items():
+        table.add(case, lambda w=work: w, repeats=repeats)
 
 
 def pixels(table, model, side):
@@ -162,7 +163,7 @@ def as_placed(table, model, adapting, following, few):
     table.add(f"AdaSteer step, {AS_PLACED}", lambda: lambda: step(AS_PLACED), more=says)
     table.add(
         f"generation, {few} steps, {AS_PLACED}",
-        lambda: lambda: model.placement.run(generate), repeats=1, more=says,
+        lambda: lambda: model.placement.run(generate), repeats=0, more=says,
     )  # fmt: skip
     del model.placement
 

@@ -16,6 +16,8 @@ CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,avi,matroska,webm,gif,mpeg,mpegts,mpegvide
 LARGEST = 8192 * 4320  # pixels of a stored frame
 THINNEST = 32  # a picture's longer side by its shorter one
 WIDEST = 10.0  # a stored pixel's width by its height, or the other way round
+# bytes in tags that are no UTF-8 are no reason to refuse a video; from 19 on PyAV is lenient itself
+LENIENT = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
 
 
 def read_frames(path, start, stop, size):
@@ -56,7 +58,7 @@ def opened(path):
     except (OSError, ValueError) as error:  # a name too long, a loop of links, no permission
         raise VideoError(f"{path}: cannot be opened ({error})") from error
     options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
-    with av.open(str(path), options=options, metadata_errors="ignore") as container:
+    with av.open(str(path), options=options, **LENIENT) as container:
         if not container.streams.video:
             raise VideoError(f"{path}: no video stream in it")
         stream = container.streams.video[0]

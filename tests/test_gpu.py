@@ -1,10 +1,17 @@
 """What only a GPU can show: pytest -m gpu."""
 
+import importlib
+import json
+import shutil
+
 import pytest
 import torch
+from test_run import demo_rows, results, write_manifest
+from test_scripts import SCRIPTS
 from toy import make_cogvideox, make_ltx, make_skyreels, make_wan
 
 import backbones
+import lora_tta
 from runs.identity import ROOT
 
 pytestmark = pytest.mark.gpu
@@ -20,7 +27,8 @@ def cogvideox(folder):
 
 @pytest.mark.parametrize("make", [nano, make_skyreels, make_wan, make_ltx, cogvideox])
 def test_bfloat16_on_a_gpu_follows_float32_on_the_cpu(make, tmp_path):
-    """Encoding, text, one velocity and a guided sample."""
+    """Encoding, whose convolutions cuDNN multiplies in TF32, text, one velocity and a guided
+    sample."""
     checkpoint, outcomes = make(tmp_path), []
     for device in ("cpu", "cuda"):
         model = backbones.load(checkpoint, device)
@@ -37,7 +45,7 @@ def test_bfloat16_on_a_gpu_follows_float32_on_the_cpu(make, tmp_path):
         latents = model.generate(cond, text, negative, noise, steps=4)
         video = model.decode(torch.cat([cond, latents], dim=2))
         outcomes.append([x.cpu() for x in (cond, velocity, video)])
-    for cpu, cuda, limit in zip(*outcomes, (1e-3, 0.05, 0.1), strict=True):
+    for cpu, cuda, limit in zip(*outcomes, (3e-3, 0.05, 0.1), strict=True):
         assert cuda.dtype == torch.float32
         assert (cpu - cuda).square().mean().sqrt() < limit * cpu.std()
 
@@ -69,3 +77,43 @@ def test_streamed_blocks_of_a_transformer_with_weights_of_its_own(make, tmp_path
     assert any(p.device.type == "cpu" for p in model.dit.parameters())
     for one, other in zip(expected, found, strict=True):
         assert one.abs().max() > 0 and (one - other).abs().max() <= 1e-5 * one.abs().max()
+
+
+WAYS = (
+    "--checkpointing all", "--checkpointing none", "--offload vae", "--offload blocks", "--compile",
+    "--weights fp8",
+)  # fmt: skip
+MEASURED = ("losses", "fixed_loss_before", "fixed_loss_after", "future_loss_before", "future_loss")
+
+
+@pytest.mark.parametrize(
+    ("name", "flags"), [(name, "") for name in SCRIPTS] + [("adasteer", flags) for flags in WAYS]
+)
+def test_a_run_on_a_gpu_follows_that_on_the_cpu(name, flags, script, tmp_path):
+    """To the rounding of bfloat16, or of float8."""
+    module, limit, found = importlib.import_module(name), 0.1 if "fp8" in flags else 0.02, []
+    for device, more in (("cpu", []), ("cuda", flags.split())):
+        out = tmp_path / device
+        given = ["--limit", 2, "--sampling-steps", 2, "--device", device, *more, "--out", out]
+        assert script(module, *given) == 0
+        found.append([{k: r[k] for k in MEASURED} for r in results(out).values()])
+    for cpu, cuda in zip(*found, strict=True):
+        for measure, value in cpu.items():
+            assert cuda[measure] == pytest.approx(value, rel=limit), measure
+
+
+def test_memory_does_not_grow_from_video_to_video(script, tmp_path):
+    """What is generated for one video is decoded and scored beside the next."""
+    rows, peaks = [], []
+    for i, (path, caption) in enumerate(5 * demo_rows()):
+        shutil.copy(path, tmp_path / f"{i:02}.mp4")
+        rows.append((f"{i:02}.mp4", caption))
+    manifest = write_manifest(tmp_path / "videos.csv", rows)
+    flags = ["--videos", manifest, "--steps", 2, "--sampling-steps", 2, "--device", "cuda"]
+    assert script(lora_tta, *flags, "--out", tmp_path / "run") == 0
+    for path in sorted((tmp_path / "run" / "videos").glob("*.json")):
+        record = json.loads(path.read_text())
+        peaks.append([v for k, v in record.items() if k.endswith("_peak_memory_gb")])
+    assert len(peaks) == 20
+    for stage in zip(*peaks[1:], strict=True):  # the first chooses kernels
+        assert max(stage) <= 1.02 * min(stage)
