@@ -66,11 +66,12 @@ def main():
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--hidden", type=int, default=512)
+    parser.add_argument("--side", type=int, default=16, help="of a latent frame, in tokens")
     args = parser.parse_args()
     device, dtype = torch.device(args.device), getattr(torch, args.dtype)
     torch.manual_seed(0)
-    grid, heads = (7, 16, 16), args.hidden // 64
-    frames, tokens = (7, -1), 7 * 16 * 16
+    grid, heads = (7, args.side, args.side), args.hidden // 64
+    frames, tokens = (7, -1), 7 * args.side**2
 
     def random(*shape, kind=dtype):
         return torch.randn(shape, device=device, dtype=kind).requires_grad_()

@@ -103,13 +103,22 @@ def forward(model, problem):
     flow_matching_loss(model, problem, torch.tensor([0.5], device=model.device), noise)
 
 
-def adaptation(table, model, problem, compiled):
+def useful_flops(model, problem):
+    """Of an AdaSteer step, without the second forward of one that fits into any memory."""
     step = steps_of(AdaSteer, model, problem)
-    # what counts as useful: without the second forward of a step that fits into any memory
-    useful = counted(lambda: step(None)) - counted(lambda: forward(model, problem))
+    return counted(lambda: step(None)) - counted(lambda: forward(model, problem))
+
+
+def graphs():
+    """How many torch has tried to compile, and how many it did."""
+    return {"graphs": dict(torch._dynamo.utils.counters["frames"])}
+
+
+def adaptation(table, model, problem, compiled, useful):
+    step, more = steps_of(AdaSteer, model, problem), graphs if compiled else dict
     for blocks in (0,) if compiled else (0, model.depth // 2, model.depth):
         case = f"AdaSteer step, {blocks} recomputed{compiled}"
-        table.add(case, lambda b=blocks: functools.partial(step, b), useful)
+        table.add(case, lambda b=blocks: functools.partial(step, b), useful, more=more)
     if not compiled:
         for name, (cls, flags) in OTHERS.items():
             table.add(  # all blocks recomputed: there is room for every method then
@@ -170,10 +179,11 @@ def as_placed(table, model, adapting, following, few):
 
 def everything(table, model, adapting, following, small, few, steps):
     matrix_peak(table, 256 if small else 8192)
+    useful = useful_flops(model, adapting)
     for compiled in ("", ", compiled"):
         if compiled:
             compile_blocks(model)
-        adaptation(table, model, adapting, compiled)
+        adaptation(table, model, adapting, compiled, useful)
         if not compiled:
             first_attempt(table, model, adapting, 1 << 20 if small else int(11.4e9))
         model.recompute(0)

@@ -54,9 +54,9 @@ def add_speed(group):
         "memory; same numbers",
     )  # fmt: skip
     group.add_argument(
-        "--weights", choices=("bf16", "fp8"), default="bf16", changes="generation",
-        help="fp8: the DiT's linear layers in half the memory; other numbers. On a CPU bf16 is "
-        "float32",
+        "--weights", choices=("bf16", "fp8", "fp32"), default="bf16", changes="generation",
+        help="fp8: the DiT's linear layers in half the memory, fp32: everything in twice of it; "
+        "other numbers. On a CPU bf16 is float32",
     )  # fmt: skip
     group.add_argument(
         "--compile", action="store_true", changes="generation",
@@ -178,6 +178,7 @@ def load_model(args):
 
     ranks.start(device)
     more = {"float8": args.weights == "fp8", "lora": None if ranks.rank() else args.lora}
+    more["dtype"] = torch.float32 if args.weights == "fp32" else None
     # of torchrun's processes the first reads the weights, and sends the others their parts
     reading = parts.without_weights() if ranks.rank() else contextlib.nullcontext()
     try:

@@ -176,8 +176,13 @@ def working_bytes(args, geometry, tokens_per_latent):
     """Of a step's hidden states on a GPU, about."""
     frames = max(args.tta_frames, args.cond_frames + args.gen_frames)
     tokens = args.draws * geometry.latents_filled(frames) * tokens_per_latent
-    state = 2 * tokens * geometry.hidden_width  # bytes in bfloat16
+    state = bytes_of(args.weights) * tokens * geometry.hidden_width
     return state * (geometry.depth + BLOCK_TENSORS)
+
+
+def bytes_of(weights):
+    """Of a number on a GPU under that --weights; float8 is computed in bfloat16."""
+    return 4 if weights == "fp32" else 2
 
 
 def fitting(free, dit, vae, work):

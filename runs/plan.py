@@ -13,7 +13,7 @@ from backbones import opensora13_configs as opensora13
 from common.errors import UsageError
 from common.generation import as_text
 from common.loading import pick_device
-from devices.placement import fitting, free_bytes, working_bytes
+from devices.placement import bytes_of, fitting, free_bytes, working_bytes
 from runs.ending import counted
 from runs.flags import spelt
 from runs.names import printable
@@ -78,7 +78,7 @@ def memory(args, geometry):
     device = pick_device(args.device)
     on_gpu = device.type == "cuda"
     sizes = {
-        part: count * (2 if on_gpu and part != "vae" else 4)
+        part: count * (bytes_of(args.weights) if on_gpu and part != "vae" else 4)
         for part, count in weights_in(args.checkpoint).items()
     }
     parts = ", ".join(f"{part} {gigabytes(size)}" for part, size in sizes.items())
