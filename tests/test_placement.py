@@ -338,6 +338,12 @@ def test_plan_for_the_released_size(monkeypatch, gigabytes, plan):
     assert placement.choose(model, run_args()) == plan
 
 
+def test_float32_is_planned_with_twice_the_memory():
+    bf16, fp32 = (run_args(f"--weights {weights}") for weights in ("bf16", "fp32"))
+    sizes = [placement.working_bytes(args, geometry({}, 16), 1560) for args in (bf16, fp32)]
+    assert sizes[1] == 2 * sizes[0] > 0
+
+
 def test_generation_out_of_memory(model, clip, monkeypatch):
     placed(model, "--checkpointing none")
     inner, left = model.generate, [1]

@@ -1,10 +1,12 @@
 """Rows of a sweep that take what another has learned, as its controls: which row that is, in which
 order they run, and what is refused before anything does."""
 
+import hashlib
 import json
 import os
 
 import pytest
+from folders import make_run
 from test_run import ROOT
 from test_sweep import write
 from test_sweep_parts import DEMO
@@ -13,6 +15,7 @@ import sweep
 from common.errors import UsageError
 from sweeps.controls import lenders, originals
 from sweeps.rows import read_sweep
+from sweeps.status import status
 
 PLAIN = """
 baseline: adasteer.py
@@ -160,3 +163,22 @@ def test_the_answer_has_every_method_both_ways_and_its_controls(tmp_path):
     for row in (row for row in rows if row.baseline and not row.control):
         own = {r.control for r in rows if known.get(r.name) == row.name}
         assert own == ({"random"} if row.args.carry_over else {"random", "other"})
+
+
+def test_what_is_learned_anew_makes_its_controls_missing(tmp_path):
+    rows = {row.name: row for row in rows_of(tmp_path, PLAIN)}
+    lender, control = rows["ada_lr1e-3"], rows["ada_lr1e-3_random"]
+    for row in (lender, control):
+        make_run(row.out, 4 * [0.0])
+        (row.out / "config.json").unlink()  # its flags are not the row's
+        for i, path in enumerate(sorted((row.out / "videos").glob("*.json"))):
+            known = hashlib.sha256((DEMO.parent / f"scene_{i}.mp4").read_bytes()).hexdigest()
+            record = json.loads(path.read_text()) | {"id": f"scene_{i}", "video_sha256": known}
+            path.with_stem(f"scene_{i}").write_text(json.dumps(record))
+    adapter = lender.out / "videos" / "scene_0.adapter.safetensors"
+    for learned, done, why in ((1e9, 4, ""), (4e9, 0, "was learned anew")):
+        adapter.touch()
+        os.utime(adapter, (learned, learned))
+        found = status(control)
+        assert (found["done"], found["missing"]) == (done, 4 - done) and why in found["why"]
+    assert status(lender)["done"] == 4

@@ -91,3 +91,19 @@ def test_one_extreme_file_does_not_end_the_run(tmp_path, script, capsys):
     assert sorted(record["status"] for record in found.values()) == ["done", *["skipped"] * 3]
     assert any("frames of 14000x14000; at most 35 million pixels" in reason for reason in reasons)
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_tags_may_have_bytes_that_are_no_text(tmp_path):
+    path = tmp_path / "video.mp4"
+    with av.open(str(path), "w") as file:
+        file.metadata["title"] = "caf\u00e9"
+        stream = file.add_stream("libx264", rate=25)
+        stream.height, stream.width, stream.pix_fmt = 32, 32, "yuv420p"
+        picture = np.zeros((32, 32, 3), np.uint8)
+        file.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        file.mux(stream.encode())
+    content = path.read_bytes()
+    assert content.count("caf\u00e9".encode()) == 1
+    path.write_bytes(content.replace("caf\u00e9".encode(), b"caf\xe9\xe8"))
+    frames, _ = read_frames(path, 0, 1, (32, 32))
+    assert frames.shape == (1, 3, 32, 32)
