@@ -91,7 +91,8 @@ def matrix_peak(table, size, times=10):
 
 
 def counted(work):
-    """Floating-point operations of work(): products of matrices and attention."""
+    """Floating-point operations of work(): products of matrices and attention. Not of what is to be
+    compiled: before July 2026 torch never compiles what it first meets while these are counted."""
     with FlopCounterMode(display=False) as counter:
         work()
     return counter.get_total_flops()

@@ -22,9 +22,9 @@ def add_arguments(group):
     )  # fmt: skip
 
 
-def facts(method, args):
-    """What an adapter says of itself: the method's name and its own flags, as text."""
-    return json.dumps({"method": method, "flags": own_flags(args)})
+def facts(method, args, **more):
+    """What an adapter says of itself, as text: the method's name, its own flags, and more."""
+    return json.dumps({"method": method, "flags": own_flags(args)} | more)
 
 
 def own_flags(args):
@@ -61,9 +61,22 @@ def check_adapters(args, videos):
             path = adapter_of(args.adapter, lender(args, video))
         except VideoError:  # it will be skipped
             continue
-        refuse_other(path, read_adapter(path, tensors=False)[1], args.method, args)
+        said = read_adapter(path, tensors=False)[1]
+        refuse_other(path, said, args.method, args)
         if path == args.adapter:  # the same for all
+            refuse_seen(path, said, videos)
             return
+
+
+def refuse_seen(path, said, videos):
+    """Raises UsageError where what was learned on sources of these videos would be scored by
+    them."""
+    both = {str(source) for source in said.get("learned_on", ())} & {v.source for v in videos}
+    if both:
+        raise UsageError(
+            f"--adapter {path}: was learned on the source {min(both)}, which this run scores; give "
+            f"--videos without the {len(both)} that it has seen"
+        )
 
 
 def refuse_other(path, said, method, args):
@@ -91,6 +104,8 @@ def read_adapter(path, tensors=True):
         said = dict(json.loads(said))
         if not isinstance(said.get("flags", {}), dict):
             raise TypeError("its flags are no table")
+        if not isinstance(said.get("learned_on", []), list):
+            raise TypeError("what it was learned on is no list")
         return found, said
     except (OSError, SafetensorError, ValueError, TypeError) as error:
         raise UsageError(

@@ -16,6 +16,7 @@ from common.loss import random_stream
 from devices import shards
 
 STREAM = "control"
+ROUNDED = 0.05  # of a random change, at most, by the type of the parameters
 
 
 def add_arguments(group):
@@ -127,6 +128,12 @@ def scatter(parameters, origin, clip):
         moved, length = shards.norm(parameter - first), shards.norm(direction)
         change = (direction * (moved / length).float()).to(shards.local(parameter).device)
         shards.put(parameter, shards.whole(first.detach()).to(change) + change)
+        left = shards.norm(parameter - first)
+        if not torch.isclose(left, moved, rtol=ROUNDED):
+            raise UsageError(
+                f"--control random: of a change of norm {moved:.3g} rounding to {parameter.dtype} "
+                f"leaves {left:.3g}; give --weights fp32, or an optimizer with float32 copies"
+            )
 
 
 def lender(args, video):

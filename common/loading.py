@@ -55,8 +55,8 @@ def add_speed(group):
     )  # fmt: skip
     group.add_argument(
         "--weights", choices=("bf16", "fp8", "fp32"), default="bf16", changes="generation",
-        help="fp8: the DiT's linear layers in half the memory, fp32: everything in twice of it; "
-        "other numbers. On a CPU bf16 is float32",
+        help="fp8: the DiT's linear layers in half the memory; fp32: everything, in twice. Other "
+        "numbers; on a CPU bf16 is float32",
     )  # fmt: skip
     group.add_argument(
         "--compile", action="store_true", changes="generation",
@@ -179,6 +179,7 @@ def load_model(args):
     ranks.start(device)
     more = {"float8": args.weights == "fp8", "lora": None if ranks.rank() else args.lora}
     more["dtype"] = torch.float32 if args.weights == "fp32" else None
+    torch.backends.cudnn.allow_tf32 = args.weights != "fp32"
     # of torchrun's processes the first reads the weights, and sends the others their parts
     reading = parts.without_weights() if ranks.rank() else contextlib.nullcontext()
     try:

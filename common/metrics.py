@@ -16,7 +16,8 @@ METRICS = {  # the proper ones first, and which values of each are better
 # those that are taken against the clean truth as well, where a list names one, as <name>_clean
 CLEAN = ("future_loss_clean", "psnr_db_clean", "ssim_clean", "lpips_clean")
 CLEAN_OF = {name.removesuffix("_clean"): name for name in CLEAN}
-CLEAN_OF["future_loss_online"] = "future_loss_clean_online"  # adapted to the videos before alone
+ONLINE_OF = {"future_loss": "future_loss_online"}  # adapted to the videos before alone
+CLEAN_OF["future_loss_online"] = "future_loss_clean_online"
 ALEXNET = "alexnet-owt-7be5be79.pth"  # torchvision's file name
 # puts that file where alexnet_file looks
 FETCH = """python -c "import torchvision; torchvision.models.alexnet(weights='DEFAULT')\""""

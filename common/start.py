@@ -63,6 +63,10 @@ def check(args):
         args.adapter, args.start_from = args.start_from, None
     args.steps = steps if args.steps is None else args.steps
     refuse_nothing_learned(args)
+    for flag in given_flags(args, "order") if not linked(args) else ():
+        raise UsageError(
+            f"{flag}: nothing goes on from video to video here; leave it out, or give --carry-over"
+        )
     if args.control and linked(args):
         may = args.control == "random" and args.start_from != BANK
         right = f"a run with {linked(args)}" if may else "one in which each video begins alone"

@@ -48,6 +48,8 @@ def check(args):
     if not args.stop_every and args.gate is None and not args.reset_on_degradation:
         for flag in given_flags(args, "patience", "stop_sigmas", "stop_draws"):
             raise UsageError(f"{flag}: says how --stop-every N checks; give that too")
+    for flag in given_flags(args, "patience") if not args.stop_every else ():
+        raise UsageError(f"{flag}: is of --stop-every N alone; give that too")
     if args.gate is not None:
         refuse_one_draw(args, f"--gate {args.gate:g}")
     if args.gate is not None and args.adapter and not args.steps:

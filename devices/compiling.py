@@ -30,6 +30,6 @@ def compile_blocks(model, backend="inductor"):
 
 
 def every_graph_compiled():
-    """Whether torch.compile had no graph of the blocks that it left as it is."""
+    """Whether torch.compile has compiled something of the blocks, and left nothing as it is."""
     frames = torch._dynamo.utils.counters["frames"]
-    return frames["ok"] == frames["total"]
+    return 0 < frames["ok"] == frames["total"]

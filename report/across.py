@@ -3,7 +3,7 @@ against the truth without the shift."""
 
 from dataclasses import dataclass
 
-from common.metrics import CLEAN_OF
+from common.metrics import CLEAN_OF, ONLINE_OF
 from report.metrics import main_metric, title, unit
 from report.table import TOO_FEW
 from report.verdict import HELPS, counted, outcome
@@ -15,6 +15,10 @@ ABOUT = (
     "control where its lead over that is told too: random, a random change of the same norm; "
     "other, what was learned on a video of another source (nothing tells that from what is carried "
     "over)."
+)
+CHANCE = (
+    "The number of cells, {count}, is not corrected for: of those without an effect one in twenty "
+    "is told all the same, from few sources one in eight."
 )
 
 
@@ -37,7 +41,9 @@ class Across:
 
     @property
     def about(self):
-        return f"{self.metric.about} {ABOUT}".lstrip()
+        count = sum(map(len, self.cells.values()))
+        parts = self.metric.about, ABOUT, CHANCE.format(count=count)
+        return " ".join(filter(None, parts))
 
     @property
     def readable(self):
@@ -62,14 +68,16 @@ class Across:
 
 
 def across(comparisons, tables, controls, rows):
-    """Of the main metric and of the same against the clean truth an Across, none where there is
-    nothing to show. comparisons by name, and the tables of each by metric; controls: methods beside
-    theirs, by name; rows: those of the sweep."""
+    """Of the main metric, of the same against the clean truth, and of what was carried over, before
+    adapting to a video, an Across each, none where there is nothing to show. comparisons by name,
+    and the tables of each by metric; controls: methods beside theirs, by name; rows: those of the
+    sweep."""
     main = main_metric(*comparisons.values())
-    names = {name for comparison in comparisons.values() for name in comparison.metrics.values()}
-    clean = [name for name in names if name == CLEAN_OF.get(main)]
-    found = [cells_of(metric, comparisons, tables, controls, rows) for metric in (main, *clean)]
-    return [Across(m, cells) for m, cells in zip((main, *clean), found, strict=True) if cells]
+    names = {name: name for c in comparisons.values() for name in c.metrics.values()}
+    others = [CLEAN_OF.get(main), ONLINE_OF.get(main)]
+    metrics = [main, *(names[name] for name in dict.fromkeys(others) if name in names)]
+    found = [cells_of(metric, comparisons, tables, controls, rows) for metric in metrics]
+    return [Across(m, cells) for m, cells in zip(metrics, found, strict=True) if cells]
 
 
 def cells_of(metric, comparisons, tables, controls, rows):

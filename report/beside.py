@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from common.metrics import CLEAN_OF
+from common.start import BANK
 from report.controls import what_it_is
 from report.metrics import ZERO, main_metric, unit
 from report.statistics import FEWEST, clustered_interval, harmed
@@ -60,9 +61,17 @@ def beside_controls(comparison):
         if controls and comparison.scored(metric):
             shown = [comparison.baseline, method, *controls]
             rows = [row_of(comparison, each, method, metric) for each in shown]
-            carried = goes_on(method.runs[0].arguments)
-            said = claim(rows, metric, comparison.metrics, carried)
+            said = claim(rows, metric, comparison.metrics, conclusions(method.runs[0].arguments))
             found.append(Beside(method.name, rows, said))
+    return found
+
+
+def conclusions(arguments):
+    """Those of a run with these arguments: its hints name controls that it may have."""
+    started = arguments.get("start_from"), arguments.get("adapter")
+    found = CONCLUSIONS | (CARRIED if any(started) or goes_on(arguments) else {})
+    if arguments.get("start_from") == BANK:
+        found = {told: words.partition(" (--control")[0] for told, words in found.items()}
     return found
 
 
@@ -110,9 +119,9 @@ def with_interval(mean, low, high, unit):
     return f"{mean}{unit} ({' to '.join(ends) or TOO_FEW})"
 
 
-def claim(rows, metric, metrics, carried=False):
-    """The sentence on the method of rows[1] beside the controls in rows[2:]. carried: whether it
-    goes on from video to video."""
+def claim(rows, metric, metrics, words=CONCLUSIONS):
+    """The sentence on the method of rows[1] beside the controls in rows[2:], with one of
+    `conclusions` as its words."""
     own, controls, pictures = rows[1], rows[2:], metrics.get("psnr_db")
     head = f"{own['run']} beside its controls"
     gain = as_row(own["gains"][metric])
@@ -122,7 +131,7 @@ def claim(rows, metric, metrics, carried=False):
         return Verdict(FEW, head, few)
     parts, sure = [moved(gain, metric)], False
     if result == HELPS:
-        more, sure = explained(controls, metric, carried)
+        more, sure = explained(controls, metric, words)
         parts += more
     else:
         parts.append("no gain is told that could be explained")
@@ -138,7 +147,7 @@ def as_row(gain):
     return dict(zip(("gain", "low", "high"), gain, strict=True))
 
 
-def explained(controls, metric, carried):
+def explained(controls, metric, conclusions):
     """What each kind of control says of a gain, and the conclusion; whether it is from learning."""
     parts, ahead = [], dict.fromkeys(WORDS)
     for each in controls:
@@ -148,7 +157,6 @@ def explained(controls, metric, carried):
             ahead[kind] = ahead[kind] is not False and lead == HELPS  # of all of a kind
             parts.append(against(words, each["gains"][metric], lead, metric))
     random, other = told = tuple(ahead.values())
-    conclusions = CONCLUSIONS | (CARRIED if carried else {})
     conclusion = UNSHOWN if random is False else conclusions[told]
     return [*parts, conclusion], True in told and False not in told
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from common.errors import UsageError
 from report.controls import controls_of, notes_on_controls
-from report.metrics import ZERO, shared, unit
+from report.metrics import ZERO, declared, shared, unit
 from report.notes import (
     edited,
     listed,
@@ -114,8 +114,15 @@ def by_seed(runs):
 
 def name_of(runs):
     """The run's name; of several seeds the one they share with * for the seed."""
-    shared = {run.name.replace(str(run.seed), "*") for run in runs}
-    return " ".join(r.name for r in runs) if len(runs) == 1 or len(shared) > 1 else shared.pop()
+    shared = set.intersection(*map(starred, runs))
+    return min(shared) if shared and len(runs) > 1 else " ".join(run.name for run in runs)
+
+
+def starred(run):
+    """The run's name with * for the seed, wherever that may be meant."""
+    seed, name = str(run.seed), run.name
+    starts = [i for i in range(len(name)) if name.startswith(seed, i)]
+    return {name.replace(seed, "*"), *(f"{name[:i]}*{name[i + len(seed) :]}" for i in starts)}
 
 
 def table(comparison, metric):
@@ -125,14 +132,16 @@ def table(comparison, metric):
     if not videos:
         return []
     sources = comparison.sources(videos)
-    gains = [comparison.gains(method, metric, videos) for method in comparison.methods]
+    # some have no such score of their own, as one before adapting where nothing was carried over
+    methods = [m for m in comparison.methods if metric in declared(m.runs[0].config.get("metrics"))]
+    gains = [comparison.gains(method, metric, videos) for method in methods]
     found = [signed_rank(gain, sources) for gain in gains]
-    judged = [i for i, m in enumerate(comparison.methods) if m.name not in comparison.controls]
+    judged = [i for i, m in enumerate(methods) if m.name not in comparison.controls]
     p_values = dict(zip(judged, holm([found[i][0] for i in judged]), strict=True))
     count = {"sources": len(set(sources)), "gain_unit": unit(comparison.metrics[metric]).strip()}
     idle = {"adapt_seconds": None, "parameters": None}  # a baseline does not adapt
     rows = [describe(comparison.baseline, metric, videos) | count | idle]
-    for i, (method, gain) in enumerate(zip(comparison.methods, gains, strict=True)):
+    for i, (method, gain) in enumerate(zip(methods, gains, strict=True)):
         mean, low, high = clustered_interval(gain, sources)
         differences = comparison.differences(method, metric, videos)
         worst = [videos[i] for i in np.argsort(gain, kind="stable")[:WORST] if gain[i] < 0]

@@ -86,7 +86,10 @@ def alone(out):
     (out / FOLDER).mkdir(exist_ok=True)
     with Claims(out / FOLDER) as claims:
         if not claims.take("worker"):
-            raise UsageError(f"--out {out}: another worker is at it, and one runs alone: {WHY}")
+            raise UsageError(
+                f"--out {out}: another worker is at it, and one runs alone: {WHY}; wait "
+                "for it, or choose another --out"
+            )
         yield
 
 

@@ -43,14 +43,17 @@ class Course:
         more; gives what that has to have."""
         if not self.chain.links:
             return {}
+        places = {item.id: place for place, item in enumerate(self.chain.items)}
+        place = places[clip.video.id]
         if self.carried:
             with writing(self.out):
                 self.carried.keep(clip.video.id, clip.start.leaves)
                 if self.args.reptile and clip.start.leaves:
                     clip.start.put(clip.start.leaves["parameters"])
-                    results.save_adapter(self.carried.folder / clip.video.id, method, self.args)
-        places = {item.id: place for place, item in enumerate(self.chain.items)}
-        return {"place": places[clip.video.id]}
+                    path = self.carried.folder / clip.video.id
+                    seen = sorted({item.source for item in self.chain.items[: place + 1]})
+                    results.save_adapter(path, method, self.args, learned_on=seen)
+        return {"place": place}
 
     def settle(self, record):
         """To be called after the video's record is written."""

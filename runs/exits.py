@@ -6,6 +6,8 @@ import sys
 import traceback
 from pathlib import Path
 
+import torch
+
 from common.errors import StopRun, UsageError
 from devices import ranks
 from devices.placement import DoesNotFit
@@ -67,6 +69,8 @@ def outcome(main, name):
 
 def is_expected(error):
     """Whether it is a broken machine, or what a run expects, and no defect."""
+    if isinstance(error, torch.OutOfMemoryError):  # where there is no plan: of the text encoder
+        return True
     if isinstance(error, RuntimeError):
         return "allocate memory" in str(error) or (team.stores and ranks.is_loss(error))
     return isinstance(error, StopRun | DoesNotFit | OSError)

@@ -97,14 +97,15 @@ def whole_tensors(method):
     return {key: whole(p.detach()).cpu().contiguous() for key, p in parts}
 
 
-def save_adapter(name, method, args, tensors=None):
+def save_adapter(name, method, args, tensors=None, **said):
     """Writes <name>.safetensors, or the folder <name>.adapter/ where the method has a format of its
-    own, either with the method's name and flags; gives what it wrote."""
+    own, either with the method's name, flags and what is `said`; gives what it wrote."""
+    said = facts(args.method, args, **said)
     path = name.with_name(f"{name.name}.{'adapter' if hasattr(method, 'save') else 'safetensors'}")
 
     def write_folder(temporary):
         method.save(temporary)
-        (temporary / FACTS).write_text(facts(args.method, args), encoding="utf-8")
+        (temporary / FACTS).write_text(said, encoding="utf-8")
 
     try:
         if hasattr(method, "save"):
@@ -112,8 +113,7 @@ def save_adapter(name, method, args, tensors=None):
             replace_file(path, write_folder)
         else:
             tensors = whole_tensors(method) if tensors is None else tensors
-            header = {FACTS: facts(args.method, args)}
-            replace_file(path, lambda temporary: save_file(tensors, temporary, header))
+            replace_file(path, lambda temporary: save_file(tensors, temporary, {FACTS: said}))
     except SafetensorError as error:  # its word for a full disk
         raise OSError(f"{path}: {error}") from error
     return path

@@ -80,6 +80,12 @@ class Lists:
         UsageError where there are too few sources, a shift takes none of a part's clips, or those
         that are there are others."""
         videos, sources = self.shared_out()
+        if not any(video.columns.get("source") for video in videos):
+            print(
+                f"--videos {self.args.videos}: has no column source, so that each clip counts as "
+                "one: clips of the same film may be among those chosen on and those reported",
+                file=sys.stderr,
+            )
         self.all.parent.mkdir(parents=True, exist_ok=True)
         write_list(self.all, videos)
         for folder, words in self.commands().items():

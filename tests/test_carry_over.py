@@ -266,7 +266,7 @@ def test_a_bank_gives_the_nearest_earlier_video(run, capsys):
     assert f"has lost the adapter of {record['started_from']}" in capsys.readouterr().err
 
 
-def test_a_start_is_learned_and_used(run, tmp_path, script, shared):
+def test_a_start_is_learned_and_used_on_other_videos(run, tmp_path, script, shared, capsys):
     folder = run("learned", "--reptile", 0.5, "--save-adapter", "--limit", 2)
     start = torch.zeros(16)
     for name in numbers(folder):
@@ -275,7 +275,13 @@ def test_a_start_is_learned_and_used(run, tmp_path, script, shared):
     torch.testing.assert_close(load_file(folder / "start.safetensors")["delta.0"], start)
     file = folder / "start.safetensors"
     own = [flag for flag in shared if flag not in ("--steps", "2")]
-    given = [*own, "--no-generate", "--start-from", file, "--limit", 1, "--out", tmp_path / "used"]
+    given = [*own, "--no-generate", "--start-from", file, "--out", tmp_path / "used"]
+    seen = numbers(folder).keys()
+    assert len(seen) == 2 and script(adasteer, *map(str, given)) == 2
+    said = capsys.readouterr().err
+    assert f"was learned on the source {min(seen)}, which this run scores; give --videos" in said
+    others = [row for row in demo_rows() if row[0].stem not in seen]
+    given += ["--videos", write_manifest(tmp_path / "others.csv", others), "--limit", 1]
     assert script(adasteer, *map(str, given)) == 0
     (record,) = numbers(tmp_path / "used").values()
     assert len(record["losses"]) == 5 and record["kept"] == "adapted"
@@ -335,6 +341,7 @@ def test_one_worker_alone(run, tmp_path, capsys):
     ("--adapter adasteer.py --carry-over 1", "--carry-over 1: with --adapter and --steps 0, its"),
     ("--start-from adasteer.py --steps 0 --reptile 0.1", "--reptile 0.1: with --adapter and"),
     ("--start-from absent", "--start-from absent: no such file or folder, nor bank"),
+    ("--order list", "--order: nothing goes on from video to video here; leave it out, or"),
     ("--reset-on-degradation", "--reset-on-degradation: needs --carry-over or --start-from bank"),
     ("--carry-over 1 --reset-on-degradation --stop-draws 1",
      "--reset-on-degradation: --stop-draws 1 has no standard error; give 2 or more"),

@@ -82,6 +82,17 @@ def test_means_are_over_the_seeds_that_all_share(runs):
     assert base["noise"] == 0 and run["noise"] == pytest.approx(2**0.5)
 
 
+def test_a_number_in_the_name_that_only_one_seed_is_like_stays(runs):
+    found = [
+        (f"dark-3_{name}_seed{seed}", [0.5] * 8, {"seed": seed, "steps": steps})
+        for name, steps in (("base", 0), ("ada", 5))
+        for seed in (1, 3)
+    ]
+    comparison = compare(runs(*found))
+    assert comparison.baseline.name == "dark-3_base_seed*"
+    assert [method.name for method in comparison.methods] == ["dark-3_ada_seed*"]
+
+
 def test_a_seed_without_results_is_none(runs):
     found = runs(
         ("base_1", [0, 0], {"steps": 0, "seed": 1}),

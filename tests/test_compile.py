@@ -92,6 +92,7 @@ def test_what_is_not_compiled_is_not_recorded_as_compiled(toy_checkpoint, clip):
     for backend, recorded in (("eager", True), (broken, False)):
         torch._dynamo.reset()
         compile_blocks(model, backend)
+        assert placement.describe()["compiled"] is False  # nothing has run yet
         with torch.no_grad():
             loss_of(model, clip)
         assert placement.describe()["compiled"] is recorded

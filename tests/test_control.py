@@ -21,6 +21,7 @@ import runs
 from adasteer import AdaSteer
 from common import best_of, control
 from common.adaptation import adapt
+from common.control import Control
 from common.data import Video
 from common.errors import UsageError, VideoError
 from common.generation import generate
@@ -67,6 +68,19 @@ def biased(model, clip):
     biased = model.predicted_velocity(lambda v: v + BIAS)
     with BACKBONES["LongCatVideoTransformer3DModel"].answers(model, clip.target), biased:
         yield [of_video(following, f"v{i}") for i in range(6)]
+
+
+def test_a_random_change_that_rounding_takes_is_refused(model):
+    """As of weights that are learned in bfloat16: each moves by less than half of its last bit."""
+    weights, args = torch.ones(4, 256, dtype=torch.bfloat16), arguments(AdaSteer, "--steps 1")
+    args.control = "random"
+    method = SimpleNamespace(named_parameters=lambda: {"w": weights})
+    clip = SimpleNamespace(seed=1, video=SimpleNamespace(id="a"))
+    control = Control(method, clip, args)
+    control.begin()
+    weights[0, 0] += 2**-7
+    with pytest.raises(UsageError, match="rounding to torch.bfloat16 leaves 0; give --weights"):
+        control.end()
 
 
 def test_it_hurts_where_the_adaptation_helps(model, biased):

@@ -11,8 +11,11 @@ from report.comparison import compare, table
 from report.markup import shifts_table
 from report.metrics import COMPARED, main_metric
 from report.rows import read_row
+from report.runs import read_runs
 from report.swept import swept_figures
+from runs.measures import of_videos
 
+CARRIED = "report_clean_carried (carried over)"
 NOTHING, SOME = [0.3, -0.3, 0.2, -0.25] * 3, [0.8, 1.0, 1.2] * 4
 MUCH = [2 * x for x in SOME]
 FALLS = {  # in per cent of the loss on the true future: of a method, its controls, carried over
@@ -72,6 +75,34 @@ def test_methods_down_shifts_across(sweep):
     assert "beats" not in shown["ada_carried (carried over)"]
     assert told.cells["ada"]["dark-3"]["beats"] == [] and "dark-3" not in told.cells["film"]
     assert told.readable[2]["dark-3, 12 sources"] == ""
+
+
+def test_what_was_carried_over_is_shown_before_adapting_to_a_video_too(tmp_path):
+    """Of it alone: of the others, controls too, there is no such score."""
+    rows, found = [], []
+    for name, loss, online, flags in (
+        ("baseline", 0.2, 0.2, {"steps": 0}), ("alone", 0.19, 0.2, {"lr": 1e-3}),
+        ("carried", 0.19, 0.195, {"lr": 1e-3, "carry_over": 1.0}),
+        ("random", 0.21, 0.21, {"steps": 0, "control": "random", "adapter": "x/videos"}),
+    ):  # fmt: skip
+        name = f"report_clean_{name}"
+        run = make_run(tmp_path / name, [0] * 12, futures=[loss] * 12, generate=False, **flags)
+        said = of_videos([], "carry_over" in flags)
+        change(run / "config.json", lambda old, new=said: old.update(metrics=new))
+        for path in (run / "videos").glob("*.json"):
+            change(path, lambda old, new=online: old.update(future_loss_online=new))
+        rows.append({"name": name, "shift": "clean", "template": name})
+        found.append(run)
+    comparison = compare(read_runs(found))
+    tables = {metric: table(comparison, metric) for metric in comparison.metrics.values()}
+    for metric in tables:
+        if metric == "future_loss_online":
+            assert [row["method"] for row in tables[metric] if row["gain"]] == [CARRIED]
+    after, before = across({"a": comparison}, {"a": tables}, {"a": []}, rows)
+    assert after.metric == "future_loss" and before.metric == "future_loss_online"
+    assert before.cells.keys() == {"carried (carried over)"} < after.cells.keys()
+    assert before.cells["carried (carried over)"]["clean"]["gain"] == pytest.approx(2.5)
+    assert "The number of cells, 1, is" in before.about
 
 
 def test_the_pages_cells_have_the_colour_of_the_gain():
