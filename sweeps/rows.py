@@ -220,7 +220,11 @@ def refuse_duplicates(path, rows):
     names, runs = {}, {}
     for row in rows:
         if row.baseline and is_baseline(vars(row.args)):
-            raise wrong(path, f"row {row.name!r} has no steps; the baseline is there")
+            raise wrong(
+                path,
+                f"row {row.name!r} has no steps; the baseline is there, and a run that spends its "
+                "time otherwise (--best-of) is compared by compare.py",
+            )
         flags = sorted(
             (key, repr(value)) for key, value in plain_arguments(row.args).items() if key != "out"
         )

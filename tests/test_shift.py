@@ -44,6 +44,11 @@ def test_severities_are_monotone_in_psnr_to_the_clean_clip(kind, name):
     assert 45 > scores[0] and scores[4] < scores[0] - 1
 
 
+def test_the_faster_the_shorter():
+    lengths = [len(under("speed", severity)) for severity in range(1, 6)]
+    assert lengths == sorted(set(lengths), reverse=True) and lengths[0] < len(CLIP)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_frame_depends_on_later_ones(kind):
     """A run adapts to the first frames; what they look like must not tell what follows."""
