@@ -53,6 +53,11 @@ class FullTTA:
     def check(args):
         if args.weights == "fp8":
             raise common.UsageError("--weights fp8: not where the weights themselves are learned")
+        if args.compile and args.optimizer == "adamw" and args.weights == "bf16":
+            raise common.UsageError(  # torch takes each rounded copy for another program
+                "--compile: copies of bfloat16 weights are compiled anew for each block and video; "
+                "give --weights fp32, or --optimizer sgd"
+            )
         if args.ewc and args.context_latents < 2:
             raise common.UsageError("--ewc needs --context-latents of at least 2: one to predict")
 
