@@ -69,7 +69,8 @@ def replaced(dit, name, master, cast):
     own, order = getattr(module, leaf), list(module._parameters)
     try:
         setattr(module, leaf, master)
-        if cast and own.dtype != master.dtype:  # unsafe: the type changes, which is the point
+        if cast and (own.dtype != master.dtype or local(master) is not master):
+            # unsafe: the type changes, which is the point
             parametrize.register_parametrization(module, leaf, Cast(own.dtype), unsafe=True)
         yield
     finally:
