@@ -92,6 +92,8 @@ def test_impossible_flags(model, clip, method, flags, message):
         (LastLayer, "--context varying", "are for draws at every step"),
         (DeltaC, "--solver closed-form --lr 0.1", "--lr: AdamW's; closed-form has no rate"),
         (FullTTA, "--ewc 1 --context-latents 1", "--context-latents of at least 2"),
+        (FullTTA, "--weights fp8", "--weights fp8: not where the weights themselves are learned"),
+        (FullTTA, "--compile", "--compile: .*; give --weights fp32, or --optimizer sgd"),
     ],
 )
 def test_flags_that_contradict_each_other(method, flags, message):

@@ -377,12 +377,6 @@ def test_variants_from_the_command_line(module, flags, tmp_path, script):
     assert record["status"] == "done" and not record["diverged"] and record["psnr_db"] > 15
 
 
-@pytest.mark.parametrize("flags", ["--weights fp8", "--compile"])
-def test_what_all_weights_cannot_be_learned_with(flags, tmp_path, script, capsys):
-    assert script(full_tta, *flags.split(), "--out", tmp_path / "out") == 2
-    assert f"error: {flags}: " in capsys.readouterr().err and not (tmp_path / "out").exists()
-
-
 def test_one_conditioning_frame(tmp_path, script):
     """15 frames are no 4k + 1: the reference of the autoencoder fills them up."""
     flags = ["--cond-frames", 1, "--context-latents", 1, "--limit", 1, "--out", tmp_path]
